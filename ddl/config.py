@@ -1,0 +1,360 @@
+"""The schema of every setting, and the only place where one has a default.
+
+`config/scales/<scale>.yaml` says how large the runs are, `config/variants.yaml` says which residual designs are
+compared. Both are read into the frozen dataclasses below before anything runs: an unknown key, a missing key, a wrong
+type or a combination that makes no sense is a `ConfigError` that names the file and the key.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SCALES_DIR = ROOT / "config" / "scales"
+VARIANTS_FILE = ROOT / "config" / "variants.yaml"
+
+
+class ConfigError(ValueError):
+    """A setting that a user can put right: the message names the file and the key, what was found and what fits."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One decoder-only language model; a variant of the paper is a point in this space (Sec. 3, App. A)."""
+
+    vocab_size: int
+    sequence_length: int
+    layers: int
+    width: int  # d
+    heads: int
+    # The residual design.
+    residual: str = "additive"  # a key of ddl.residual.RULES
+    value_channels: int = 1  # d_v
+    compressor: Literal["none", "tc", "cc"] = "none"
+    embed_conv: bool = False  # EC
+    embed_conv_kernel: int = 4
+    compressor_kernel: int = 4  # over tokens for tc, over value channels for cc (then it must equal d_v)
+    # The generators of direction, gate and value (Sec. 2.1, App. A.1, A.2).
+    direction: Literal["output", "mlp"] = "output"
+    direction_pool: Literal["mean", "flatten"] = "mean"  # what the MLP direction reads
+    direction_eps: float = 1e-5
+    gate: Literal["linear", "mlp"] = "linear"
+    gate_hidden: int = 128
+    gate_init: float = 1.0  # beta_0
+    value_input: Literal["normed", "compressed", "output"] = "normed"
+    value_activation: Literal["linear", "sigmoid4"] = "linear"
+    value_bias_init: float = 1.0
+    # The backbone (Sec. 4.1).
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    embedding_std: float = 0.02
+    matrix_std_factor: float = 0.5  # matrices start at N(0, (factor / sqrt(d))^2)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "sequence_length",
+            "layers",
+            "width",
+            "heads",
+            "value_channels",
+            "embed_conv_kernel",
+            "compressor_kernel",
+            "gate_hidden",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a positive integer, found {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
+        if self.head_dim % 2:
+            raise ConfigError(f"heads: rotary embeddings need an even head dimension, found {self.head_dim}")
+        if not 0.0 <= self.gate_init <= 2.0:
+            raise ConfigError(f"gate_init: expected a gate in [0, 2], found {self.gate_init}")
+        if self.value_channels == 1 and self.compressor != "none":
+            raise ConfigError(f"compressor: {self.compressor!r} needs value_channels > 1, found 1")
+        if self.value_channels > 1 and self.compressor == "none":
+            raise ConfigError(f"compressor: expected 'tc' or 'cc' with value_channels = {self.value_channels}")
+        if self.compressor == "cc" and self.compressor_kernel != self.value_channels:
+            raise ConfigError(
+                f"compressor_kernel: a cc kernel covers all value channels (App. A.2), "
+                f"expected {self.value_channels}, found {self.compressor_kernel}"
+            )
+        if self.value_channels == 1 and self.embed_conv:
+            raise ConfigError("embed_conv: the embedding convolution expands the state, it needs value_channels > 1")
+        if self.direction == "mlp" and self.value_input != "output":
+            raise ConfigError(
+                f"value_input: with direction 'mlp' the sublayer's output reaches the state only through the value, "
+                f"expected 'output', found {self.value_input!r}"
+            )
+        if self.residual == "additive" and self.value_channels > 1:
+            raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden width of SwiGLU, floor(8 d / 3)."""
+        return 8 * self.width // 3
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """Shape of the backbone of one of the two model sizes (Table 6)."""
+
+    layers: int
+    heads: int
+    width: int
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Where documents come from and how they are split."""
+
+    name: Literal["package-docs", "text", "fineweb-edu"]
+    val_fraction: float  # of the documents
+    packages: tuple[str, ...] = ()  # package-docs: the distributions whose documentation is read
+    path: str = ""  # text: a file or folder of .txt, .jsonl or .parquet
+    dataset: str = ""  # fineweb-edu: hub name, configuration and pinned revision
+    dataset_config: str = ""
+    revision: str = ""
+    max_train_tokens: int = 0  # 0: all
+    shard_tokens: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.val_fraction < 0.5:
+            raise ConfigError(f"corpus.val_fraction: expected a number in (0, 0.5), found {self.val_fraction}")
+        needed = {"package-docs": ("packages",), "text": ("path",), "fineweb-edu": ("dataset", "revision")}
+        for name in needed[self.name]:
+            if not getattr(self, name):
+                raise ConfigError(f"corpus.{name}: needed by the corpus {self.name!r}")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """`bpe` is trained on the training split; `gpt2` is the published one, padded to `vocab_size` rows."""
+
+    name: Literal["bpe", "gpt2"]
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.name == "bpe" and not 257 <= self.vocab_size <= 65_536:
+            raise ConfigError(f"tokenizer.vocab_size: expected 257 to 65536, found {self.vocab_size}")
+        if self.name == "gpt2" and not 50_257 <= self.vocab_size <= 65_536:
+            raise ConfigError(f"tokenizer.vocab_size: expected 50257 to 65536, found {self.vocab_size}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training recipe (Sec. 4.1)."""
+
+    steps: int
+    batch_sequences: int
+    micro_batch_sequences: int
+    learning_rate: float
+    min_learning_rate: float
+    warmup_steps: int
+    val_interval: int  # steps
+    val_sequences: int  # of the fixed validation set
+    log_interval: int
+    checkpoint_interval: int
+    dtype: Literal["float32", "bfloat16"]
+    threads: int
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_sequences",
+            "micro_batch_sequences",
+            "val_interval",
+            "val_sequences",
+            "log_interval",
+            "checkpoint_interval",
+            "threads",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}: expected a positive integer, found {getattr(self, name)}")
+        if self.batch_sequences % self.micro_batch_sequences:
+            raise ConfigError(
+                f"training.micro_batch_sequences: {self.micro_batch_sequences} does not divide "
+                f"batch_sequences {self.batch_sequences}"
+            )
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ConfigError(f"training.warmup_steps: expected 0 to {self.steps - 1}, found {self.warmup_steps}")
+        if not 0.0 <= self.min_learning_rate <= self.learning_rate:
+            raise ConfigError(
+                f"training.min_learning_rate: expected 0 to {self.learning_rate}, found {self.min_learning_rate}"
+            )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """`offline` tasks are made from held-out documents, `benchmarks` are the paper's eight."""
+
+    tasks: Literal["offline", "benchmarks"]
+    items_per_task: int  # 0: all
+    shots: tuple[int, ...]
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tasks == "offline" and self.items_per_task < 1:
+            raise ConfigError(f"evaluation.items_per_task: expected a positive integer, found {self.items_per_task}")
+        if not self.shots or any(n < 0 for n in self.shots):
+            raise ConfigError(f"evaluation.shots: expected a list of shot counts, found {list(self.shots)}")
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """How throughput and memory are measured: rounds over all variants, interleaved."""
+
+    batch_sequences: int
+    warmup_rounds: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A residual design: its slug, its label in tables and figures, and its settings of `ModelConfig`."""
+
+    slug: str
+    label: str
+    model: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Everything that one `config/scales/<name>.yaml` says."""
+
+    name: str
+    title: str
+    sequence_length: int
+    seeds: tuple[int, ...]
+    sizes: dict[str, SizeConfig]
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    training: TrainConfig
+    evaluation: EvalConfig
+    cost: CostConfig
+
+    def __post_init__(self) -> None:
+        if set(self.sizes) != {"small", "medium"}:
+            raise ConfigError(f"sizes: expected small and medium, found {', '.join(self.sizes) or 'none'}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds: expected different integers, found {list(self.seeds)}")
+
+    @cached_property
+    def variants(self) -> dict[str, Variant]:
+        return load_variants()
+
+    def model(self, size: str, variant: str) -> ModelConfig:
+        """The model of one run."""
+        if size not in self.sizes:
+            raise ConfigError(f"size: expected one of {', '.join(self.sizes)}, found {size!r}")
+        if variant not in self.variants:
+            raise ConfigError(f"variant: expected one of {', '.join(self.variants)}, found {variant!r}")
+        shape = dataclasses.asdict(self.sizes[size])
+        fixed = {"vocab_size": self.tokenizer.vocab_size, "sequence_length": self.sequence_length, **shape}
+        return from_mapping(ModelConfig, fixed | self.variants[variant].model, VARIANTS_FILE.name, variant)
+
+
+def load_scale(name: str) -> Scale:
+    """Read and check `config/scales/<name>.yaml`.
+
+    Raises:
+        ConfigError: no such scale, or a setting that is unknown, missing, of the wrong type or does not fit.
+    """
+    path = SCALES_DIR / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"scale: expected one of {', '.join(scale_names())}, found {name!r}")
+    return from_mapping(Scale, {"name": name, **_read_yaml(path)}, str(path.relative_to(ROOT)))
+
+
+def scale_names() -> list[str]:
+    """The scales on disk, alphabetically."""
+    return sorted(path.stem for path in SCALES_DIR.glob("*.yaml"))
+
+
+def load_variants() -> dict[str, Variant]:
+    """Read `config/variants.yaml`: slug -> `Variant`, in the order of the paper's tables."""
+    where = str(VARIANTS_FILE.relative_to(ROOT))
+    return {
+        slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
+        for slug, entry in _read_yaml(VARIANTS_FILE).items()
+    }
+
+
+def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = "") -> Any:
+    """Build the dataclass `cls` from plain values, strictly.
+
+    Raises:
+        ConfigError: naming `where` (a file) and the dotted key.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    dotted = f"{prefix}." if prefix else ""
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {dotted}{key}, expected one of {', '.join(fields)}")
+    for key, field in fields.items():
+        if key not in values and field.default is dataclasses.MISSING:
+            raise ConfigError(f"{where}: missing key {dotted}{key}")
+    converted = {key: _convert(hints[key], value, where, f"{dotted}{key}") for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {dotted if not str(error).startswith(where) else ''}{error}") from None
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The plain values of a config, as JSON holds them; the inverse of `from_mapping`."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Check `value` against a type hint; booleans are no integers, an integer is a fine float."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {key}: expected a mapping, found {value!r}")
+        return from_mapping(typing.cast(type, hint), value, where, key)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{where}: {key}: expected one of {', '.join(typing.get_args(hint))}, found {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: {key}: expected a list, found {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin in (dict, types.MappingProxyType):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {key}: expected a mapping, found {value!r}")
+        return {name: _convert(typing.get_args(hint)[1], item, where, f"{key}.{name}") for name, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where}: {key}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.relative_to(ROOT)}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path.relative_to(ROOT)}: expected a mapping of settings")
+    return values

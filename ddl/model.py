@@ -1,0 +1,204 @@
+"""The language model of the paper (Sec. 3, 4.1), one file for all variants.
+
+Decoder-only, pre-norm. Each sublayer compresses the residual state to width d, processes it with attention or SwiGLU,
+and hands its output to the residual rule, which rewrites the state. The baseline is the same model whose state is a
+vector and whose rule is addition.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ddl.config import ConfigError, ModelConfig, from_mapping, to_mapping
+from ddl.provenance import atomic, write_json
+from ddl.residual import COMPRESSORS, Expand, make_rule
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions, then RMSNorm of queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+
+    def forward(self, c: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        B, T, d = c.shape
+        q, k, v = self.qkv(c).view(B, T, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # each [B, H, T, d/H]
+        q, k = self.query_norm(rotate(q, rotation)), self.key_norm(rotate(k, rotation))
+        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(B, T, d))
+
+
+class SwiGLU(nn.Module):
+    """W_down(silu(W_gate c) * W_up c), hidden width floor(8 d / 3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_hidden, bias=False)
+        self.out = nn.Linear(config.mlp_hidden, config.width, bias=False)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        gate, up = self.gate_up(c).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Compress, process, rewrite; twice: with attention and with the MLP. Both share one compressor."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.compress = COMPRESSORS[config.compressor](config)
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.attention_rule = make_rule(config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config)
+        self.mlp_rule = make_rule(config)
+
+    def forward(self, X: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """State -> state."""
+        x_in = self.compress(X)
+        c = self.attention_norm(x_in)
+        X = self.attention_rule(X, x_in, c, self.attention(c, rotation))
+        x_in = self.compress(X)
+        c = self.mlp_norm(x_in)
+        return self.mlp_rule(X, x_in, c, self.mlp(c))
+
+
+class LanguageModel(nn.Module):
+    """Embedding, expansion to the state, blocks, readout, and the head tied to the embedding.
+
+    Args:
+        config: the point in config space.
+        seed: of the initial weights. Every parameter draws from a stream of its own, named after it, so the backbones
+            of all variants start from the same numbers.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.expand = Expand(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.compress = COMPRESSORS[config.compressor](config)
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.init_matrices(seed)
+
+    @torch.no_grad()
+    def init_matrices(self, seed: int) -> None:
+        """muP-style: embedding N(0, 0.02^2), matrices N(0, (0.5/sqrt(d))^2), output projections / sqrt(layers)."""
+        config = self.config
+        if self.embedding.weight.is_meta:
+            return  # a shape without numbers, as parameter_count builds it
+        for name, weight in self.named_matrices():
+            std = config.matrix_std_factor / config.width**0.5
+            if name == "embedding.weight":
+                std = config.embedding_std
+            elif name.endswith(("attention.out.weight", "mlp.out.weight")):
+                std /= config.layers**0.5
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+    def named_matrices(self) -> list[tuple[str, Tensor]]:
+        """Weights of linear layers and of the embedding: what is drawn at random and what weight decay acts on."""
+        return [
+            (f"{name}.weight", module.weight)
+            for name, module in self.named_modules()
+            if isinstance(module, (nn.Linear, nn.Embedding))
+        ]
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) -> the normalised readout (B, T, d) of the last state."""
+        T = ids.shape[1]
+        if T > self.config.sequence_length:
+            raise ValueError(f"expected at most {self.config.sequence_length} tokens, found {T}")
+        rotation = rotary(T, self.config.head_dim, self.config.rope_base, ids.device)
+        X = self.expand(self.embedding(ids))
+        for block in self.blocks:
+            X = block(X, rotation)
+        return self.norm(self.compress(X))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T), int64 -> logits (B, T, vocab_size) in fp32."""
+        return F.linear(self.hidden(ids), self.embedding.weight).float()
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of the targets (B, T), a scalar in fp32."""
+        return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+
+
+def rotary(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, each (T, head_dim / 2), fp32."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + D/2}) of (..., T, D) by their angles (half-split layout)."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def parameter_count(config: ModelConfig) -> dict[str, int]:
+    """Parameters in all, and without the embedding that the head shares; nothing is allocated."""
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return {"total": total, "non_embedding": total - model.embedding.weight.numel()}
+
+
+class ModelFileError(ValueError):
+    """A run directory that does not hold a whole model."""
+
+
+def save_model(model: LanguageModel, directory: Path) -> None:
+    """Write `model.safetensors` and `config.json` whole."""
+    with atomic(directory / "model.safetensors") as temporary:
+        state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+        save_file(state, temporary, metadata={"format": "pt"})
+    head: dict[str, Any] = {"model_type": "ddl", "architectures": ["DDLForCausalLM"]}
+    write_json(directory / "config.json", head | to_mapping(model.config))
+
+
+def load_model(directory: Path, device: torch.device | str = "cpu") -> LanguageModel:
+    """Read a model that `save_model` wrote.
+
+    Raises:
+        ModelFileError: a file is missing or damaged, or the weights do not fit the config.
+    """
+    config_path, weights_path = directory / "config.json", directory / "model.safetensors"
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise ModelFileError(f"{path}: not found, expected a trained model")
+    try:
+        values = json.loads(config_path.read_text())
+        config = from_mapping(
+            ModelConfig,
+            {key: value for key, value in values.items() if key not in ("model_type", "architectures")},
+            str(config_path),
+        )
+        model = LanguageModel(config)
+        model.load_state_dict(load_file(weights_path))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ModelFileError(f"{config_path}: not a model config: {error}") from None
+    except ConfigError as error:
+        raise ModelFileError(str(error)) from None
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelFileError(f"{weights_path}: not the weights of {config_path.name}: {str(error).strip()}") from None
+    return model.to(device).eval()

@@ -1,0 +1,1 @@
+"""The operations on the residual state, each as a function of tensors beside its equation."""

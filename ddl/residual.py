@@ -1,0 +1,192 @@
+"""Residual rules: how the output of a sublayer enters the residual state.
+
+A rule is a module that is built from a `ModelConfig` and maps (X, x_in, c, h) to the next state:
+
+    X     the state, (B, T, d) for a scalar state, (B, T, d, d_v) for an expanded one
+    x_in  (B, T, d), what the sublayer read from the state (`Compress`)
+    c     (B, T, d), RMSNorm(x_in), the input of the sublayer
+    h     (B, T, d), the output of the sublayer
+
+A new rule is one class with this `forward`, one line in `RULES` and one entry in config/variants.yaml.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddl.config import ConfigError, ModelConfig
+from ddl.ops.compress import compress_channels, compress_tokens
+from ddl.ops.expand import expand_embedding, repeat_embedding
+from ddl.ops.rewrite import normalize_direction, rewrite_reference
+
+GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: gates of 0 and 2 are reached to fp32 rounding and stay trainable
+
+
+class Additive(nn.Module):
+    """The residual addition of the baseline, X' = X + h."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        return X + h
+
+
+class Delta(nn.Module):
+    """The delta rewrite X' = X + beta k (v^T - k^T X) with generated k, v and beta (Eq. 2.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.direction_eps
+        self.direction = MLPDirection(config) if config.direction == "mlp" else None
+        self.gate = Gate(config)
+        self.value = Value(config)
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        k, v, beta = self.generate(X, x_in, c, h)
+        if X.dim() == 3:  # a scalar state has one value channel
+            return rewrite_reference(X.unsqueeze(-1), k, v, beta).squeeze(-1)
+        return rewrite_reference(X, k, v, beta)
+
+    def generate(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Direction k (B, T, d), target v (B, T, d_v) and gate beta (B, T) of this rewrite."""
+        k_tilde = h if self.direction is None else self.direction(X)
+        k = normalize_direction(k_tilde.float() if k_tilde.dtype == torch.bfloat16 else k_tilde, self.eps)
+        return k.to(X.dtype), self.value(x_in, c, h).to(X.dtype), self.gate(c).to(X.dtype)
+
+
+RULES: dict[str, type[nn.Module]] = {"additive": Additive, "delta": Delta}
+
+
+class Gate(nn.Module):
+    """beta = 2 sigmoid(Linear(c)), or 2 sigmoid(Linear(tanh(Linear(c)))), logits at least in fp32 (App. A.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        features = config.gate_hidden if config.gate == "mlp" else config.width
+        self.hidden = nn.Linear(config.width, features, bias=False) if config.gate == "mlp" else None
+        self.logit = nn.Linear(features, 1)
+        share = min(max(config.gate_init / 2, 1e-12), 1 - 1e-12)
+        bias = min(max(math.log(share / (1 - share)), -GATE_LOGIT_LIMIT), GATE_LOGIT_LIMIT)
+        nn.init.constant_(self.logit.bias, bias)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T) in (0, 2)."""
+        with torch.autocast(c.device.type, enabled=False):
+            c = c.float() if c.dtype == torch.bfloat16 else c
+            if self.hidden is not None:
+                c = torch.tanh(self.hidden(c))
+            return 2 * torch.sigmoid(self.logit(c).squeeze(-1))
+
+
+class Value(nn.Module):
+    """The target v in R^{d_v}, a linear function with bias of the configured input (Sec. 3.1, App. A.2).
+
+    The bias starts at `value_bias_init`; with `sigmoid4` the output is 4 sigmoid(.) instead.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input = config.value_input
+        self.activation = config.value_activation
+        self.linear = nn.Linear(config.width, config.value_channels)
+        nn.init.constant_(self.linear.bias, config.value_bias_init)
+
+    def forward(self, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        """(B, T, d) each -> (B, T, d_v)."""
+        v = self.linear({"normed": c, "compressed": x_in, "output": h}[self.input])
+        return 4 * torch.sigmoid(v) if self.activation == "sigmoid4" else v
+
+
+class MLPDirection(nn.Module):
+    """k_tilde = MLP(Pool(X)), Pool the mean over the value channels or all of them side by side (App. A.1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.flatten = config.direction_pool == "flatten"
+        features = config.width * (config.value_channels if self.flatten else 1)
+        self.up = nn.Linear(features, config.width, bias=False)
+        self.down = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """State -> (B, T, d)."""
+        if X.dim() == 4:
+            X = X.flatten(-2) if self.flatten else X.mean(-1)
+        return self.down(F.silu(self.up(X)))
+
+
+class Expand(nn.Module):
+    """From the embedding to the state: nothing, repetition, or the embedding convolution EC (App. A.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.value_channels = config.value_channels
+        self.kernel = None
+        if config.embed_conv:
+            self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.embed_conv_kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d) if d_v = 1, else (B, T, d, d_v)."""
+        if self.value_channels == 1:
+            return x
+        if self.kernel is None:
+            return repeat_embedding(x, self.value_channels)
+        return expand_embedding(x, self.kernel.to(x.dtype))
+
+
+class NoCompressor(nn.Module):
+    """A scalar state is its own readout."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+
+    def forward(self, X: Tensor) -> Tensor:
+        return X
+
+
+class TokenCompressor(nn.Module):
+    """TC: starts as the mean over the value channels (identity taps, read vector 1 / d_v)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.compressor_kernel))
+        self.read = nn.Parameter(torch.full((config.value_channels,), 1 / config.value_channels))
+
+    def forward(self, X: Tensor) -> Tensor:
+        """(B, T, d, d_v) -> (B, T, d)."""
+        return compress_tokens(X, self.kernel.to(X.dtype), self.read.to(X.dtype))
+
+
+class ChannelCompressor(nn.Module):
+    """CC: starts as the mean over the value channels."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.full((config.width, config.value_channels), 1 / config.value_channels))
+
+    def forward(self, X: Tensor) -> Tensor:
+        """(B, T, d, d_v) -> (B, T, d)."""
+        return compress_channels(X, self.kernel.to(X.dtype))
+
+
+COMPRESSORS: dict[str, type[nn.Module]] = {"none": NoCompressor, "tc": TokenCompressor, "cc": ChannelCompressor}
+
+
+def make_rule(config: ModelConfig) -> nn.Module:
+    """The rule that `config.residual` names, one for each sublayer.
+
+    Raises:
+        ConfigError: no such rule.
+    """
+    if config.residual not in RULES:
+        raise ConfigError(f"residual: expected one of {', '.join(RULES)}, found {config.residual!r}")
+    return RULES[config.residual](config)
+
+
+def identity_taps(width: int, channels: int, taps: int) -> Tensor:
+    """(d, d_v, K) kernel that passes the current token through: tap 0 is one, the others zero."""
+    kernel = torch.zeros(width, channels, taps)
+    kernel[..., 0] = 1.0
+    return kernel

@@ -1,0 +1,322 @@
+"""The tables: frames of cells as a reader sees them, and their CSV, LaTeX and HTML.
+
+A frame holds one row a model and, beside its visible columns, up to four that say how to show it: `block` starts a
+headed group of rows, `bold` and `underline` list the columns (separated by "; ") in which the row is best or second,
+`reason` says why a cell is a dash. A column named "X ±" or "X range" is shown in the cell of X; names of the form
+"Group: X" give a header of two levels. The PDF is set from the same CSV by the same rules (paper/template.typ).
+"""
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddl.provenance import write_text
+from ddl.results import BASELINE, TASK_COLUMNS, Results, published
+
+DASH = "–"
+DETAILS = {" ±": "± {}", " range": "({})"}
+HIDDEN = ("block", "bold", "underline", "reason")
+REASONS_SHOWN = 3
+
+
+def cell(value: Any, digits: int | None = None) -> str:
+    """A number with `digits` decimals (or as it is), text unchanged, a dash for a missing value."""
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return DASH
+    if isinstance(value, str):
+        return value
+    return f"{value:.{digits}f}" if digits is not None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number to `digits` significant digits without an exponent, a dash for a missing value."""
+    if pd.isna(value):
+        return DASH
+    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".split("e")[1])
+    return f"{value:.{max(decimals, 0)}f}"
+
+
+def count(value: float, digits: int = 3) -> str:
+    """A count with its unit, e.g. "1.05 M", a dash for a missing value."""
+    if pd.isna(value):
+        return DASH
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if value >= size:
+            return significant(value / size, digits) + unit
+    return f"{value:.0f}"
+
+
+def over_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Mean and standard deviation over the seeds of each size and variant.
+
+    Returns:
+        frame indexed by (size, variant): mean, sd (NaN for one seed), seeds (how many had a value), reason.
+    """
+    groups = frame.groupby(["size", "variant"], sort=False)
+    reasons = groups["reason"].agg(lambda texts: "; ".join(dict.fromkeys(text for text in texts if text)))
+    return pd.DataFrame(
+        {
+            "mean": groups[value].mean(),
+            "sd": groups[value].std(ddof=1),
+            "seeds": groups[value].count(),
+            "reason": reasons,
+        }
+    )
+
+
+def mark_best(frame: pd.DataFrame, columns: Iterable[str], *, lower: bool, second: bool) -> pd.DataFrame:
+    """Write `bold` and `underline`: best and second-best value of each column, as printed, so that ties share a mark.
+
+    Args:
+        frame: rows to compare, cells as text; a dash takes no part.
+        lower: whether a lower value is better.
+        second: whether the second-best value is underlined.
+    """
+    marks: dict[str, list[list[str]]] = {mark: [[] for _ in range(len(frame))] for mark in ("bold", "underline")}
+    for column in columns:
+        values = pd.to_numeric(frame[column].replace(DASH, None)).tolist()
+        ranked = sorted({value for value in values if not pd.isna(value)}, reverse=not lower)
+        for row, value in enumerate(values):
+            if ranked and value == ranked[0]:
+                marks["bold"][row].append(column)
+            elif second and len(ranked) > 1 and value == ranked[1]:
+                marks["underline"][row].append(column)
+    return frame.assign(**{mark: ["; ".join(names) for names in rows] for mark, rows in marks.items()})
+
+
+def loss_table(results: Results) -> pd.DataFrame:
+    """Table 3: validation loss and perplexity at both sizes, ours beside the published ones."""
+    ours, paper = results.validation(), published("validation_loss").set_index(["size", "variant"])
+    measured = {value: over_seeds(ours, value) for value in ("val_loss", "val_perplexity")}
+    rows = []
+    for slug, variant in results.variants.items():
+        row, reasons = {"Model": variant.label}, []
+        for size in results.sizes:
+            for value, title in (("val_loss", "loss"), ("val_perplexity", "perplexity")):
+                summary = measured[value].loc[(size, slug)]
+                name = f"{results.scale.title} scale: {size.capitalize()} valid {title}"
+                row[name] = cell(summary["mean"], 4)
+                if len(results.scale.seeds) > 1:
+                    row[f"{name} ±"] = cell(summary["sd"], 4)
+            reasons.append(summary["reason"])
+        for size in results.sizes:
+            for value, title in (("val_loss", "loss"), ("val_perplexity", "perplexity")):
+                known = (size, slug) in paper.index
+                row[f"Published: {size.capitalize()} valid {title}"] = cell(
+                    paper.loc[(size, slug), value] if known else None, 4
+                )
+        if (results.sizes[0], slug) not in paper.index:
+            reasons.append("not in the paper")
+        rows.append({**row, "reason": "; ".join(reason for reason in reasons if reason)})
+    frame = pd.DataFrame(rows)
+    columns = [name for name in frame if ": " in name and not name.endswith(" ±")]
+    return mark_best(frame, columns, lower=True, second=False)
+
+
+def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
+    """Tables 1, 2 (one shot), 7, 8 (zero shots): accuracy in percent; ours with standard errors, then the published."""
+    offline = results.scale.evaluation.tasks == "offline"
+    ours = results.downstream(shots)
+    ours = ours[ours["size"] == size]
+    columns = (*TASK_COLUMNS, "Avg.")
+    block = f"Ours ({results.scale.title.lower()} scale, {'offline stand-in tasks' if offline else 'benchmarks'})"
+    heads = [_task_row(ours, columns, offline), _chance_row(ours, columns)]
+    rows = []
+    for slug, variant in results.variants.items():
+        mine = ours[ours["variant"] == slug].groupby("column", sort=False)
+        row: dict[str, str] = {"Model": variant.label}
+        for column in columns:
+            part = mine.get_group(column)
+            row[column] = cell(100 * part["value"].mean(), 2)
+            row[f"{column} ±"] = cell(100 * part["stderr"].mean(), 2)
+        reasons = dict.fromkeys(text for text in ours[ours["variant"] == slug]["reason"] if text)
+        rows.append({**row, "reason": "; ".join(reasons)})
+    measured = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
+    theirs = _published_downstream(results, size, shots, columns)
+    frame = pd.concat([pd.DataFrame(heads).assign(block=block), measured.assign(block=block), theirs])
+    return frame.fillna("").reset_index(drop=True)
+
+
+def _task_row(ours: pd.DataFrame, columns: Iterable[str], offline: bool) -> dict[str, str]:
+    found = ours.dropna(subset=["task"]).drop_duplicates("column").set_index("column")
+    names = {name: f"{found.at[name, 'task']}, {found.at[name, 'metric']}" for name in columns if name in found.index}
+    row = {name: names.get(name, "mean" if name == "Avg." else DASH) for name in columns}
+    return {"Model": "Stand-in task, metric" if offline else "Task, metric", **row, "reason": ""}
+
+
+def _chance_row(ours: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
+    chance = ours.groupby("column", sort=False)["chance"].mean()
+    return {"Model": "Chance", **{name: cell(100 * chance[name], 2) for name in columns}, "reason": ""}
+
+
+def _published_downstream(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
+    paper = published("downstream_accuracy")
+    paper = paper[(paper["size"] == size) & (paper["num_fewshot"] == shots)]
+    values = paper.set_index(["variant", "task"])["accuracy_percent"]
+    rows = []
+    for slug, variant in results.variants.items():
+        known = slug in values.index.get_level_values("variant")
+        row = {name: cell(values[slug, name] if known else None, 2) for name in columns}
+        rows.append({"Model": variant.label, **row, "reason": "" if known else "not in the paper"})
+    frame = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
+    return frame.assign(block="Published (paper scale, benchmarks)", **{f"{name} ±": "" for name in columns})
+
+
+def cost_table(results: Results, size: str) -> pd.DataFrame:
+    """Tables 4, 5: parameters, quality, throughput with its ratio to the baseline, and peak memory."""
+    cost = results.cost().set_index(["size", "variant"]).loc[size]
+    loss = over_seeds(results.validation(), "val_loss").loc[size]
+    one_shot = results.downstream(1)
+    average = over_seeds(one_shot[one_shot["column"] == "Avg."], "value").loc[size]
+    device = next((name for name in cost["device"] if isinstance(name, str)), None) if "device" in cost else None
+    block = f"Ours ({results.scale.title.lower()} scale, {device or 'not measured'})"
+    rows = []
+    for slug, variant in results.variants.items():
+        mine = cost.loc[slug]
+        row = {"block": block, "Model": variant.label, "Params": count(mine["params"])}
+        row |= {"Val loss": cell(loss.at[slug, "mean"], 4), "Avg eval": cell(100 * average.at[slug, "mean"], 2)}
+        for name, title in (("train", "Train"), ("inference", "Inference")):
+            row[f"{title} tok/s (K)"] = significant(mine[f"{name}_tok_per_s_median"] / 1e3, 4)
+            row[f"{title} ratio"] = cell(mine[f"{name}_ratio_median"], 2)
+            spread = [cell(mine[f"{name}_ratio_{part}"], 2) for part in ("p20", "p80")]
+            row[f"{title} ratio range"] = "" if DASH in spread or slug == BASELINE else DASH.join(spread)
+        row["Peak memory (GB)"] = significant(mine["peak_mem_bytes"] / 1e9)
+        row["Peak-memory factor"] = cell(mine["peak_mem_factor"], 2)
+        texts = dict.fromkeys([mine["reason"], loss.at[slug, "reason"], average.at[slug, "reason"]])
+        rows.append({**row, "reason": "; ".join(text for text in texts if text)})
+    return pd.DataFrame(rows + _published_cost(results, size)).fillna("")
+
+
+def _published_cost(results: Results, size: str) -> list[dict[str, str]]:
+    paper = published("cost").set_index(["size", "variant"]).loc[size]
+    rows = []
+    for slug, variant in results.variants.items():
+        known = slug in paper.index
+        theirs = paper.loc[slug] if known else pd.Series(float("nan"), index=paper.columns)
+        row = {"block": "Published (paper scale)", "Model": variant.label, "Params": cell(theirs["params"])}
+        row |= {"Val loss": cell(theirs["val_loss"], 4), "Avg eval": cell(theirs["avg_1shot_percent"], 2)}
+        for name, title in (("train", "Train"), ("inference", "Inference")):
+            speed = theirs[f"{name}_ktok_per_s"]
+            row[f"{title} tok/s (K)"] = cell(speed, 1)
+            row[f"{title} ratio"] = cell(speed / paper.at[BASELINE, f"{name}_ktok_per_s"], 2)
+            row[f"{title} ratio range"] = ""
+        row["Peak memory (GB)"] = cell(theirs["peak_memory_gb"], 2)
+        row["Peak-memory factor"] = cell(theirs["peak_memory_factor"], 2)
+        rows.append({**row, "reason": "" if known else f"the paper's cost table for {size} has no such row"})
+    return rows
+
+
+@dataclass(frozen=True)
+class WrittenTable:
+    """A table as it was written; a notebook shows it as HTML."""
+
+    frame: pd.DataFrame
+    caption: str
+    note: str
+
+    def _repr_html_(self) -> str:
+        groups, columns = _header(self.frame)
+        head = "".join(f'<th colspan="{span}">{html.escape(text)}</th>' for text, span in groups)
+        lines = [f"<tr>{head}</tr>"] if head else []
+        lines.append("<tr>" + "".join(f"<th>{html.escape(short)}</th>" for _, short in columns) + "</tr>")
+        for block, cells in _rows(self.frame):
+            if block:
+                lines.append(f'<tr><td colspan="{len(columns)}"><i>{html.escape(block)}</i></td></tr>')
+            lines.append("<tr>" + "".join(f"<td>{_html_cell(*parts)}</td>" for parts in cells) + "</tr>")
+        notes = html.escape(" ".join(filter(None, [self.note, reasons(self.frame)])))
+        return f"<table><caption>{html.escape(self.caption)}</caption>{''.join(lines)}</table><p><small>{notes}</small></p>"
+
+
+def write_table(frame: pd.DataFrame, results: str | Path, name: str, caption: str, note: str = "") -> WrittenTable:
+    """Write tables/<name>.csv and tables/<name>.tex (booktabs) under a results folder.
+
+    Args:
+        frame: visible columns and, optionally, `block`, `bold`, `underline`, `reason` (see the module's docstring).
+        name: e.g. "table3".
+    """
+    shown = frame.map(cell)
+    folder = Path(results) / "tables"
+    write_text(folder / f"{name}.csv", shown.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / f"{name}.tex", _latex(shown, name, caption, note))
+    return WrittenTable(shown, caption, note)
+
+
+def reasons(frame: pd.DataFrame) -> str:
+    """The reasons behind the dashes as one sentence, the first few in full; empty if nothing is missing."""
+    if "reason" not in frame:
+        return ""
+    found = list(dict.fromkeys(part for text in frame["reason"] for part in text.split("; ") if part))
+    more = f"; and {len(found) - REASONS_SHOWN} more" if len(found) > REASONS_SHOWN else ""
+    return f"{DASH}: {'; '.join(found[:REASONS_SHOWN])}{more}." if found else ""
+
+
+def _header(frame: pd.DataFrame) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
+    """The groups with their widths (none for a header of one level), and (column, text shown) of visible columns."""
+    names = [name for name in frame if name not in HIDDEN and not name.endswith(tuple(DETAILS))]
+    columns = [(name, name.split(": ", 1)[-1]) for name in names]
+    if not any(": " in name for name in names):
+        return [], columns
+    groups: list[tuple[str, int]] = []
+    for name in names:
+        text = name.split(": ", 1)[0] if ": " in name else ""
+        if groups and groups[-1][0] == text:
+            groups[-1] = (text, groups[-1][1] + 1)
+        else:
+            groups.append((text, 1))
+    return groups, columns
+
+
+def _rows(frame: pd.DataFrame) -> Iterable[tuple[str, list[tuple[str, str, bool, bool]]]]:
+    """For each row: the block that starts there ("" if none), and (text, detail, bold, underline) of each cell."""
+    last = ""
+    for _, row in frame.iterrows():
+        block = row.get("block", "")
+        marks = [row.get(mark, "").split("; ") for mark in ("bold", "underline")]
+        cells = []
+        for name, _ in _header(frame)[1]:
+            detail = "".join(form.format(row[name + end]) for end, form in DETAILS.items() if row.get(name + end, ""))
+            cells.append((row[name], detail if row[name] != DASH else "", name in marks[0], name in marks[1]))
+        yield block if block != last else "", cells
+        last = block
+
+
+def _latex(frame: pd.DataFrame, name: str, caption: str, note: str) -> str:
+    groups, columns = _header(frame)
+    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}", rf"\label{{tab:{name}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule"]
+    if groups:
+        lines.append(" & ".join(rf"\multicolumn{{{span}}}{{c}}{{{_escape(text)}}}" for text, span in groups) + r" \\")
+    lines += [" & ".join(_escape(short) for _, short in columns) + r" \\", r"\midrule"]
+    for index, (block, cells) in enumerate(_rows(frame)):
+        if block:
+            lines += [r"\midrule"] if index else []
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{_escape(block)}}}}} \\")
+        lines.append(" & ".join(_latex_cell(*parts) for parts in cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = " ".join(filter(None, [note, reasons(frame)]))
+    lines += [rf"\par\footnotesize {_escape(notes)}"] if notes else []
+    return "\n".join([*lines, r"\end{table*}", ""])
+
+
+def _latex_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
+    shown = _escape(text)
+    shown = rf"\textbf{{{shown}}}" if bold else rf"\underline{{{shown}}}" if underline else shown
+    return f"{shown} {{\\tiny {_escape(detail)}}}" if detail else shown
+
+
+def _html_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
+    shown = html.escape(text)
+    shown = f"<b>{shown}</b>" if bold else f"<u>{shown}</u>" if underline else shown
+    return f"{shown} <small>{html.escape(detail)}</small>" if detail else shown
+
+
+def _escape(text: str) -> str:
+    """Text as LaTeX shows it literally; the symbols of the tables become mathematics."""
+    plain = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    plain |= {char: f"\\{char}" for char in "&%$#_{}"}
+    plain |= {DASH: "--", "±": r"$\pm$", "×": r"$\times$", "β": r"$\beta$"}
+    return "".join(plain.get(char, char) for char in text).replace(r"d\_v", "$d_v$")
