@@ -1,3 +1,45 @@
-LOCK = uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev pyproject.toml -o requirements.lock --no-header --no-annotate -q
+# `make reproduce` and `make test` set everything up in .venv on their first call.
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# The first Python on the PATH that the package supports.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: setup reproduce test lint format lock readme
+.DEFAULT_GOAL := reproduce
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.14 is needed, none of python3, python3.11 ... is one" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c requirements.lock -e ".[dev]"
+	touch $@
+
+reproduce: setup
+	$(BIN)/snakemake --cores all
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile
+	$(BIN)/python tests/lint_snakefile.py
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/snakefmt Snakefile
+
+# Needs uv; the pins are the same for every platform and Python that the package supports.
 lock:
-	$(LOCK)
+	uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev pyproject.toml \
+		-o requirements.lock --no-header --no-annotate --quiet
+
+# The results table and the picture of the workflow in README.md, from committed results and from the Snakefile.
+readme: setup
+	$(BIN)/python -m ddl.readme

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ddl.config import ConfigError, ModelConfig, from_mapping, to_mapping
@@ -171,7 +171,7 @@ def save_model(model: LanguageModel, directory: Path) -> None:
     """Write `model.safetensors` and `config.json` whole."""
     with atomic(directory / "model.safetensors") as temporary:
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-        save_file(state, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(state, metadata={"format": "pt"}))
     head: dict[str, Any] = {"model_type": "ddl", "architectures": ["DDLForCausalLM"]}
     write_json(directory / "config.json", head | to_mapping(model.config))
 

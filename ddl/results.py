@@ -6,6 +6,7 @@ that is there but cannot be read is an error, because it would otherwise pass fo
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,7 @@ class Results:
         """summary.json of every run, one row each, with `reason`."""
         return self._per_run(
             "runs/{}/{}/seed{}/summary.json",
-            ("val_loss", "val_perplexity", "params", "params_non_embedding", "steps", "tokens", "seconds")
-            + ("peak_mem_bytes",),
+            ("val_loss", "val_perplexity", "params", "steps", "tokens", "seconds", "peak_mem_bytes"),
         )
 
     def validation(self) -> pd.DataFrame:
@@ -114,7 +114,7 @@ class Results:
         return frame.reindex(columns=[*frame.columns.union(["task", "metric"], sort=False)])
 
     def cost(self) -> pd.DataFrame:
-        """Throughput and memory, one row for each size and variant; a spread is three columns, e.g. `train_ratio_p20`."""
+        """Throughput and memory, a row for each size and variant; a spread is columns such as `train_ratio_p20`."""
         rows: list[Record] = []
         for size in self.sizes:
             for variant in self.variants:
@@ -184,6 +184,35 @@ def published(name: str) -> pd.DataFrame:
     if "model" in frame:
         frame["variant"] = frame["model"].map({label: slug for slug, label in PUBLISHED_NAMES.items()})
     return frame
+
+
+def by_key(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Record]:
+    """The rows of a frame by the values of some columns."""
+    return {tuple(row[key] for key in keys): row for row in _records(frame)}
+
+
+def _records(frame: pd.DataFrame) -> list[Record]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Mean and standard deviation (NaN for one seed) of a number over the seeds that have it; why others do not."""
+
+    mean: float
+    sd: float
+    seeds: int
+    reason: str
+
+
+def over_seeds(frame: pd.DataFrame, value: str) -> dict[tuple[str, str], OverSeeds]:
+    """(size, variant) -> a number of the runs of that size and variant."""
+    result = {}
+    for (size, variant), runs in frame.groupby(["size", "variant"], sort=False):
+        reasons = "; ".join(dict.fromkeys(str(text) for text in runs["reason"] if text))
+        values = runs[value].dropna()
+        result[str(size), str(variant)] = OverSeeds(float(values.mean()), float(values.std()), len(values), reasons)
+    return result
 
 
 def _read_json(path: Path) -> Record:

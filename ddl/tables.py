@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ddl.provenance import write_text
-from ddl.results import BASELINE, TASK_COLUMNS, Results, published
+from ddl.results import BASELINE, TASK_COLUMNS, Record, Results, by_key, over_seeds, published
 
 DASH = "–"
 DETAILS = {" ±": "± {}", " range": "({})"}
@@ -50,24 +50,6 @@ def count(value: float, digits: int = 3) -> str:
     return f"{value:.0f}"
 
 
-def over_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Mean and standard deviation over the seeds of each size and variant.
-
-    Returns:
-        frame indexed by (size, variant): mean, sd (NaN for one seed), seeds (how many had a value), reason.
-    """
-    groups = frame.groupby(["size", "variant"], sort=False)
-    reasons = groups["reason"].agg(lambda texts: "; ".join(dict.fromkeys(text for text in texts if text)))
-    return pd.DataFrame(
-        {
-            "mean": groups[value].mean(),
-            "sd": groups[value].std(ddof=1),
-            "seeds": groups[value].count(),
-            "reason": reasons,
-        }
-    )
-
-
 def mark_best(frame: pd.DataFrame, columns: Iterable[str], *, lower: bool, second: bool) -> pd.DataFrame:
     """Write `bold` and `underline`: best and second-best value of each column, as printed, so that ties share a mark.
 
@@ -90,31 +72,25 @@ def mark_best(frame: pd.DataFrame, columns: Iterable[str], *, lower: bool, secon
 
 def loss_table(results: Results) -> pd.DataFrame:
     """Table 3: validation loss and perplexity at both sizes, ours beside the published ones."""
-    ours, paper = results.validation(), published("validation_loss").set_index(["size", "variant"])
-    measured = {value: over_seeds(ours, value) for value in ("val_loss", "val_perplexity")}
+    validation, paper = results.validation(), by_key(published("validation_loss"), "size", "variant")
+    quantities = {"val_loss": "loss", "val_perplexity": "perplexity"}
+    measured = {value: over_seeds(validation, value) for value in quantities}
     rows = []
     for slug, variant in results.variants.items():
-        row, reasons = {"Model": variant.label}, []
+        ours, theirs, missing = {}, {}, []
         for size in results.sizes:
-            for value, title in (("val_loss", "loss"), ("val_perplexity", "perplexity")):
-                summary = measured[value].loc[(size, slug)]
-                name = f"{results.scale.title} scale: {size.capitalize()} valid {title}"
-                row[name] = cell(summary["mean"], 4)
+            for value, title in quantities.items():
+                run, column = measured[value][size, slug], f"{size.capitalize()} valid {title}"
+                name = f"Ours ({results.scale.title.lower()} scale): {column}"
+                ours[name] = cell(run.mean, 4)
                 if len(results.scale.seeds) > 1:
-                    row[f"{name} ±"] = cell(summary["sd"], 4)
-            reasons.append(summary["reason"])
-        for size in results.sizes:
-            for value, title in (("val_loss", "loss"), ("val_perplexity", "perplexity")):
-                known = (size, slug) in paper.index
-                row[f"Published: {size.capitalize()} valid {title}"] = cell(
-                    paper.loc[(size, slug), value] if known else None, 4
-                )
-        if (results.sizes[0], slug) not in paper.index:
-            reasons.append("not in the paper")
-        rows.append({**row, "reason": "; ".join(reason for reason in reasons if reason)})
-    frame = pd.DataFrame(rows)
-    columns = [name for name in frame if ": " in name and not name.endswith(" ±")]
-    return mark_best(frame, columns, lower=True, second=False)
+                    ours[f"{name} ±"] = cell(run.sd, 4)
+                theirs[f"Published: {column}"] = cell(paper.get((size, slug), {}).get(value), 4)
+                missing += [run.reason, "" if (size, slug) in paper else "not in the paper"]
+        reason = "; ".join(dict.fromkeys(filter(None, missing)))
+        rows.append({"Model": variant.label, **ours, **theirs, "reason": reason})
+    columns = [name for name in rows[0] if ": " in name and not name.endswith(" ±")]
+    return mark_best(pd.DataFrame(rows), columns, lower=True, second=False)
 
 
 def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
@@ -138,12 +114,12 @@ def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
     measured = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
     theirs = _published_downstream(results, size, shots, columns)
     frame = pd.concat([pd.DataFrame(heads).assign(block=block), measured.assign(block=block), theirs])
-    return frame.fillna("").reset_index(drop=True)
+    return frame.fillna("").reset_index(drop=True)[["block", *frame.columns.drop("block")]]
 
 
 def _task_row(ours: pd.DataFrame, columns: Iterable[str], offline: bool) -> dict[str, str]:
-    found = ours.dropna(subset=["task"]).drop_duplicates("column").set_index("column")
-    names = {name: f"{found.at[name, 'task']}, {found.at[name, 'metric']}" for name in columns if name in found.index}
+    found = by_key(ours.dropna(subset=["task"]), "column")
+    names = {name: f"{row['task']}, {row['metric']}" for (name,), row in found.items()}
     row = {name: names.get(name, "mean" if name == "Avg." else DASH) for name in columns}
     return {"Model": "Stand-in task, metric" if offline else "Task, metric", **row, "reason": ""}
 
@@ -156,57 +132,63 @@ def _chance_row(ours: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
 def _published_downstream(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
     paper = published("downstream_accuracy")
     paper = paper[(paper["size"] == size) & (paper["num_fewshot"] == shots)]
-    values = paper.set_index(["variant", "task"])["accuracy_percent"]
+    values = by_key(paper, "variant", "task")
     rows = []
     for slug, variant in results.variants.items():
-        known = slug in values.index.get_level_values("variant")
-        row = {name: cell(values[slug, name] if known else None, 2) for name in columns}
-        rows.append({"Model": variant.label, **row, "reason": "" if known else "not in the paper"})
+        row = {name: cell(values.get((slug, name), {}).get("accuracy_percent"), 2) for name in columns}
+        rows.append({"Model": variant.label, **row, "reason": "not in the paper" if DASH in row.values() else ""})
     frame = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
     return frame.assign(block="Published (paper scale, benchmarks)", **{f"{name} ±": "" for name in columns})
 
 
 def cost_table(results: Results, size: str) -> pd.DataFrame:
     """Tables 4, 5: parameters, quality, throughput with its ratio to the baseline, and peak memory."""
-    cost = results.cost().set_index(["size", "variant"]).loc[size]
-    loss = over_seeds(results.validation(), "val_loss").loc[size]
+    cost = by_key(results.cost(), "size", "variant")
+    loss = over_seeds(results.validation(), "val_loss")
     one_shot = results.downstream(1)
-    average = over_seeds(one_shot[one_shot["column"] == "Avg."], "value").loc[size]
-    device = next((name for name in cost["device"] if isinstance(name, str)), None) if "device" in cost else None
-    block = f"Ours ({results.scale.title.lower()} scale, {device or 'not measured'})"
+    average = over_seeds(one_shot[one_shot["column"] == "Avg."], "value")
+    devices = [row["device"] for row in cost.values() if isinstance(row.get("device"), str)]
+    block = f"Ours ({results.scale.title.lower()} scale, {devices[0] if devices else 'not measured'})"
     rows = []
     for slug, variant in results.variants.items():
-        mine = cost.loc[slug]
-        row = {"block": block, "Model": variant.label, "Params": count(mine["params"])}
-        row |= {"Val loss": cell(loss.at[slug, "mean"], 4), "Avg eval": cell(100 * average.at[slug, "mean"], 2)}
-        for name, title in (("train", "Train"), ("inference", "Inference")):
-            row[f"{title} tok/s (K)"] = significant(mine[f"{name}_tok_per_s_median"] / 1e3, 4)
-            row[f"{title} ratio"] = cell(mine[f"{name}_ratio_median"], 2)
-            spread = [cell(mine[f"{name}_ratio_{part}"], 2) for part in ("p20", "p80")]
-            row[f"{title} ratio range"] = "" if DASH in spread or slug == BASELINE else DASH.join(spread)
-        row["Peak memory (GB)"] = significant(mine["peak_mem_bytes"] / 1e9)
-        row["Peak-memory factor"] = cell(mine["peak_mem_factor"], 2)
-        texts = dict.fromkeys([mine["reason"], loss.at[slug, "reason"], average.at[slug, "reason"]])
+        key = (size, slug)
+        row = {"block": block, "Model": variant.label, "Params": count(cost[key]["params"])}
+        row |= {"Val loss": cell(loss[key].mean, 4), "Avg eval": cell(100 * average[key].mean, 2)}
+        for kind in ("train", "inference"):
+            row |= _speed(kind, cost[key], slug)
+        row["Peak memory (GB)"] = significant(cost[key]["peak_mem_bytes"] / 1e9)
+        row["Peak-memory factor"] = cell(cost[key]["peak_mem_factor"], 2)
+        texts = dict.fromkeys([cost[key]["reason"], loss[key].reason, average[key].reason])
         rows.append({**row, "reason": "; ".join(text for text in texts if text)})
     return pd.DataFrame(rows + _published_cost(results, size)).fillna("")
 
 
+def _speed(kind: str, cost: Record, slug: str) -> dict[str, str]:
+    """Throughput, its ratio to the baseline and the spread of the ratio (none for the baseline itself)."""
+    low, high = (cell(cost[f"{kind}_ratio_{part}"], 2) for part in ("p20", "p80"))
+    spread = "" if slug == BASELINE or DASH in (low, high) else f"{low}{DASH}{high}"
+    return {
+        f"{kind.capitalize()} tok/s (K)": significant(cost[f"{kind}_tok_per_s_median"] / 1e3, 4),
+        f"{kind.capitalize()} ratio": cell(cost[f"{kind}_ratio_median"], 2),
+        f"{kind.capitalize()} ratio range": spread,
+    }
+
+
 def _published_cost(results: Results, size: str) -> list[dict[str, str]]:
-    paper = published("cost").set_index(["size", "variant"]).loc[size]
+    paper = by_key(published("cost"), "size", "variant")
     rows = []
     for slug, variant in results.variants.items():
-        known = slug in paper.index
-        theirs = paper.loc[slug] if known else pd.Series(float("nan"), index=paper.columns)
+        theirs = paper.get((size, slug), dict.fromkeys(paper[size, BASELINE], None))
         row = {"block": "Published (paper scale)", "Model": variant.label, "Params": cell(theirs["params"])}
         row |= {"Val loss": cell(theirs["val_loss"], 4), "Avg eval": cell(theirs["avg_1shot_percent"], 2)}
-        for name, title in (("train", "Train"), ("inference", "Inference")):
-            speed = theirs[f"{name}_ktok_per_s"]
-            row[f"{title} tok/s (K)"] = cell(speed, 1)
-            row[f"{title} ratio"] = cell(speed / paper.at[BASELINE, f"{name}_ktok_per_s"], 2)
-            row[f"{title} ratio range"] = ""
+        for kind in ("train", "inference"):
+            speed, reference = theirs[f"{kind}_ktok_per_s"], paper[size, BASELINE][f"{kind}_ktok_per_s"]
+            row[f"{kind.capitalize()} tok/s (K)"] = cell(speed, 1)
+            row[f"{kind.capitalize()} ratio"] = cell(speed and speed / reference, 2)
         row["Peak memory (GB)"] = cell(theirs["peak_memory_gb"], 2)
         row["Peak-memory factor"] = cell(theirs["peak_memory_factor"], 2)
-        rows.append({**row, "reason": "" if known else f"the paper's cost table for {size} has no such row"})
+        reason = "" if (size, slug) in paper else f"the paper's cost table for {size} models has no such row"
+        rows.append({**row, "reason": reason})
     return rows
 
 
@@ -228,7 +210,8 @@ class WrittenTable:
                 lines.append(f'<tr><td colspan="{len(columns)}"><i>{html.escape(block)}</i></td></tr>')
             lines.append("<tr>" + "".join(f"<td>{_html_cell(*parts)}</td>" for parts in cells) + "</tr>")
         notes = html.escape(" ".join(filter(None, [self.note, reasons(self.frame)])))
-        return f"<table><caption>{html.escape(self.caption)}</caption>{''.join(lines)}</table><p><small>{notes}</small></p>"
+        caption = f"<caption>{html.escape(self.caption)}</caption>"
+        return f"<table>{caption}{''.join(lines)}</table><p><small>{notes}</small></p>"
 
 
 def write_table(frame: pd.DataFrame, results: str | Path, name: str, caption: str, note: str = "") -> WrittenTable:
@@ -256,7 +239,7 @@ def reasons(frame: pd.DataFrame) -> str:
 
 def _header(frame: pd.DataFrame) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
     """The groups with their widths (none for a header of one level), and (column, text shown) of visible columns."""
-    names = [name for name in frame if name not in HIDDEN and not name.endswith(tuple(DETAILS))]
+    names = [name for name in map(str, frame.columns) if name not in HIDDEN and not name.endswith(tuple(DETAILS))]
     columns = [(name, name.split(": ", 1)[-1]) for name in names]
     if not any(": " in name for name in names):
         return [], columns

@@ -1,0 +1,93 @@
+"""Tokenizers, in the JSON format of the `tokenizers` library.
+
+- `bpe`: byte-level byte-pair encoding trained on the training split only. Id 0 is the end-of-text token.
+- `gpt2`: the published tokenizer, from the Hugging Face hub at a pinned revision; its end-of-text token is 50256.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+GPT2_REPOSITORY = "openai-community/gpt2"
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+GPT2_TOKENS = 50_257
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be made or read: the message says why and what helps."""
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE of exactly `vocab_size` tokens: the end-of-text token, the 256 bytes, the merges.
+
+    Raises:
+        TokenizerError: the texts do not hold that many different pairs to merge.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise TokenizerError(
+            f"the training text is too small for tokenizer.vocab_size {vocab_size}: "
+            f"it gives {tokenizer.get_vocab_size()} tokens"
+        )
+    return _plain(tokenizer)
+
+
+def download_gpt2() -> Tokenizer:
+    """The GPT-2 tokenizer at its pinned revision, from the hub or its cache.
+
+    Raises:
+        TokenizerError: it is not in the cache and cannot be reached, or is not the 50,257-token one.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    try:
+        path = hf_hub_download(GPT2_REPOSITORY, "tokenizer.json", revision=GPT2_REVISION)
+    except OSError as error:
+        raise TokenizerError(
+            f"the GPT-2 tokenizer cannot be downloaded ({type(error).__name__}): with a network run "
+            f"`hf download {GPT2_REPOSITORY} tokenizer.json --revision {GPT2_REVISION}`, and copy the folder "
+            f"models--{GPT2_REPOSITORY.replace('/', '--')} that it makes to {constants.HF_HUB_CACHE}"
+        ) from None
+    tokenizer = load_tokenizer(Path(path))
+    if tokenizer.get_vocab_size() != GPT2_TOKENS:
+        raise TokenizerError(f"{path}: expected {GPT2_TOKENS} tokens, found {tokenizer.get_vocab_size()}")
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json.
+
+    Raises:
+        TokenizerError: no such file, no tokenizer, or one without an end-of-text token.
+    """
+    if not path.is_file():
+        raise TokenizerError(f"{path}: no such tokenizer file")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise TokenizerError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from None
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise TokenizerError(f"{path}: expected a token {END_OF_TEXT}, found none")
+    return _plain(tokenizer)
+
+
+def end_of_text_id(tokenizer: Tokenizer) -> int:
+    """The id of the token that starts each document."""
+    return tokenizer.token_to_id(END_OF_TEXT)
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Let a text that spells out the end-of-text token (documentation does) be text, not the end of a document."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,0 +1,136 @@
+"""Settings: what is shipped is valid, and what is not valid is refused by file and key."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ddl import config as config_module
+from ddl.config import ROOT, ConfigError, ModelConfig, from_mapping, load_scale, load_variants, scale_names, to_mapping
+
+SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": 16, "heads": 2}
+
+
+@pytest.fixture
+def scale_file(tmp_path, monkeypatch):
+    """Write a changed copy of the smoke scale into a folder that stands for config/scales."""
+    monkeypatch.setattr(config_module, "SCALES_DIR", tmp_path)
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+
+    def write(change):
+        values = yaml.safe_load((ROOT / "config/scales/smoke.yaml").read_text())
+        change(values)
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+
+    return write
+
+
+def test_every_shipped_scale_describes_twelve_valid_runs():
+    assert {"smoke", "laptop", "h200", "paper"} <= set(scale_names())
+    for name in scale_names():
+        scale = load_scale(name)
+        runs = [scale.model(size, variant) for size in scale.sizes for variant in scale.variants]
+        assert len(set(runs)) == 12
+        assert scale.sizes["small"].layers < scale.sizes["medium"].layers
+        assert scale.sizes["small"].width < scale.sizes["medium"].width
+
+
+def test_paper_scale_is_the_papers():
+    scale = load_scale("paper")
+    recipe = scale.training
+    assert recipe.steps * recipe.batch_sequences * scale.sequence_length == 49_152_000_000
+    assert (recipe.learning_rate, recipe.beta1, recipe.beta2, recipe.weight_decay) == (1e-3, 0.9, 0.95, 0.1)
+    assert scale.model("small", "ddl-cc").mlp_hidden == 2048
+    assert [v.label for v in scale.variants.values()] == [
+        "Baseline",
+        "DDL (d_v = 1)",
+        "DDL-TC w/o EC",
+        "DDL-CC w/o EC",
+        "DDL-TC",
+        "DDL-CC",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(stepz=3), r"mine\.yaml: unknown key stepz, expected one of name, title"),
+        (lambda v: v["training"].update(stepz=3), r"mine\.yaml: unknown key training\.stepz"),
+        (lambda v: v["training"].pop("steps"), r"mine\.yaml: missing key training\.steps"),
+        (lambda v: v["training"].update(steps="3"), r"mine\.yaml: training\.steps: expected int, found '3'"),
+        (lambda v: v["training"].update(steps=True), r"mine\.yaml: training\.steps: expected int, found True"),
+        (lambda v: v["training"].update(dtype="fp8"), r"training\.dtype: expected one of float32, bfloat16, found 'fp8'"),
+        (lambda v: v["training"].update(micro_batch_sequences=3), r"training\.micro_batch_sequences: 3 does not divide"),
+        (lambda v: v.update(sizes={"small": v["sizes"]["small"]}), r"sizes: expected small and medium, found small"),
+        (lambda v: v["sizes"]["small"].update(heads=[2]), r"sizes\.small\.heads: expected int, found \[2\]"),
+        (lambda v: v.update(corpus={"name": "text", "val_fraction": 0.1}), r"corpus\.path: needed by the corpus 'text'"),
+        (lambda v: v.update(seeds=[0, 0]), r"seeds: expected different integers, found \[0, 0\]"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message):
+    scale_file(change)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_scale("mine")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"residual": "delta", "compressor": "tc"}, "compressor: 'tc' needs value_channels > 1, found 1"),
+        ({"residual": "delta", "value_channels": 4}, "compressor: expected 'tc' or 'cc' with value_channels = 4"),
+        (
+            {"residual": "delta", "value_channels": 2, "compressor": "cc"},
+            r"compressor_kernel: a cc kernel covers all value channels \(App. A.2\), expected 2, found 4",
+        ),
+        ({"residual": "delta", "embed_conv": True}, "embed_conv: .* needs value_channels > 1"),
+        ({"residual": "delta", "direction": "mlp"}, "value_input: with direction 'mlp' .* expected 'output'"),
+        ({"value_channels": 4, "compressor": "tc"}, "value_channels: the additive rule has a scalar state"),
+        ({"heads": 3}, "heads: 3 does not divide width 16"),
+        ({"gate_init": 2.5}, r"gate_init: expected a gate in \[0, 2\], found 2.5"),
+    ],
+)
+def test_a_combination_that_makes_no_sense_is_refused_with_a_sentence(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(ModelConfig, SHAPE | settings, "here")
+
+
+def test_an_unreadable_file_and_an_unknown_scale_are_named(scale_file, tmp_path):
+    (tmp_path / "mine.yaml").write_text("training: [1, 2")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not valid YAML"):
+        load_scale("mine")
+    with pytest.raises(ConfigError, match="scale: expected one of mine, found 'lapdog'"):
+        load_scale("lapdog")
+
+
+def test_plain_values_round_trip():
+    for variant in load_variants().values():
+        config = from_mapping(ModelConfig, SHAPE | variant.model, "here")
+        assert from_mapping(ModelConfig, to_mapping(config), "there") == config
+
+
+def test_every_setting_is_read_somewhere():
+    code = "".join(path.read_text() for path in (ROOT / "ddl").rglob("*.py") if path.name != "config.py")
+    code += (ROOT / "Snakefile").read_text() + (ROOT / "ddl/config.py").read_text().split("def load_scale")[0]
+    for name in ("ModelConfig", "SizeConfig", "CorpusConfig", "TokenizerConfig", "TrainConfig", "EvalConfig", "CostConfig"):
+        for field in vars(config_module)[name].__dataclass_fields__:
+            assert re.search(rf"\.{field}\b", code), f"{name}.{field} is read nowhere"
+
+
+def test_command_line_prints_one_line_and_exits_2_on_a_mistake():
+    done = subprocess.run(
+        [sys.executable, "-m", "ddl.describe", "--scale", "lapdog"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
+
+
+def test_describe_prints_twelve_rows_for_every_scale(capsys):
+    from ddl.describe import main
+
+    for name in scale_names():
+        main(["--scale", name])
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("small", "medium"))]
+        assert len(rows) == 12
