@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
@@ -46,8 +47,18 @@ def source(*modules):
     return [f"ddl/{name}.py" for name in ("__init__", "config", "provenance", *modules)]
 
 
-MODEL = ("model", "residual", "ops/__init__", "ops/rewrite", "ops/expand", "ops/compress")
-NOTEBOOK = ["ddl/notebook.py"]
+MODEL = (
+    "model",
+    "residual",
+    "ops/__init__",
+    "ops/rewrite",
+    "ops/expand",
+    "ops/compress",
+)
+REPORT = ("report", "results", "tables", "numbers")
+TEMPLATE = [str(path) for path in sorted(Path("notebooks/template").rglob("*")) if path.is_file()]
+PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
+COST = "results/{scale}/cost/{size}/{variant}.json"
 
 
 def settings(*sections):
@@ -83,10 +94,28 @@ def every_run(pattern):
     return of
 
 
+def every_variant(pattern):
+    """The pattern for all sizes and variants of its scale."""
+
+    def of(wildcards):
+        scale = SCALES[wildcards.scale]
+        return expand(pattern, scale=scale.name, size=list(scale.sizes), variant=VARIANTS)
+
+    return of
+
+
+def notebook_parameters(wildcards):
+    return json.dumps({"results": f"results/{wildcards.scale}"})
+
+
 def task_files(wildcards):
     """Offline tasks are made from held-out documents; the benchmarks come from the hub."""
     offline = SCALES[wildcards.scale].evaluation.tasks == "offline"
     return [f"results/{wildcards.scale}/data/tasks/manifest.json"] if offline else []
+
+
+def all_cores(wildcards):
+    return workflow.cores
 
 
 def threads_of_run(wildcards):
@@ -114,7 +143,7 @@ rule all:
 # Documents, tokenizer and token shards; the manifest names every file with its SHA-256, and whoever reads them checks it.
 rule data:
     input:
-        code=source("corpus", "dedup", "tokenizer", "data"),
+        code=source("data", "corpus", "dedup", "tokenizer", "shards", "sequences"),
         packages="config/package_docs.json",
     output:
         manifest="results/{scale}/data/manifest.json",
@@ -123,11 +152,11 @@ rule data:
         "results/{scale}/logs/data.log",
     benchmark:
         "results/{scale}/benchmarks/data.tsv"
-    params:
-        settings=settings("corpus", "tokenizer"),
     threads: 2
     resources:
         mem_mb=8000,
+    params:
+        settings=settings("corpus", "tokenizer"),
     message:
         "data ({wildcards.scale}): corpus, tokenizer, shards"
     shell:
@@ -145,10 +174,10 @@ rule tasks:
         "results/{scale}/logs/tasks.log",
     benchmark:
         "results/{scale}/benchmarks/tasks.tsv"
-    params:
-        settings=settings("evaluation", "sequence_length"),
     resources:
         mem_mb=4000,
+    params:
+        settings=settings("evaluation", "sequence_length"),
     message:
         "tasks ({wildcards.scale}): eight offline tasks from held-out documents"
     shell:
@@ -160,7 +189,7 @@ rule tasks:
 rule train:
     input:
         manifest=rules.data.output.manifest,
-        code=source("train", "data", *MODEL),
+        code=source("train", "sequences", "shards", *MODEL),
     output:
         config=f"{RUN}/config.json",
         weights=f"{RUN}/model.safetensors",
@@ -171,14 +200,14 @@ rule train:
         "results/{scale}/logs/train/{size}-{variant}-seed{seed}.log",
     benchmark:
         "results/{scale}/benchmarks/train/{size}-{variant}-seed{seed}.tsv"
-    params:
-        settings=run_settings,
+    # The long jobs start first, so that no core waits at the end.
+    priority: 10
     threads: threads_of_run
     resources:
         gpu=1,
         mem_mb=4000,
-    # The long jobs start first, so that no core waits at the end.
-    priority: 10
+    params:
+        settings=run_settings,
     message:
         "train {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
     shell:
@@ -204,12 +233,12 @@ rule evaluate:
         "results/{scale}/logs/evaluate/{size}-{variant}-seed{seed}.log",
     benchmark:
         "results/{scale}/benchmarks/evaluate/{size}-{variant}-seed{seed}.tsv"
-    params:
-        settings=settings("evaluation"),
     threads: threads_of_run
     resources:
         gpu=1,
         mem_mb=4000,
+    params:
+        settings=settings("evaluation"),
     message:
         "evaluate {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
     shell:
@@ -232,12 +261,12 @@ rule evaluate_random_init:
         "results/{scale}/logs/evaluate/random-init.log",
     benchmark:
         "results/{scale}/benchmarks/evaluate/random-init.tsv"
-    params:
-        settings=settings("evaluation", "sizes"),
     threads: threads_of_run
     resources:
         gpu=1,
         mem_mb=4000,
+    params:
+        settings=settings("evaluation", "sizes"),
     message:
         "evaluate a model with random weights ({wildcards.scale})"
     shell:
@@ -249,24 +278,235 @@ rule evaluate_random_init:
 # Speed and memory of all variants of one size, interleaved; the job has the machine for itself.
 rule cost:
     input:
-        code=source("cost", "train", "data", *MODEL),
+        code=source("cost", "train", "sequences", "shards", *MODEL),
     output:
-        expand(
-            "results/{{scale}}/cost/{{size}}/{variant}.json",
-            variant=VARIANTS,
-        ),
+        expand(COST, variant=VARIANTS, allow_missing=True),
     log:
         "results/{scale}/logs/cost/{size}.log",
     benchmark:
         "results/{scale}/benchmarks/cost/{size}.tsv"
-    params:
-        settings=settings("cost", "sizes", "sequence_length", "tokenizer"),
-    threads: workflow.cores
+    threads: all_cores
     resources:
         gpu=1,
         mem_mb=8000,
+    params:
+        settings=settings("cost", "sizes", "sequence_length", "tokenizer"),
     message:
         "cost {wildcards.size} ({wildcards.scale}): six variants, interleaved"
     shell:
         "python -m ddl.cost --scale {wildcards.scale} --size {wildcards.size}"
         " --out results/{wildcards.scale}/cost/{wildcards.size} 2>&1 | tee -i {log}"
+
+
+# Derivations: no data, but real functions of the package.
+rule derivation:
+    input:
+        notebook="notebooks/{name}.py",
+        template=TEMPLATE,
+        code=source("notebook", *MODEL),
+    output:
+        html="results/{scale}/notebooks/{name}.html",
+    log:
+        "results/{scale}/logs/notebooks/{name}.log",
+    benchmark:
+        "results/{scale}/benchmarks/notebooks/{name}.tsv"
+    wildcard_constraints:
+        name="01_delta_rule|02_spectrum",
+    resources:
+        mem_mb=2000,
+    params:
+        values=notebook_parameters,
+    message:
+        "notebook {wildcards.name} ({wildcards.scale})"
+    shell:
+        "python -m ddl.notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+
+
+# Figure 1 and Table 6.
+rule architecture:
+    input:
+        notebook="notebooks/03_architecture.py",
+        template=TEMPLATE,
+        published="paper/published/architecture.csv",
+        code=source("notebook", *REPORT, *MODEL),
+    output:
+        multiext("results/{scale}/figures/figure1", ".pdf", ".svg", ".png"),
+        multiext("results/{scale}/tables/table6", ".csv", ".tex"),
+        html="results/{scale}/notebooks/03_architecture.html",
+    log:
+        "results/{scale}/logs/notebooks/03_architecture.log",
+    benchmark:
+        "results/{scale}/benchmarks/notebooks/03_architecture.tsv"
+    resources:
+        mem_mb=2000,
+    params:
+        values=notebook_parameters,
+        settings=settings("sizes", "tokenizer", "sequence_length"),
+    message:
+        "Figure 1, Table 6 ({wildcards.scale})"
+    shell:
+        "python -m ddl.notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+
+
+# Figures 2, 3 and 4, Table 3.
+rule loss_curves:
+    input:
+        notebook="notebooks/10_loss_curves.py",
+        template=TEMPLATE,
+        published=PUBLISHED,
+        metrics=every_run(rules.train.output.metrics),
+        summaries=every_run(rules.train.output.summary),
+        validation=every_run(rules.evaluate.output.validation),
+        code=source("notebook", *REPORT),
+    output:
+        multiext("results/{scale}/figures/figure2", ".pdf", ".svg", ".png"),
+        multiext("results/{scale}/figures/figure3", ".pdf", ".svg", ".png"),
+        multiext("results/{scale}/figures/figure4", ".pdf", ".svg", ".png"),
+        multiext("results/{scale}/tables/table3", ".csv", ".tex"),
+        html="results/{scale}/notebooks/10_loss_curves.html",
+    log:
+        "results/{scale}/logs/notebooks/10_loss_curves.log",
+    benchmark:
+        "results/{scale}/benchmarks/notebooks/10_loss_curves.tsv"
+    resources:
+        mem_mb=2000,
+    params:
+        values=notebook_parameters,
+    message:
+        "Figures 2 to 4, Table 3 ({wildcards.scale})"
+    shell:
+        "python -m ddl.notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+
+
+# Tables 1 and 2 (1-shot), 7 and 8 (0-shot).
+rule downstream:
+    input:
+        notebook="notebooks/11_downstream.py",
+        template=TEMPLATE,
+        published=PUBLISHED,
+        tasks=task_files,
+        summaries=every_run(rules.train.output.summary),
+        zero_shot=every_run(rules.evaluate.output.zero_shot),
+        one_shot=every_run(rules.evaluate.output.one_shot),
+        random_init=rules.evaluate_random_init.output,
+        code=source("notebook", *REPORT),
+    output:
+        multiext("results/{scale}/tables/table1", ".csv", ".tex"),
+        multiext("results/{scale}/tables/table2", ".csv", ".tex"),
+        multiext("results/{scale}/tables/table7", ".csv", ".tex"),
+        multiext("results/{scale}/tables/table8", ".csv", ".tex"),
+        html="results/{scale}/notebooks/11_downstream.html",
+    log:
+        "results/{scale}/logs/notebooks/11_downstream.log",
+    benchmark:
+        "results/{scale}/benchmarks/notebooks/11_downstream.tsv"
+    resources:
+        mem_mb=2000,
+    params:
+        values=notebook_parameters,
+    message:
+        "Tables 1, 2, 7 and 8 ({wildcards.scale})"
+    shell:
+        "python -m ddl.notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+
+
+# Tables 4 and 5.
+rule cost_tables:
+    input:
+        notebook="notebooks/12_cost.py",
+        template=TEMPLATE,
+        published=PUBLISHED,
+        cost=every_variant(COST),
+        summaries=every_run(rules.train.output.summary),
+        validation=every_run(rules.evaluate.output.validation),
+        one_shot=every_run(rules.evaluate.output.one_shot),
+        code=source("notebook", *REPORT),
+    output:
+        multiext("results/{scale}/tables/table4", ".csv", ".tex"),
+        multiext("results/{scale}/tables/table5", ".csv", ".tex"),
+        html="results/{scale}/notebooks/12_cost.html",
+    log:
+        "results/{scale}/logs/notebooks/12_cost.log",
+    benchmark:
+        "results/{scale}/benchmarks/notebooks/12_cost.tsv"
+    resources:
+        mem_mb=2000,
+    params:
+        values=notebook_parameters,
+    message:
+        "Tables 4 and 5 ({wildcards.scale})"
+    shell:
+        "python -m ddl.notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+
+
+# Every number that the paper's text and the README quote.
+rule numbers:
+    input:
+        manifest=rules.data.output.manifest,
+        tasks=task_files,
+        summaries=every_run(rules.train.output.summary),
+        provenance=every_run(rules.train.output.provenance),
+        validation=every_run(rules.evaluate.output.validation),
+        zero_shot=every_run(rules.evaluate.output.zero_shot),
+        one_shot=every_run(rules.evaluate.output.one_shot),
+        random_init=rules.evaluate_random_init.output,
+        cost=every_variant(COST),
+        code=source(*REPORT),
+    output:
+        numbers="results/{scale}/numbers.json",
+    log:
+        "results/{scale}/logs/numbers.log",
+    benchmark:
+        "results/{scale}/benchmarks/numbers.tsv"
+    resources:
+        mem_mb=2000,
+    message:
+        "numbers.json ({wildcards.scale})"
+    shell:
+        "python -m ddl.report --results results/{wildcards.scale} > {log} 2>&1"
+
+
+rule paper:
+    input:
+        sources=["paper/main.typ", "paper/template.typ", "paper/refs.bib"],
+        published=[*PUBLISHED, "paper/published/architecture.csv"],
+        figures=expand("results/{{scale}}/figures/figure{number}.svg", number=range(1, 5)),
+        tables=expand("results/{{scale}}/tables/table{number}.csv", number=range(1, 9)),
+        numbers=rules.numbers.output.numbers,
+        code=source("paper"),
+    output:
+        pdf="results/{scale}/paper.pdf",
+    log:
+        "results/{scale}/logs/paper.log",
+    benchmark:
+        "results/{scale}/benchmarks/paper.tsv"
+    resources:
+        mem_mb=2000,
+    message:
+        "results/{wildcards.scale}/paper.pdf"
+    shell:
+        "python -m ddl.paper --results results/{wildcards.scale} --out {output.pdf} > {log} 2>&1"
+
+
+# Short names at the default scale: `snakemake --cores all figure2`.
+for number in range(1, 5):
+
+    rule:
+        name:
+            f"figure{number}"
+        input:
+            multiext(
+                f"results/{DEFAULT}/figures/figure{number}",
+                ".pdf",
+                ".svg",
+                ".png",
+            ),
+
+
+for number in range(1, 9):
+
+    rule:
+        name:
+            f"table{number}"
+        input:
+            multiext(f"results/{DEFAULT}/tables/table{number}", ".csv", ".tex"),

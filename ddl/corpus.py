@@ -27,7 +27,8 @@ GRAMMAR = (3, 11)  # the oldest supported Python: a module that needs a newer on
 MIN_WORDS = 8  # a module with less documentation is no document
 
 # Folders with tests say little in prose. numpy.distutils is only in the wheels for Python 3.11.
-SKIPPED_FOLDERS = {"tests", "test", "distutils"}
+# What lies outside site-packages ("..") are scripts, and where they lie depends on the machine.
+SKIPPED_FOLDERS = {"tests", "test", "distutils", ".."}
 # Written at build time: they name compilers, dates and hosts, and differ between the wheels of one release.
 SKIPPED_FILES = {"version.py", "_version.py", "__config__.py", "_version_meson.py", "_distributor_init.py"}
 
@@ -286,29 +287,35 @@ def stream_dataset(config: CorpusConfig) -> Iterator[Document]:
     """The documents of a hub dataset (or of a local folder that `datasets` can load), one at a time.
 
     Raises:
-        CorpusError: the dataset cannot be reached, or its rows have no text.
+        CorpusError: the dataset cannot be reached or read, or a row has no text.
     """
+    for index, row in enumerate(_stream_rows(config)):
+        if not isinstance(row.get("text"), str):
+            raise CorpusError(f"dataset {config.dataset}: every row needs a string under the key 'text'")
+        yield Document(id=str(row.get("id", index)), source=config.dataset, text=row["text"])
+
+
+def _stream_rows(config: CorpusConfig) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    where = f"{config.dataset} {config.dataset_config}".strip()
+    where = f"dataset {config.dataset} {config.dataset_config or '(no configuration)'} at {config.revision}"
     try:
-        rows = load_dataset(
+        yield from load_dataset(
             config.dataset,
             name=config.dataset_config or None,
             split="train",
             streaming=True,
             revision=config.revision,
         )
-        for index, row in enumerate(rows):
-            yield Document(id=str(row.get("id", index)), source=config.dataset, text=_string(row["text"]))
-    except (KeyError, TypeError):
-        raise CorpusError(f"dataset {where}: every row needs a string under the key 'text'") from None
     except OSError as error:
         raise CorpusError(
-            f"dataset {where} at {config.revision} cannot be read ({type(error).__name__}): with a network run "
-            f"`hf download {config.dataset} --repo-type dataset --revision {config.revision} --local-dir DIR`, and "
-            f"give that folder as corpus.dataset"
+            f"{where}: not reachable ({type(error).__name__}): where there is a network, fetch the parquet files of "
+            f"this configuration with `hf download {config.dataset} --repo-type dataset --revision {config.revision} "
+            "--include GLOB --local-dir DIR` (GLOB is 'sample/100BT/*' for sample-100BT), then set corpus.dataset to "
+            "DIR and corpus.dataset_config to ''"
         ) from None
+    except ValueError as error:
+        raise CorpusError(f"{where}: not readable: {' '.join(str(error).split())}") from None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,8 +7,9 @@ validation document goes when too many of its word shingles occur anywhere in tr
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,46 @@ class Split:
     exact_removed: int
     near_removed: int
 
+    def __iter__(self) -> Iterator[tuple[str, Document]]:
+        """("val" or "train", document), validation first: who takes a part of training still sees all of it."""
+        for document in self.val:
+            yield "val", document
+        for document in self.train:
+            yield "train", document
+
+    def report(self) -> dict[str, Any]:
+        """What was removed, for the manifest."""
+        return _report(NEAR_DEFINITION, self.exact_removed, self.near_removed)
+
+
+class StreamSplit:
+    """The same for documents that come one at a time and are not kept; to be iterated once. See `STREAM_DEFINITION`."""
+
+    def __init__(self, documents: Iterable[Document], val_fraction: float) -> None:
+        self._documents, self._val_fraction = documents, val_fraction
+        self._exact_removed = 0
+
+    def __iter__(self) -> Iterator[tuple[str, Document]]:
+        """("val" or "train", document) in the order of the stream."""
+        seen = set()
+        for document in self._documents:
+            key = text_key(document.text)
+            if not in_validation(key, self._val_fraction):
+                yield "train", document
+            elif key in seen:
+                self._exact_removed += 1
+            else:
+                seen.add(key)
+                yield "val", document
+
+    def report(self) -> dict[str, Any]:
+        """What was removed so far, for the manifest."""
+        return _report(STREAM_DEFINITION, self._exact_removed, 0)
+
+
+def _report(definition: str, exact_removed: int, near_removed: int) -> dict[str, Any]:
+    return {"near_definition": definition, "exact_removed": exact_removed, "near_removed": near_removed}
+
 
 def text_key(text: str) -> bytes:
     """A 16-byte hash of the text without case and with single spaces: equal for exact duplicates."""
@@ -61,7 +102,9 @@ def split_documents(documents: Iterable[Document], val_fraction: float) -> Split
     Args:
         val_fraction: expected share of validation before its near duplicates are removed, in (0, 1).
     """
-    train, val, seen, exact_removed = [], [], set(), 0
+    train: list[Document] = []
+    val: list[Document] = []
+    seen, exact_removed = set(), 0
     for document in documents:
         key = text_key(document.text)
         if key in seen:

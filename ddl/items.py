@@ -1,50 +1,20 @@
 """Items of the offline tasks: one line of held-out prose becomes a query, the choice that continues it, and the others.
 
 Every builder has the same form, (line, statistics, rng) -> `Item` or None where the line does not suit it. Its choices
-are exchangeable for whoever ignores the text: gold and distractors differ in frequency rank by a coin toss, endings have
-equal word counts, orders are the four elements of a swap group. `Item.cell` says which case of the toss it is.
+are exchangeable for whoever ignores the text: gold and distractors differ in frequency rank by a coin toss, endings
+have equal word counts, orders are the four elements of a swap group. `Item.cell` says which case of the toss it is.
 """
 
-import math
 import random
-import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from ddl.passages import WORD, Line, Statistics, content_words, half
 
 FOLLOWING = 4  # words after the gold word that are scored with it
 WINDOW = 40  # distractors are at most this many frequency ranks away
-MIN_COUNT = 5  # in training, of any content word that is offered as a choice
 MAX_RATIO = 5  # of the frequencies of a word's two numbers
 PREPOSITIONS = ("of", "in", "to", "for", "with", "on", "by", "from", "as", "at")
-FUNCTION_WORDS = frozenset(
-    "about above after again against all along also although among and any are around because been before being below "
-    "between both but can cannot could did does doing done down during each either else even ever every few for from "
-    "had has have having here how however if into its itself just may might more most much must neither nor not now "
-    "off once one only onto other otherwise our out over own per same shall she should since some such than that the "
-    "their them then there these they this those though three through thus too two under until upon use used uses "
-    "using very via was well were what when where whether which while who whose why will with within without would "
-    "yet you your".split()
-)
-WORD = re.compile(r"[a-z]+")
-CONTENT = re.compile(r"([a-z]{3,})[.,;:]?")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of held-out prose and what stands above it in its paragraph."""
-
-    document: str
-    group: str  # the source of the document; distractors that must be foreign come from another one
-    before: tuple[str, ...]
-    words: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
-
-    def query(self, end: int) -> str:
-        """The context and the line up to, not including, word number `end`."""
-        return "\n".join((*self.before, " ".join(self.words[:end]))).strip()
 
 
 @dataclass(frozen=True)
@@ -56,38 +26,6 @@ class Item:
     others: tuple[str, ...]
     cell: int = 0
     after: str = ""  # text after the choice, for the task that scores it instead of the choice
-
-
-@dataclass
-class Statistics:
-    """Word frequencies of the training documents, and what the held-out documents offer as distractors."""
-
-    counts: Counter[str]
-    tokens: dict[str, int] = field(default_factory=dict)  # content word -> tokens of " word"
-    ranked: dict[int, list[str]] = field(default_factory=dict)  # that number -> its words, most frequent first
-    vocabulary: dict[str, list[str]] = field(default_factory=dict)  # document -> its content words, likewise
-    endings: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # word count -> (group, second half)
-
-    def __post_init__(self) -> None:
-        self.total = self.counts.total() + len(self.counts)
-
-    def log_probability(self, text: str) -> float:
-        """Of the words of `text` under the training unigram distribution, add-one smoothed, in nats."""
-        return math.fsum(math.log((self.counts[word] + 1) / self.total) for word in WORD.findall(text.lower()))
-
-    def similar(self, word: str) -> list[str]:
-        """The content words with as many tokens as `word`, most frequent first."""
-        return self.ranked[self.tokens[word]]
-
-
-def is_content(word: str, count: int) -> bool:
-    """Whether a word with this count in training may be a gold word or its distractor."""
-    return len(word) >= 3 and count >= MIN_COUNT and word not in FUNCTION_WORDS
-
-
-def half(line: Line) -> int:
-    """Where the second half of a line starts; it has 4 to 7 words."""
-    return len(line.words) - min(7, max(4, len(line.words) // 2))
 
 
 def near(ranked: list[str], gold: str, others: int, rng: random.Random) -> tuple[int, list[str]] | None:
@@ -105,12 +43,6 @@ def near(ranked: list[str], gold: str, others: int, rng: random.Random) -> tuple
         return None
     slot = rng.randrange(others + 1)
     return slot, rng.sample(above, slot) + rng.sample(below, others - slot)
-
-
-def content_words(line: Line, statistics: Statistics, start: int, stop: int) -> list[tuple[int, str]]:
-    """(position, word without punctuation) of the line's content words in [start, stop)."""
-    matches = [(i, CONTENT.fullmatch(line.words[i])) for i in range(start, stop)]
-    return [(i, match[1]) for i, match in matches if match and match[1] in statistics.tokens]
 
 
 def word_item(line: Line, position: int, gold: str, others: list[str], following: int, cell: int) -> Item:

@@ -8,6 +8,9 @@
    spec, IPython profile or matplotlibrc of the user takes part, so the page depends on the repository alone.
 3. nbconvert fills `notebooks/template`; formulas become SVG drawings here (ziamath), so the page needs no JavaScript,
    no font and no network.
+
+What a cell may say about its place on the page, after `# %%`: `tags=["fold"]` shows its code only on demand, under the
+words `summary="..."`; `alt="..."` describes its figure to readers who do not see it.
 """
 
 import argparse
@@ -26,10 +29,12 @@ import papermill
 import ziamath
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
 from nbconvert.exporters import TemplateExporter
+from nbconvert.filters.ansi import strip_ansi
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.filters.ansi import strip_ansi
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
@@ -40,11 +45,13 @@ from ddl.provenance import user_errors, write_text
 
 TEMPLATES = ROOT / "notebooks"  # holds the folder `template`
 PARAMETERS_TAG = "parameters"
+INJECTED_TAG = "injected-parameters"  # papermill's, on the cell that it adds
 EM = 20.0  # pixels of one em in the drawings of formulas, which are then scaled to the text around them
 MARGIN = 0.5  # pixels around a formula
 
-# Inline figures as SVG, with nothing in them that changes from run to run.
+# Inline figures as SVG, with nothing in them that changes from run to run; and no word about being shut down.
 IPYTHON_CONFIG = """\
+c.IPKernelApp.log_level = "CRITICAL"
 c.InlineBackend.figure_formats = {"svg"}
 c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
 """
@@ -70,7 +77,7 @@ def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
     Raises:
         NotebookError: no such file, no parameters cell, an unknown parameter, a formula that cannot be drawn, or a
             page that would load something from elsewhere.
-        CellFailure: a cell raised; the exception's traceback is printed on stderr before.
+        CellFailure: a cell raised, its traceback is printed on stderr before; or the kernel died.
     """
     notebook = read_notebook(source, parameters)
     failed = page.with_suffix(".failed.ipynb")
@@ -85,6 +92,8 @@ def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
             traceback = strip_ansi("\n".join(error.traceback))
             print(traceback, file=sys.stderr)
             raise CellFailure(_describe_failure(error, traceback, source, failed)) from None
+        except DeadKernelError as error:
+            raise CellFailure(f"{source}: the kernel died, as it does when memory runs out: {error}") from None
     write_text(page, render(done, source))
 
 
@@ -161,14 +170,13 @@ def _kernel_manager(folder: Path) -> type[AsyncKernelManager]:
 
 
 def _describe_failure(error: PapermillExecutionError, traceback: str, source: Path, failed: Path) -> str:
-    """One line; a bare assert has no message, its statement says more than nothing. Cells are counted as in the file: code cells from 1, the injected parameters not among them."""
+    """One line. Cells are counted as in the file: code cells from 1, without the one that papermill adds."""
     cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
     code = [
-        cell
-        for cell in cells
-        if cell["cell_type"] == "code" and "injected-parameters" not in cell["metadata"].get("tags", [])
+        cell for cell in cells if cell["cell_type"] == "code" and INJECTED_TAG not in cell["metadata"].get("tags", [])
     ]
     number = next(n for n, cell in enumerate(code, 1) if any(out["output_type"] == "error" for out in cell["outputs"]))
+    # A bare assert has no message; its statement says more than nothing.
     statement = re.findall(r"^-+> ?\d+ +(.+)$", traceback, re.M)
     reason = (str(error.evalue).strip().splitlines() or statement or ["no message"])[-1]
     return f"{source}: code cell {number} failed: {error.ename}: {reason}; executed as far as it came: {failed}"
@@ -176,6 +184,9 @@ def _describe_failure(error: PapermillExecutionError, traceback: str, source: Pa
 
 def render(notebook: NotebookNode, source: Path) -> str:
     """The page of an executed notebook."""
+    _tidy_parameters(notebook)
+    # A kernel sends what is printed in pieces that depend on its timing.
+    notebook, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     heading = re.search(r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
     resources = {
         "title": heading[1].strip() if heading else source.stem,
@@ -190,7 +201,20 @@ def render(notebook: NotebookNode, source: Path) -> str:
         raise NotebookError(f"{source}: {error}") from error
     if found := remote_references(html):
         raise NotebookError(f"{source}: the page would load {found[0]}, expected nothing from elsewhere")
-    return "\n".join(line.rstrip() for line in html.splitlines() if line.strip()) + "\n"
+    return html.strip() + "\n"
+
+
+def _tidy_parameters(notebook: NotebookNode) -> None:
+    """Show injected parameters only where they say something else than the notebook's own parameters cell."""
+    own = next(cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
+    defaults = {ast.unparse(statement) for statement in ast.parse(own.source).body}
+    for cell in [cell for cell in notebook.cells if INJECTED_TAG in cell.metadata.get("tags", [])]:
+        changed = [
+            text for statement in ast.parse(cell.source).body if (text := ast.unparse(statement)) not in defaults
+        ]
+        cell.source = "\n".join(["# Set for this page", *changed])
+        if not changed:
+            notebook.cells.remove(cell)
 
 
 def remote_references(html: str) -> list[str]:
@@ -246,7 +270,7 @@ def _latex_output(text: str) -> str:
 
 
 def _svg_uri(svg: str) -> str:
-    """A figure as an image's address: the styles and identifiers of one figure stay out of the page and of the others."""
+    """A figure as an image's address: its styles and identifiers then stay out of the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
@@ -280,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ddl.notebook", description="Run a notebook, write it as a page.")
     parser.add_argument("notebook", type=Path, help="a py:percent file")
     parser.add_argument("--html", type=Path, required=True, help="the page to write")
-    parser.add_argument("--parameters", default="{}", help='values for its parameters cell, JSON: \'{"name": value}\'')
+    parser.add_argument("--parameters", default="{}", help="values for its parameters cell, JSON: '{\"name\": value}'")
     arguments = parser.parse_args(argv)
     with user_errors(NotebookError):
         try:

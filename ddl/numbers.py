@@ -25,9 +25,8 @@ def collect(results: Results) -> Record:
     scale = results.scale
     settings = to_mapping(scale)
     return {
-        "scale": {
-            key: settings[key] for key in ("name", "title", "sequence_length", "seeds", "tokenizer", "evaluation")
-        },
+        "scale": {"phrase": results.scale_phrase}
+        | {key: settings[key] for key in ("name", "sequence_length", "seeds", "tokenizer", "evaluation")},
         "training": settings["training"]
         | {"tokens_per_step": scale.training.batch_sequences * scale.sequence_length, "tokens": _run_tokens(results)},
         "sizes": {size: _shape(scale, size) for size in results.sizes},
@@ -190,6 +189,7 @@ def _evaluation(results: Results) -> Record:
             "tasks": [{"column": row.column, "task": row.task, "metric": row.metric} for row in tasks.itertuples()],
             "items_min": _integer(tasks["n"].min()),
             "items_max": _integer(tasks["n"].max()),
+            "average_untrained": finite(by_key(results.untrained(shots), "column")["Avg.",]["value"]),
             "average_chance": finite(found[found["column"] == "Avg."]["chance"].mean()),
         }
     return record

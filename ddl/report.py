@@ -148,7 +148,9 @@ def write_numbers(results: Results) -> pd.DataFrame:
     Returns:
         frame of what is missing: name, reason.
     """
-    numbers = collect(results) | {"comparable": comparable(results.scale), "scale_note": scale_note(results)}
+    numbers = collect(results) | {"scale_note": scale_note(results)}
+    whole = numbers["training"]["tokens"] == numbers["paper"]["tokens"]
+    numbers["comparable"] = whole and comparable(results.scale)
     write_json(results.path / "numbers.json", numbers)
     return pd.DataFrame(numbers["missing"], columns=["name", "reason"])
 

@@ -62,6 +62,12 @@ class Results:
             f"{self.path}: expected a folder named after a scale ({', '.join(scale_names())}) or a run's summary.json"
         )
 
+    @property
+    def scale_phrase(self) -> str:
+        """The scale within a sentence, e.g. "laptop scale"; names such as H200 keep their capitals."""
+        title = self.scale.title
+        return f"{title.lower() if title[1:].islower() else title} scale"
+
     def runs(self) -> Iterator[Run]:
         """Every (size, variant, seed) that the scale asks for, in the order of the paper's tables."""
         for size in self.sizes:
@@ -101,17 +107,24 @@ class Results:
         """
         rows: list[Record] = []
         for size, variant, seed in self.runs():
-            name = f"evals/{size}/{variant}/seed{seed}/{shots}shot.json"
             key = {"size": size, "variant": variant, "seed": seed}
-            found = self._json(name)
-            tasks = {entry["column"]: {**entry, "task": task} for task, entry in found.get("tasks", {}).items()}
-            tasks["Avg."] = found.get("average", {})
-            for column in (*TASK_COLUMNS, "Avg."):
-                entry = tasks.get(column, {})
-                reason = "" if "value" in entry else self._reason(name, column)
-                rows.append({**key, "column": column, **entry, "reason": reason})
-        frame = _frame(rows, numeric=("value", "stderr", "chance", "n"))
-        return frame.reindex(columns=[*frame.columns.union(["task", "metric"], sort=False)])
+            rows += [key | row for row in self._tasks(f"evals/{size}/{variant}/seed{seed}/{shots}shot.json")]
+        return _task_frame(rows)
+
+    def untrained(self, shots: int) -> pd.DataFrame:
+        """The same columns, less those of a run, for a model with its initial weights: the tasks' own check."""
+        return _task_frame(self._tasks(f"evals/random-init/{shots}shot.json"))
+
+    def _tasks(self, name: str) -> list[Record]:
+        found = self._json(name)
+        tasks = {entry["column"]: {**entry, "task": task} for task, entry in found.get("tasks", {}).items()}
+        tasks["Avg."] = found.get("average", {})
+        rows = []
+        for column in (*TASK_COLUMNS, "Avg."):
+            entry = tasks.get(column, {})
+            reason = "" if "value" in entry else self._reason(name, column)
+            rows.append({"column": column, **entry, "reason": reason})
+        return rows
 
     def cost(self) -> pd.DataFrame:
         """Throughput and memory, a row for each size and variant; a spread is columns such as `train_ratio_p20`."""
@@ -223,6 +236,11 @@ def _read_json(path: Path) -> Record:
     if not isinstance(value, dict):
         raise ResultsError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _task_frame(rows: list[Record]) -> pd.DataFrame:
+    frame = _frame(rows, numeric=("value", "stderr", "chance", "n"))
+    return frame.reindex(columns=[*frame.columns.union(["task", "metric"], sort=False)])
 
 
 def _frame(rows: list[Record], numeric: tuple[str, ...]) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def loss_table(results: Results) -> pd.DataFrame:
         for size in results.sizes:
             for value, title in quantities.items():
                 run, column = measured[value][size, slug], f"{size.capitalize()} valid {title}"
-                name = f"Ours ({results.scale.title.lower()} scale): {column}"
+                name = f"Ours ({results.scale_phrase}): {column}"
                 ours[name] = cell(run.mean, 4)
                 if len(results.scale.seeds) > 1:
                     ours[f"{name} ±"] = cell(run.sd, 4)
@@ -99,18 +99,13 @@ def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
     ours = results.downstream(shots)
     ours = ours[ours["size"] == size]
     columns = (*TASK_COLUMNS, "Avg.")
-    block = f"Ours ({results.scale.title.lower()} scale, {'offline stand-in tasks' if offline else 'benchmarks'})"
+    block = f"Ours ({results.scale_phrase}, {'offline stand-in tasks' if offline else 'benchmarks'})"
     heads = [_task_row(ours, columns, offline), _chance_row(ours, columns)]
-    rows = []
-    for slug, variant in results.variants.items():
-        mine = ours[ours["variant"] == slug].groupby("column", sort=False)
-        row: dict[str, str] = {"Model": variant.label}
-        for column in columns:
-            part = mine.get_group(column)
-            row[column] = cell(100 * part["value"].mean(), 2)
-            row[f"{column} ±"] = cell(100 * part["stderr"].mean(), 2)
-        reasons = dict.fromkeys(text for text in ours[ours["variant"] == slug]["reason"] if text)
-        rows.append({**row, "reason": "; ".join(reasons)})
+    heads.append(_accuracy_row("Untrained (small)", results.untrained(shots), columns))
+    rows = [
+        _accuracy_row(variant.label, ours[ours["variant"] == slug], columns)
+        for slug, variant in results.variants.items()
+    ]
     measured = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
     theirs = _published_downstream(results, size, shots, columns)
     frame = pd.concat([pd.DataFrame(heads).assign(block=block), measured.assign(block=block), theirs])
@@ -127,6 +122,16 @@ def _task_row(ours: pd.DataFrame, columns: Iterable[str], offline: bool) -> dict
 def _chance_row(ours: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
     chance = ours.groupby("column", sort=False)["chance"].mean()
     return {"Model": "Chance", **{name: cell(100 * chance[name], 2) for name in columns}, "reason": ""}
+
+
+def _accuracy_row(label: str, found: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
+    """Means over the seeds of accuracy and of its standard error over items, in percent."""
+    row = {"Model": label}
+    for column in columns:
+        part = found[found["column"] == column]
+        row[column] = cell(100 * part["value"].mean(), 2)
+        row[f"{column} ±"] = cell(100 * part["stderr"].mean(), 2)
+    return {**row, "reason": "; ".join(dict.fromkeys(text for text in found["reason"] if text))}
 
 
 def _published_downstream(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
@@ -148,7 +153,7 @@ def cost_table(results: Results, size: str) -> pd.DataFrame:
     one_shot = results.downstream(1)
     average = over_seeds(one_shot[one_shot["column"] == "Avg."], "value")
     devices = [row["device"] for row in cost.values() if isinstance(row.get("device"), str)]
-    block = f"Ours ({results.scale.title.lower()} scale, {devices[0] if devices else 'not measured'})"
+    block = f"Ours ({results.scale_phrase}, {devices[0] if devices else 'not measured'})"
     rows = []
     for slug, variant in results.variants.items():
         key = (size, slug)
@@ -211,7 +216,8 @@ class WrittenTable:
             lines.append("<tr>" + "".join(f"<td>{_html_cell(*parts)}</td>" for parts in cells) + "</tr>")
         notes = html.escape(" ".join(filter(None, [self.note, reasons(self.frame)])))
         caption = f"<caption>{html.escape(self.caption)}</caption>"
-        return f"<table>{caption}{''.join(lines)}</table><p><small>{notes}</small></p>"
+        table = f'<table style="font-size: 0.78em">{caption}{"".join(lines)}</table>'
+        return f"{table}<p><small>{notes}</small></p>"
 
 
 def write_table(frame: pd.DataFrame, results: str | Path, name: str, caption: str, note: str = "") -> WrittenTable:
@@ -292,9 +298,9 @@ def _latex_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
 
 
 def _html_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
-    shown = html.escape(text)
+    shown = html.escape(text).replace("d_v", "d<sub>v</sub>").replace("_", "_<wbr>")
     shown = f"<b>{shown}</b>" if bold else f"<u>{shown}</u>" if underline else shown
-    return f"{shown} <small>{html.escape(detail)}</small>" if detail else shown
+    return f"{shown}<br><small>{html.escape(detail)}</small>" if detail else shown
 
 
 def _escape(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Eight offline multiple-choice tasks from held-out documents: `python -m ddl.tasks --scale laptop --data ... --out ...`.
+"""Eight offline multiple-choice tasks from held-out documents: `python -m ddl.tasks --scale laptop --data D --out DIR`.
 
 They stand in for the paper's eight benchmarks where nothing may be downloaded: same columns, same numbers of choices,
 same harness, one line of held-out prose per item. They measure local plausibility (which word, ending, order or number
@@ -14,9 +14,8 @@ import hashlib
 import json
 import math
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +24,28 @@ from tokenizers import Tokenizer
 
 from ddl import items
 from ddl.config import ConfigError, Scale, load_scale
-from ddl.data import DataError, load_manifest
-from ddl.items import Item, Line, Statistics
+from ddl.items import Item
+from ddl.passages import (
+    ITEMS_PER_DOCUMENT,
+    SEED,
+    Line,
+    Statistics,
+    TaskError,
+    collect,
+    fit_context,
+    read_documents,
+    read_lines,
+    scan_training,
+)
 from ddl.provenance import provenance, sha256_file, user_errors, write_json, write_text
+from ddl.sequences import load_manifest
+from ddl.shards import DataError
 from ddl.tokenizer import load_tokenizer
 
-SEED = "ddl offline tasks 1"
-ITEMS_PER_DOCUMENT = 10  # of one task: a few large generated modules would dominate otherwise
 DEMO_SHARE = 8  # one document in eight, and an eighth as many items, are kept for few-shot demonstrations
 MIN_DEMOS = 8
-LINES_BEFORE = 3  # context lines of the same paragraph, as far as they fit
 RESERVED_TOKENS = 2  # between a demonstration and the item
-MIN_WORDS, MAX_WORDS = 7, 20
-PLAIN_SHARE = 0.8  # of the words of a line are letters, with at most a hyphen and a final stop or comma
 SIGMAS = 3.0  # a check passes within this many standard errors of chance
-PLAIN = re.compile(r"[A-Za-z]+(?:-[a-z]+)?[.,;:]?")
-
-
-class TaskError(ValueError):
-    """Items that cannot be made, or that are not the ones the manifest lists."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def build_tasks(scale: Scale, data: Path, out: Path) -> dict[str, Any]:
         DataError: data that are missing or damaged.
     """
     manifest = load_manifest(data / "manifest.json")
-    if scale.evaluation.tasks != "offline" or manifest["documents"] is None:
+    if scale.evaluation.tasks != "offline" or manifest.get("documents") is None:
         raise TaskError(f"{data}: offline tasks need evaluation.tasks: offline and a corpus that keeps its documents")
     tokenizer = load_tokenizer(data / manifest["tokenizer"]["file"])
     # A prompt with the largest number of demonstrations fits without truncation.
@@ -149,108 +151,6 @@ def chance_stderr(chance: float, n: int) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From documents to lines
-
-
-def read_documents(path: Path) -> Iterator[dict[str, str]]:
-    """The documents of one split, one at a time.
-
-    Raises:
-        TaskError: no such file, or a line of it is no document.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                document = json.loads(line)
-                if not all(isinstance(document.get(key), str) for key in ("id", "source", "text")):
-                    raise TaskError(f"{path}: line {number}: expected a document with id, source and text")
-                yield document
-    except (OSError, json.JSONDecodeError) as error:
-        raise TaskError(f"{path}: cannot read the documents: {error}") from None
-
-
-def read_lines(documents: list[dict[str, str]]) -> list[Line]:
-    """The lines that read as prose, each different, with up to `LINES_BEFORE` lines above them in their paragraph."""
-    several = len({document["source"] for document in documents}) > 1
-    found: dict[str, Line] = {}
-    for document in documents:
-        above: list[str] = []
-        for text in document["text"].splitlines():
-            words = tuple(text.strip().split(" "))
-            if is_prose(words):
-                group = document["source"] if several else document["id"]
-                line = Line(document["id"], group, tuple(above[-LINES_BEFORE:]), words)
-                found.setdefault(line.text, line)
-            above = [*above, text.rstrip()] if text.strip() else []
-    return list(found.values())
-
-
-def is_prose(words: Sequence[str]) -> bool:
-    """Whether a line, split at single spaces, reads as running text: not a heading, a table or code."""
-    if not MIN_WORDS <= len(words) <= MAX_WORDS or "" in words:
-        return False
-    return sum(PLAIN.fullmatch(word) is not None for word in words) >= PLAIN_SHARE * len(words)
-
-
-def fit_context(lines: list[Line], tokenizer: Tokenizer, limit: int) -> list[Line]:
-    """The same lines with as much context as leaves an item below `limit` tokens; longer lines are dropped."""
-    texts = sorted({text for line in lines for text in (*line.before, line.text)})
-    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
-    tokens = {text: len(encoding.ids) + 1 for text, encoding in zip(texts, encoded, strict=True)}
-    fitted = []
-    for line in lines:
-        left = limit - tokens[line.text]
-        before: list[str] = []
-        for text in reversed(line.before):
-            left -= tokens[text]
-            if left < 0:
-                break
-            before.insert(0, text)
-        if tokens[line.text] <= limit:
-            fitted.append(Line(line.document, line.group, tuple(before), line.words))
-    return fitted
-
-
-def scan_training(path: Path, texts: set[str]) -> tuple[Counter[str], Counter[str], set[str]]:
-    """Word counts of the training documents and of their prose lines, and which of `texts` are a line of one."""
-    counts: Counter[str] = Counter()
-    prose: Counter[str] = Counter()
-    known: set[str] = set()
-    for document in read_documents(path):
-        counts.update(items.WORD.findall(document["text"].lower()))
-        for line in document["text"].splitlines():
-            words = line.split()
-            known.update(texts.intersection([" ".join(words)]))
-            if is_prose(words):
-                prose.update(match[1] for match in map(items.CONTENT.fullmatch, words) if match)
-    return counts, prose, known
-
-
-def collect(counts: Counter[str], prose: Counter[str], lines: list[Line], tokenizer: Tokenizer) -> Statistics:
-    """What the builders look up.
-
-    Distractors are words of training *prose*, ranked by their count there: golds are drawn from prose, and a word that
-    is frequent in code or signatures only would be told from them by its looks.
-    """
-    words = sorted(word for word, count in prose.items() if items.is_content(word, count))
-    words.sort(key=lambda word: -prose[word])  # stable: alphabetical among equals
-    statistics = Statistics(counts)
-    encoded = tokenizer.encode_batch([f" {word}" for word in words], add_special_tokens=False)
-    for word, encoding in zip(words, encoded, strict=True):
-        statistics.tokens[word] = len(encoding.ids)
-        statistics.ranked.setdefault(len(encoding.ids), []).append(word)
-    order = {word: index for index, word in enumerate(words)}
-    vocabulary: dict[str, set[str]] = {}
-    per_document: Counter[str] = Counter()
-    for line in lines:
-        vocabulary.setdefault(line.document, set()).update(order.keys() & items.WORD.findall(line.text))
-        per_document[line.document] += 1
-        if per_document[line.document] > ITEMS_PER_DOCUMENT:
-            continue  # as among the golds
-        middle = items.half(line)
-        statistics.endings.setdefault(len(line.words) - middle, []).append((line.group, " ".join(line.words[middle:])))
-    statistics.vocabulary = {document: sorted(found, key=order.__getitem__) for document, found in vocabulary.items()}
-    return statistics
 
 
 def is_demo(document: str) -> bool:

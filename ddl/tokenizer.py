@@ -84,7 +84,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:
     """The id of the token that starts each document."""
-    return tokenizer.token_to_id(END_OF_TEXT)
+    identifier = tokenizer.token_to_id(END_OF_TEXT)
+    assert identifier is not None, "load_tokenizer and train_bpe see to it"
+    return identifier
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

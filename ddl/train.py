@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ddl.config import ConfigError, Scale, TrainConfig, load_scale, to_mapping
-from ddl.data import DataError, TokenSequences, load_manifest, sequence_order
 from ddl.model import LanguageModel, parameter_count, save_model
 from ddl.provenance import atomic, fingerprint, finite, provenance, user_errors, write_json
+from ddl.sequences import TokenSequences, load_manifest, sequence_order
+from ddl.shards import DataError
 
 KEPT_CHECKPOINTS = 2
 

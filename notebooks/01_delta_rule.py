@@ -14,8 +14,9 @@
 #
 # Everything below is about one token at one layer. Its state is a matrix $\mathbf{X}$ of $d$ features by $d_v$ value
 # channels; the layer proposes a *direction* $\mathbf{k} \in \mathbb{R}^d$ of length one, a *target*
-# $\mathbf{v} \in \mathbb{R}^{d_v}$ and a *gate* $\beta \in (0, 2)$. Where they come from does not matter here. Each claim
-# is derived once in symbols, which covers all sizes, and then checked in fp64 with the function that the model calls.
+# $\mathbf{v} \in \mathbb{R}^{d_v}$ and a *gate* $\beta \in (0, 2)$. Where they come from does not matter here. Each
+# claim is derived once in symbols, which covers all sizes, and then checked in fp64 with the function that the model
+# calls.
 #
 # > A single scalar gate $\beta_l$ synchronizes erasure and writing: closing the gate recovers the identity map, while
 # > setting $\beta_l = 1$ exactly overwrites the selected component. (Sec. 1)
@@ -49,10 +50,11 @@ source(rewrite_reference)
 # %% [markdown]
 # ## Two ways to write one rule
 #
-# The paper states the update twice: as a shortcut $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$ that erases,
-# followed by a rank-one write,
+# The paper states the update twice: as a shortcut $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$ that
+# erases, followed by a rank-one write,
 #
-# $$\mathbf{X}' = (\mathbf{I} - \beta \mathbf{k}\mathbf{k}^\top)\,\mathbf{X} + \beta\,\mathbf{k}\mathbf{v}^\top, \tag{2.1}$$
+# $$\mathbf{X}' = (\mathbf{I} - \beta\,\mathbf{k}\mathbf{k}^\top)\,\mathbf{X} + \beta\,\mathbf{k}\mathbf{v}^\top,
+# \tag{2.1}$$
 #
 # and as reading, comparing and writing back,
 #
@@ -63,10 +65,10 @@ source(rewrite_reference)
 
 # %%
 beta = Symbol("beta", real=True)
-X, k, kT, vT = sp.symbols("X k k^T v^T", commutative=False)
+X, k, k_row, v_row = sp.symbols("X k k^T v^T", commutative=False)
 
-erase_then_write = (1 - beta * k * kT) * X + beta * k * vT
-read_compare_write = X + beta * k * (vT - kT * X)
+erase_then_write = (1 - beta * k * k_row) * X + beta * k * v_row
+read_compare_write = X + beta * k * (v_row - k_row * X)
 assert sp.expand(erase_then_write - read_compare_write) == 0
 sp.expand(read_compare_write)
 
@@ -109,13 +111,13 @@ shortcut = torch.eye(D, dtype=torch.float64) - gate[:, None, None] * outer
 write = gate[:, None, None] * direction[:, :, None] * target[:, None, :]
 difference = (shortcut @ state + write - rewrite_reference(state, direction, target, gate)).abs().max()
 assert difference < ROUNDING
-print(f"largest difference between (2.1) and (2.2): {difference:.1e}")
+print(f"(2.1) and (2.2) differ by less than {ROUNDING:.0e} in all {state.numel():,} numbers")
 
 # %% [markdown]
 # ## A closed gate is the identity
 #
-# With $\beta = 0$ the correction is multiplied by zero, $\mathbf{X}' = \mathbf{X}$. The function returns the very same bits,
-# in every precision that training uses, whatever direction and target are.
+# With $\beta = 0$ the correction is multiplied by zero, $\mathbf{X}' = \mathbf{X}$. The function returns the very
+# same bits, in every precision that training uses, whatever finite direction and target it is given.
 
 # %%
 for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), (torch.bfloat16, torch.int16)):
@@ -127,8 +129,8 @@ for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), 
 # %% [markdown]
 # ## A gate of one overwrites
 #
-# Project (2.2) on $\mathbf{k}$. This is the step that needs $\mathbf{k}^\top\mathbf{k} = 1$, and it gives the law of the
-# whole rule: the *discrepancy* between readout and target shrinks by the factor $1 - \beta$,
+# Project (2.2) on $\mathbf{k}$. This is the step that needs $\mathbf{k}^\top\mathbf{k} = 1$, and it gives the law of
+# the whole rule: the *discrepancy* between readout and target shrinks by the factor $1 - \beta$,
 #
 # $$\mathbf{k}^\top\mathbf{X}' - \mathbf{v}^\top = (1-\beta)\,(\mathbf{k}^\top\mathbf{X} - \mathbf{v}^\top),$$
 #
@@ -137,10 +139,10 @@ for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), 
 # $$\mathbf{k}^\top\mathbf{X}' = \mathbf{v}^\top. \tag{2.3}$$
 
 # %%
-projected = sp.expand(kT * read_compare_write).subs(kT * k, 1)
-law = (1 - beta) * (kT * X - vT)
-assert sp.expand(projected - vT - law) == 0
-assert sp.expand(projected.subs(beta, 1)) == vT
+projected = sp.expand(k_row * read_compare_write).subs(k_row * k, 1)
+law = (1 - beta) * (k_row * X - v_row)
+assert sp.expand(projected - v_row - law) == 0
+assert sp.expand(projected.subs(beta, 1)) == v_row
 sp.expand(projected)
 
 # %%
@@ -150,16 +152,16 @@ rewritten = rewrite_reference(state, direction, target, gate)
 off_law = (readout(rewritten) - target - (1 - gate[:, None]) * (readout(state) - target)).abs().max()
 assert left < ROUNDING
 assert off_law < ROUNDING
-print(f"gate 1: discrepancy before {(readout(state) - target).abs().max():.2f}, after {left:.1e}")
-print(f"all gates: largest departure from the law {off_law:.1e}")
+print(f"gate 1: largest discrepancy {(readout(state) - target).abs().max():.2f} before, below {ROUNDING:.0e} after")
+print(f"gates between 0 and 2: discrepancy off the law by less than {ROUNDING:.0e}")
 
 # %% [markdown]
 # ### The same rewrite again and again
 #
-# Repeat a rewrite with the same direction, target and gate and the factors multiply: after $n$ times the discrepancy is
-# $(1-\beta)^n$ of the first. A gate below one approaches the target from its side; a gate between one and two is
-# over-relaxed: it jumps past the target and comes back from the other side, and is no further from it than
-# the gate $2 - \beta$ would be. At the two ends nothing converges: $\beta = 0$ never moves, $\beta = 2$ jumps to and fro.
+# Repeat a rewrite with the same direction, target and gate and the factors multiply: after $n$ times the discrepancy
+# is $(1-\beta)^n$ of the first. A gate below one approaches the target from its side; a gate between one and two is
+# over-relaxed: it jumps past the target and comes back from the other side, and is no further from it than the gate
+# $2 - \beta$ would be. At the two ends nothing converges: $\beta = 0$ never moves, $\beta = 2$ jumps to and fro.
 
 # %% alt="Discrepancy against the number of repetitions, signed and in absolute value, for seven gates" tags=["fold"]
 GATES = {0.0: "C7", 0.25: "#56B4E9", 0.5: "#0072B2", 1.0: "#000000", 1.5: "#D55E00", 1.75: "#E69F00", 2.0: "#CC79A7"}
@@ -191,16 +193,17 @@ plt.show()
 # %% [markdown]
 # ## Everything orthogonal to the direction stays
 #
-# > Multiplying this error by $\mathbf{k}_l$ writes the correction back only into $\mathrm{span}\{\mathbf{k}_l\}$, leaving the
-# > orthogonal subspace on the direct shortcut path unchanged. (Sec. 2.1)
+# > Multiplying this error by $\mathbf{k}_l$ writes the correction back only into $\mathrm{span}\{\mathbf{k}_l\}$,
+# > leaving the orthogonal subspace on the direct shortcut path unchanged. (Sec. 2.1)
 #
-# For $\mathbf{u}^\top\mathbf{k} = 0$, (2.2) gives $\mathbf{u}^\top\mathbf{X}' = \mathbf{u}^\top\mathbf{X}$. So the change is an outer
-# product, $\mathbf{X}' - \mathbf{X} = \mathbf{k}\boldsymbol{\delta}^\top$ with $\boldsymbol{\delta} = \beta(\mathbf{v} - \mathbf{X}^\top\mathbf{k})$:
-# of the $d\,d_v$ numbers of a state only $d_v$ degrees of freedom are edited.
+# For $\mathbf{u}^\top\mathbf{k} = 0$, (2.2) gives $\mathbf{u}^\top\mathbf{X}' = \mathbf{u}^\top\mathbf{X}$. So the
+# change is an outer product, $\mathbf{X}' - \mathbf{X} = \mathbf{k}\boldsymbol{\delta}^\top$ with
+# $\boldsymbol{\delta} = \beta(\mathbf{v} - \mathbf{X}^\top\mathbf{k})$: of the $d\,d_v$ numbers of a state only $d_v$
+# degrees of freedom are edited.
 
 # %%
-uT = Symbol("u^T", commutative=False)
-assert sp.expand(uT * read_compare_write).subs(uT * k, 0) == uT * X
+u_row = Symbol("u^T", commutative=False)
+assert sp.expand(u_row * read_compare_write).subs(u_row * k, 0) == u_row * X
 
 change = rewritten - state
 complement = torch.eye(D, dtype=torch.float64) - outer
@@ -208,15 +211,15 @@ touched = (complement @ change).abs().max()
 ranks = torch.linalg.matrix_rank(change, rtol=1e-12)
 assert touched < ROUNDING
 assert (ranks == 1).all()
-print(f"largest change orthogonal to k: {touched:.1e}; rank of every change: {int(ranks.max())} of at most {D_V}")
+print(f"change orthogonal to k: below {ROUNDING:.0e}; rank of every change: {int(ranks.max())} of at most {D_V}")
 
 # %% [markdown]
 # ## At the end of the range: a reflection
 #
-# As $\beta \to 2$ the shortcut becomes $\mathbf{I} - 2\mathbf{k}\mathbf{k}^\top$, a Householder reflector. It keeps lengths and
-# undoes itself. With a target, the whole rewrite mirrors the state in the plane where the readout equals
-# the target, $\mathbf{k}^\top\mathbf{X} = \mathbf{v}^\top$: the discrepancy changes sign, and rewriting twice
-# with the same three quantities restores the state.
+# As $\beta \to 2$ the shortcut becomes $\mathbf{I} - 2\mathbf{k}\mathbf{k}^\top$, a Householder reflector. It keeps
+# lengths and undoes itself. With a target, the whole rewrite mirrors the state in the plane where the readout equals
+# the target, $\mathbf{k}^\top\mathbf{X} = \mathbf{v}^\top$: the discrepancy changes sign, and rewriting twice with
+# the same three quantities restores the state.
 
 # %%
 two = torch.full((TOKENS,), 2.0, dtype=torch.float64)
@@ -226,12 +229,15 @@ stretch = (torch.linalg.matrix_norm(mirrored) / torch.linalg.matrix_norm(state) 
 assert stretch < ROUNDING
 assert (twice - state).abs().max() < ROUNDING
 assert (mirrored - state).abs().max() > 1  # and it is not the identity
-print(f"shortcut alone: lengths change by at most {stretch:.1e}")
-print(f"whole rewrite, twice: state restored to {(twice - state).abs().max():.1e}")
+print(
+    f"the shortcut moves a state by up to {(mirrored - state).abs().max():.1f}, its length by less than {ROUNDING:.0e}"
+)
+print(f"the whole rewrite, twice: state restored to {ROUNDING:.0e}")
 
 # %% [markdown]
 # In two dimensions and with one value channel all of this fits in a picture. The gate moves the state along a line
-# parallel to $\mathbf{k}$, at a pace that makes $\beta = 1$ the point whose readout is $v$; nothing moves it sideways.
+# parallel to $\mathbf{k}$, at a pace that makes $\beta = 1$ the point whose readout is $v$; nothing moves it
+# sideways.
 
 # %% alt="A state in the plane moves parallel to the direction k as the gate opens from 0 to 2" tags=["fold"]
 angle, point, wanted = np.deg2rad(25), torch.tensor([[0.55], [1.25]], dtype=torch.float64), 2.1
@@ -250,13 +256,14 @@ axis.annotate("", xy=tuple(along), xytext=(0, 0), arrowprops={"arrowstyle": "-|>
 axis.text(*(along.numpy() * 0.6 + [0.05, -0.16]), "$k$", fontsize=11)
 plane = wanted * along.numpy() + np.array([-0.6, 1.75])[:, None] * across.numpy()
 axis.plot(*plane.T, color="#0072B2", ls="--", lw=1)
-axis.text(*(plane[1] + [0.06, -0.05]), "$k^\\top x = v$", color="#0072B2", fontsize=10)
+axis.text(*(plane[1] + [0.06, -0.05]), "$k^{\\mathrm{T}} x = v$", color="#0072B2", fontsize=10)
 axis.plot(*moved.numpy().T, color="#D55E00", lw=1)
 for b, place in zip(opened, moved.numpy(), strict=True):
     foot = float(along @ torch.from_numpy(place)) * along.numpy()
     axis.plot(*np.stack([place, foot]).T, color="C7", lw=0.6, ls=":")
     axis.plot(*place, "o", color="#D55E00", ms=6)
-    axis.text(*(place + [-0.05, 0.1]), f"β = {float(b):g}", ha="right", fontsize=9)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axis.text(place[0] - 0.05, place[1] + 0.12, f"β = {float(b):g}", ha="right", fontsize=9, bbox=box)
 axis.set(aspect="equal", xlim=(-0.55, 3.9), ylim=(-0.35, 2.9), xlabel="$x_1$", ylabel="$x_2$")
 plt.show()
 
@@ -271,17 +278,20 @@ plt.show()
 # > write-without-erase behavior and would lose this clean read-compare-write interpretation. (Sec. 2.1)
 #
 # Give erasing a gate $a$ and writing a gate $b$ of their own,
-# $\mathbf{X}' = (\mathbf{I} - a\,\mathbf{k}\mathbf{k}^\top)\mathbf{X} + b\,\mathbf{k}\mathbf{v}^\top$. The discrepancy then obeys
+# $\mathbf{X}' = (\mathbf{I} - a\,\mathbf{k}\mathbf{k}^\top)\mathbf{X} + b\,\mathbf{k}\mathbf{v}^\top$. The
+# discrepancy then obeys
 #
-# $$\mathbf{k}^\top\mathbf{X}' - \mathbf{v}^\top = (1-a)\,(\mathbf{k}^\top\mathbf{X} - \mathbf{v}^\top) + (b-a)\,\mathbf{v}^\top .$$
+# $$\mathbf{k}^\top\mathbf{X}' - \mathbf{v}^\top
+# = (1-a)\,(\mathbf{k}^\top\mathbf{X} - \mathbf{v}^\top) + (b-a)\,\mathbf{v}^\top .$$
 #
 # The last term has nothing to do with how wrong the readout was. A state that already matches its target is left
-# alone only if $a = b$ (or $\mathbf{v} = 0$); repeated, the readout tends to $\tfrac{b}{a}\mathbf{v}$, not to $\mathbf{v}$.
+# alone only if $a = b$ (or $\mathbf{v} = 0$); repeated, the readout tends to $\tfrac{b}{a}\mathbf{v}$, not to
+# $\mathbf{v}$.
 
 # %%
 a, b = sp.symbols("a b", real=True)
-separate = sp.expand(kT * ((1 - a * k * kT) * X + b * k * vT)).subs(kT * k, 1)
-assert sp.expand(separate - vT - ((1 - a) * (kT * X - vT) + (b - a) * vT)) == 0
+separate = sp.expand(k_row * ((1 - a * k * k_row) * X + b * k * v_row)).subs(k_row * k, 1)
+assert sp.expand(separate - v_row - ((1 - a) * (k_row * X - v_row) + (b - a) * v_row)) == 0
 r, v = sp.symbols("r v", real=True)
 sp.Eq(Symbol("r^*"), sp.solve(sp.Eq(r, (1 - a) * r + b * v), r)[0])
 
@@ -294,7 +304,12 @@ def rewrite_with_two_gates(X, erase, write):
 
 
 rows = ["| erase $a$ | write $b$ | readout / target after 1 | after 40 | |", "|---|---|---|---|---|"]
-for erase, write, kind in ((0.5, 0.5, "shared gate"), (0.5, 0, "erase only"), (0, 0.5, "write only"), (0.5, 0.75, "both")):
+for erase, write, kind in (
+    (0.5, 0.5, "shared gate"),
+    (0.5, 0, "erase only"),
+    (0, 0.5, "write only"),
+    (0.5, 0.75, "both"),
+):
     now, ratio = at_target, {}
     for n in range(1, 41):
         now = rewrite_with_two_gates(now, erase, write)
@@ -312,12 +327,14 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## The guard for small directions
 #
-# The rule wants $|\mathbf{k}| = 1$, and a proposal $\tilde{\mathbf{k}}$ may be tiny. The paper guards the division (Sec. 3.1):
+# The rule wants $|\mathbf{k}| = 1$, and a proposal $\tilde{\mathbf{k}}$ may be tiny. The paper guards the division
+# (Sec. 3.1):
 #
-# $$\mathbf{k} = \frac{\tilde{\mathbf{k}}}{\sqrt{|\tilde{\mathbf{k}}|^2 + \epsilon_k^2}}, \qquad |\mathbf{k}| < 1 .$$
+# $$\mathbf{k} = \frac{\tilde{\mathbf{k}}}{\sqrt{|\tilde{\mathbf{k}}|^2 + \varepsilon_k^2}}, \qquad |\mathbf{k}| < 1 .$$
 #
-# So a proposal near $\epsilon_k = 10^{-5}$ gives a direction shorter than one, and the law above changes
-# accordingly: with $|\mathbf{k}| = s$ the readout along the unit vector contracts by $1 - \beta s^2$ instead of $1 - \beta$.
+# So a proposal near $\varepsilon_k = 10^{-5}$ gives a direction shorter than one, and the law above changes
+# accordingly: with $|\mathbf{k}| = s$ the readout along the unit vector contracts by $1 - \beta s^2$ instead of
+# $1 - \beta$, towards $\mathbf{v} / s$.
 
 # %%
 source(normalize_direction)
@@ -341,7 +358,7 @@ kept = (proposal @ halves)[:, 0] / (proposal @ state[0])[0]
 assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13)
 print(f"1 - |k| at 10, 100, 1000 eps_k: {', '.join(f'{1 - n / (n * n + 1) ** 0.5:.1e}' for n in (10, 100, 1000))}")
 
-# %% alt="Length of the guarded direction and of what an overwrite leaves, against the length of the proposal" tags=["fold"]
+# %% alt="Length of the direction and what an overwrite leaves, against the length of the proposal" tags=["fold"]
 figure, axis = plt.subplots(figsize=(5.2, 2.6), layout="constrained")
 axis.semilogx(lengths, guarded.norm(dim=-1), color="#0072B2", label="$|k|$")
 axis.semilogx(lengths, kept, color="#D55E00", ls="--", label="old readout that $\\beta = 1$ leaves, $1 - |k|^2$")
@@ -352,19 +369,21 @@ axis.legend(frameon=False, loc="center right")
 plt.show()
 
 # %% [markdown]
-# Above $100\,\epsilon_k$ the direction is of length one to $5\cdot10^{-5}$ and the claims of this page hold as stated; near
-# $\epsilon_k$ an overwrite is only half an overwrite, and a vanishing proposal closes the rewrite instead of dividing
-# by zero. This page's fp64 examples therefore use $\epsilon_k = 0$.
+# Above $100\,\varepsilon_k$ the direction is of length one to $5\cdot10^{-5}$ and the claims of this page hold as
+# stated; near $\varepsilon_k$ an overwrite is only half an overwrite, and a vanishing proposal closes the rewrite
+# instead of dividing by zero. This page's fp64 examples therefore use $\varepsilon_k = 0$.
 
 # %% [markdown]
 # ## The same rule over time
 #
-# Appendix B points out that DeltaNet applies this rule along the sequence: with a memory $\mathbf{M}_t = \mathbf{S}_t^\top$,
+# Appendix B points out that DeltaNet applies this rule along the sequence: with a memory
+# $\mathbf{M}_t = \mathbf{S}_t^\top$,
 #
-# $$\mathbf{S}_t = (\mathbf{I} - \beta_t\mathbf{k}_t\mathbf{k}_t^\top)\,\mathbf{S}_{t-1} + \beta_t\mathbf{k}_t\mathbf{v}_t^\top \tag{B.1}$$
+# $$\mathbf{S}_t = (\mathbf{I} - \beta_t\mathbf{k}_t\mathbf{k}_t^\top)\,\mathbf{S}_{t-1}
+# + \beta_t\mathbf{k}_t\mathbf{v}_t^\top \tag{B.1}$$
 #
-# is $\mathbf{M}_t = \mathbf{M}_{t-1} + \beta_t(\mathbf{v}_t - \mathbf{M}_{t-1}\mathbf{k}_t)\mathbf{k}_t^\top$. The package's rewrite, run over
-# the tokens of the example as if they were time steps, reproduces that recurrence.
+# is $\mathbf{M}_t = \mathbf{M}_{t-1} + \beta_t(\mathbf{v}_t - \mathbf{M}_{t-1}\mathbf{k}_t)\mathbf{k}_t^\top$. The
+# package's rewrite, run over the tokens of the example as if they were time steps, reproduces that recurrence.
 
 # %%
 over_depth = torch.zeros(D, D_V, dtype=torch.float64)
@@ -374,16 +393,17 @@ for t in range(TOKENS):
     over_time = over_time + gate[t] * torch.outer(target[t] - over_time @ direction[t], direction[t])
 gap = (over_depth - over_time.T).abs().max()
 assert gap < 1e-11
-print(f"after {TOKENS} steps, states of size {over_depth.abs().max():.1f} differ by {gap:.1e}")
+print(f"after {TOKENS} steps, states of size {over_depth.abs().max():.1f} differ by less than 1e-11")
 
 # %% [markdown]
 # ## What was shown and what was not
 #
-# **Shown,** in symbols for every size and in fp64 on seeded examples: (2.1) and (2.2) are one rule; a closed gate returns the
-# state bit for bit; a gate of one overwrites the readout with the target; in general the discrepancy
-# shrinks by $1 - \beta$, changes its sign beyond one, and only the component along $\mathbf{k}$ moves; at two the shortcut reflects; separate
-# gates lose the target as a fixed point; the small-norm guard weakens these statements only for proposals near $\epsilon_k$.
+# **Shown,** in symbols for every size and in fp64 on seeded examples: (2.1) and (2.2) are one rule; a closed gate
+# returns the state bit for bit; a gate of one overwrites the readout with the target; in general the discrepancy
+# shrinks by $1 - \beta$, changes its sign beyond one, and only the component along $\mathbf{k}$ moves; at two the
+# shortcut reflects; separate gates lose the target as a fixed point; the small-norm guard weakens these statements
+# only for proposals near $\varepsilon_k$.
 #
 # **Not shown:** that a network profits from any of it. Here direction, target and gate were given; in the model they
-# depend on the state and are learned, and a rewrite acts along one direction per layer. Nothing here says which
-# gates training chooses, nor what happens in bf16 over many layers.
+# depend on the state and are learned, and a rewrite acts along one direction per layer. Nothing here says which gates
+# training chooses, nor what happens in bf16 over many layers.

@@ -36,10 +36,10 @@ print(scale_note(data))
 # %% [markdown]
 # ## The curves
 #
-# Every panel leaves out the fall from the logarithm of the vocabulary size during the first few percent of the
-# tokens, which all designs share. Training losses are those of single batches, so they are noisy; validation losses
-# are on a fixed set of sequences, the same for all runs, so a difference between two of them is not a difference of
-# data.
+# Every panel leaves out the fall from the logarithm of the vocabulary size during the first tenth of the tokens,
+# which all designs share. A training loss is the mean over the batches since the last record, so it is noisy;
+# validation losses are on a fixed set of sequences, the same for all runs, so a difference between two of them is not
+# one of data.
 
 
 # %%

@@ -86,6 +86,5 @@ if handles:
 #
 # The ratios show what the rewrite costs at these shapes on this device with this implementation. They are not the
 # paper's ratios: it measured wide models on four GPUs with fused kernels, where the rewrite is bound by memory
-# traffic; at small widths and on a processor the fixed cost of each operation weighs more. Peak memory says what the
-# note beside it says, which on a processor includes the interpreter and its libraries, so its factor understates the
-# growth of the state.
+# traffic; at small widths and on a processor the fixed cost of each operation weighs more. Peak memory is what
+# `peak_mem_kind` above says; on another kind of device it is another quantity, and only its factors may be compared.

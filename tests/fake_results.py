@@ -60,6 +60,8 @@ def write(root: Path, scale_name: str = "laptop") -> Path:
                 for shots in scale.evaluation.shots:
                     _json(results / f"evals/{run}/{shots}shot.json", _evaluation(shots, index, random))
             _json(results / f"cost/{size}/{variant}.json", _cost(size, variant, index))
+    for shots in scale.evaluation.shots:
+        _json(results / f"evals/random-init/{shots}shot.json", _evaluation(shots, -10, random))
     _json(results / "data/manifest.json", MANIFEST)
     return results
 

@@ -61,11 +61,20 @@ def test_paper_scale_is_the_papers():
         (lambda v: v["training"].pop("steps"), r"mine\.yaml: missing key training\.steps"),
         (lambda v: v["training"].update(steps="3"), r"mine\.yaml: training\.steps: expected int, found '3'"),
         (lambda v: v["training"].update(steps=True), r"mine\.yaml: training\.steps: expected int, found True"),
-        (lambda v: v["training"].update(dtype="fp8"), r"training\.dtype: expected one of float32, bfloat16, found 'fp8'"),
-        (lambda v: v["training"].update(micro_batch_sequences=3), r"training\.micro_batch_sequences: 3 does not divide"),
+        (
+            lambda v: v["training"].update(dtype="fp8"),
+            r"training\.dtype: expected one of float32, bfloat16, found 'fp8'",
+        ),
+        (
+            lambda v: v["training"].update(micro_batch_sequences=3),
+            r"training\.micro_batch_sequences: 3 does not divide",
+        ),
         (lambda v: v.update(sizes={"small": v["sizes"]["small"]}), r"sizes: expected small and medium, found small"),
         (lambda v: v["sizes"]["small"].update(heads=[2]), r"sizes\.small\.heads: expected int, found \[2\]"),
-        (lambda v: v.update(corpus={"name": "text", "val_fraction": 0.1}), r"corpus\.path: needed by the corpus 'text'"),
+        (
+            lambda v: v.update(corpus={"name": "text", "val_fraction": 0.1}),
+            r"corpus\.path: needed by the corpus 'text'",
+        ),
         (lambda v: v.update(seeds=[0, 0]), r"seeds: expected different integers, found \[0, 0\]"),
     ],
 )
@@ -114,14 +123,26 @@ def test_plain_values_round_trip():
 def test_every_setting_is_read_somewhere():
     code = "".join(path.read_text() for path in (ROOT / "ddl").rglob("*.py") if path.name != "config.py")
     code += (ROOT / "Snakefile").read_text() + (ROOT / "ddl/config.py").read_text().split("def load_scale")[0]
-    for name in ("ModelConfig", "SizeConfig", "CorpusConfig", "TokenizerConfig", "TrainConfig", "EvalConfig", "CostConfig"):
+    for name in (
+        "ModelConfig",
+        "SizeConfig",
+        "CorpusConfig",
+        "TokenizerConfig",
+        "TrainConfig",
+        "EvalConfig",
+        "CostConfig",
+    ):
         for field in vars(config_module)[name].__dataclass_fields__:
             assert re.search(rf"\.{field}\b", code), f"{name}.{field} is read nowhere"
 
 
 def test_command_line_prints_one_line_and_exits_2_on_a_mistake():
     done = subprocess.run(
-        [sys.executable, "-m", "ddl.describe", "--scale", "lapdog"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ddl.describe", "--scale", "lapdog"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"

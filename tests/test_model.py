@@ -37,7 +37,12 @@ def perturbed(model, seed=1):
 
 @pytest.mark.parametrize(
     ("size", "variant", "millions"),
-    [("small", "baseline", 123.6), ("medium", "baseline", 353.5), ("small", "ddl-cc", 123.7), ("medium", "ddl-tc", 354.2)],
+    [
+        ("small", "baseline", 123.6),
+        ("medium", "baseline", 353.5),
+        ("small", "ddl-cc", 123.7),
+        ("medium", "ddl-tc", 354.2),
+    ],
 )
 def test_parameter_counts_are_the_papers(size, variant, millions):
     total = parameter_count(load_scale("paper").model(size, variant))["total"]
@@ -165,7 +170,9 @@ def test_saved_model_loads_bitwise(tiny_config, tmp_path):
     save_model(model, tmp_path)
     loaded = load_model(tmp_path)
     assert loaded.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
 
 
 def test_damaged_or_mismatched_model_files_are_named(tiny_config, tmp_path):

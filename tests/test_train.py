@@ -10,9 +10,9 @@ import torch
 
 from ddl import train as train_module
 from ddl.config import load_scale
-from ddl.data import DataError, write_shard
 from ddl.model import load_model
 from ddl.provenance import sha256_file, write_json
+from ddl.shards import DataError, write_shard
 from ddl.train import Run, TrainingError, learning_rate, make_optimizer
 
 STEPS = 12
@@ -237,4 +237,6 @@ def test_weight_decay_acts_on_matrices_only(tiny_config):
     assert len(decayed["params"]) + len(others["params"]) == len(names)
     decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
     assert "embedding.weight" in decayed_names
-    assert not [name for name in decayed_names if "norm" in name or "bias" in name or "kernel" in name or "read" in name]
+    assert not [
+        name for name in decayed_names if "norm" in name or "bias" in name or "kernel" in name or "read" in name
+    ]

@@ -1,0 +1,228 @@
+"""Reference results: keep the small files of a real run, and show them in the README.
+
+    python -m ddl.reference keep --results results/laptop --name laptop-epyc
+    python -m ddl.reference readme --name laptop-epyc
+
+`keep` copies what a reader wants to see without running anything into results/reference/<name>/. `readme` writes the
+parts of README.md between its `begin`/`end` marks: the results, the times, and the picture of the workflow.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ddl.config import ROOT, ConfigError, load_variants
+from ddl.provenance import user_errors, write_json, write_text
+
+REFERENCE = ROOT / "results" / "reference"
+KEPT = (
+    "numbers.json",
+    "data/manifest.json",
+    "data/tasks/manifest.json",
+    "runs/*/*/seed*/summary.json",
+    "runs/*/*/seed*/metrics.jsonl",
+    "runs/*/*/seed*/provenance.json",
+    "evals/**/*.json",
+    "cost/*/*.json",
+    "tables/*.csv",
+    "figures/figure2.png",
+)
+STAGES = {  # benchmark files -> stage, in the order of the workflow
+    "data.tsv": "corpus, tokenizer, shards",
+    "tasks.tsv": "offline tasks",
+    "train/*.tsv": "twelve trainings",
+    "evaluate/*.tsv": "evaluations",
+    "cost/*.tsv": "cost measurements",
+    "notebooks/*.tsv": "notebooks, figures, tables",
+    "numbers.tsv": "numbers",
+    "paper.tsv": "paper",
+}
+
+
+class KeepError(ValueError):
+    """Results that are not complete enough to be kept, or a README without its marks."""
+
+
+def keep(results: Path, name: str) -> None:
+    """Copy the small files of a finished run to results/reference/<name>/, whole or not at all.
+
+    Raises:
+        KeepError: the run has no paper.pdf yet, or was made from changed files.
+    """
+    if not (results / "paper.pdf").is_file():
+        raise KeepError(f"{results}/paper.pdf: not found; expected the results of a finished run")
+    dirty = [path for path in results.glob("runs/*/*/seed*/provenance.json") if json.loads(path.read_text())["dirty"]]
+    if dirty:
+        raise KeepError(f"{dirty[0]}: trained from files that no commit holds; commit, then run again")
+    target = REFERENCE / name
+    partial = target.with_name(f".{name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for pattern in KEPT:
+        for source in sorted(results.glob(pattern)):
+            copy = partial / source.relative_to(results)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+    write_json(partial / "times.json", times(results))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    print(f"kept {sum(path.is_file() for path in target.rglob('*'))} files in {target}")
+
+
+def times(results: Path) -> dict[str, Any]:
+    """Seconds of each stage from Snakemake's benchmark files, of the whole run by the clock, and the disk it takes."""
+    stages = []
+    for pattern, label in STAGES.items():
+        seconds = [_seconds(path) for path in sorted((results / "benchmarks").glob(pattern))]
+        stages.append(
+            {"stage": label, "jobs": len(seconds), "seconds": sum(seconds), "longest": max(seconds, default=0)}
+        )
+    first = results / "benchmarks" / "data.tsv"
+    wall = (results / "paper.pdf").stat().st_mtime - (first.stat().st_mtime - _seconds(first))
+    sizes = {"results_bytes": folder_bytes(results), "environment_bytes": folder_bytes(Path(sys.prefix))}
+    return {"wall_seconds": wall, "cores": os.cpu_count(), "stages": stages, **sizes}
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+
+
+def _seconds(path: Path) -> float:
+    with open(path, newline="") as file:
+        return float(next(csv.DictReader(file, delimiter="\t"))["s"])
+
+
+def readme(name: str) -> None:
+    """Write the marked parts of README.md.
+
+    Raises:
+        KeepError: no such reference results, or a mark is missing.
+    """
+    folder = REFERENCE / name
+    if not folder.is_dir():
+        known = ", ".join(sorted(path.name for path in REFERENCE.glob("*"))) or "none"
+        raise KeepError(f"results/reference/{name}: not found; there are: {known}")
+    path = ROOT / "README.md"
+    text = path.read_text()
+    for part, content in readme_parts(folder).items():
+        text = replace_part(text, part, content)
+    write_text(path, text)
+    print(f"README.md shows results/reference/{name}")
+
+
+def readme_parts(folder: Path) -> dict[str, str]:
+    """The marked parts that come from reference results, and the workflow's picture."""
+    numbers = json.loads((folder / "numbers.json").read_text())
+    return {
+        "results": results_part(folder, numbers),
+        "times": times_part(json.loads((folder / "times.json").read_text()), numbers),
+        "workflow": f"```mermaid\n{rulegraph()}\n```",
+    }
+
+
+def replace_part(text: str, part: str, content: str) -> str:
+    """Put content between `<!-- begin part -->` and `<!-- end part -->`."""
+    begin, end = f"<!-- begin {part} -->", f"<!-- end {part} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise KeepError(f"README.md: expected the marks {begin} and {end} once each")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def results_part(folder: Path, numbers: dict[str, Any]) -> str:
+    """The table of all runs, ours beside the paper's, and where ours come from."""
+    lines = [
+        "| size | model | parameters | val. loss | minus baseline | *paper: minus baseline* | 1-shot average, % "
+        "| train speed / baseline | *paper* | peak memory / baseline | *paper* |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    labels = {slug: variant.label for slug, variant in load_variants().items()}
+    for size, runs in numbers["runs"].items():
+        for slug, ours in runs.items():
+            paper = numbers["published"][size][slug]
+            accuracy = _number(ours["avg_1shot"], "{:.1f}", 100)
+            if ours["avg_1shot_stderr"] is not None:
+                accuracy += f" ± {100 * ours['avg_1shot_stderr']:.1f}"
+            cells = [
+                size,
+                labels[slug],
+                _number(ours["params"], "{:,.0f}"),
+                _number(ours["val_loss"], "{:.3f}"),
+                _number(ours["delta"], "{:+.3f}"),
+                _number(paper["delta"], "*{:+.4f}*"),
+                accuracy,
+                _number(ours["train_ratio"], "{:.2f}"),
+                _number(paper["train_ratio"], "*{:.2f}*"),
+                _number(ours["peak_mem_factor"], "{:.2f}"),
+                _number(paper["peak_mem_factor"], "*{:.2f}*"),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    source, paper_run = numbers["provenance"], numbers["paper"]
+    place = folder.relative_to(ROOT)
+    lines += [
+        "",
+        f"Scale `{numbers['scale']['name']}`: {numbers['training']['tokens']:,} tokens a run, "
+        f"{len(numbers['scale']['seeds'])} seed; {source['device']}, torch {source['versions'].get('torch')}, "
+        f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). Columns in italics are the paper's own, "
+        f"from models trained on {paper_run['tokens'] / 1e9:.2f} B tokens: they are shown for their sign and order, "
+        "the absolute numbers of the two scales do not compare. A dash is a number that the paper does not give.",
+    ]
+    return "\n".join(lines)
+
+
+def times_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
+    """How long each stage took in the reference run."""
+    lines = ["| stage | jobs | seconds of work |", "|---|--:|--:|"]
+    lines += [f"| {row['stage']} | {row['jobs']} | {row['seconds']:,.0f} |" for row in spent["stages"]]
+    lines += [
+        "",
+        f"By the clock {spent['wall_seconds'] / 60:.0f} minutes with {spent['cores']} cores of a "
+        f"{numbers['provenance']['device']}. The results took {spent['results_bytes'] / 1e6:,.0f} MB, the environment "
+        f"{spent['environment_bytes'] / 1e9:.1f} GB, with a build of torch that has no CUDA packages.",
+    ]
+    return "\n".join(lines)
+
+
+def rulegraph() -> str:
+    """The workflow as Snakemake itself draws it, in Mermaid's language."""
+    snakemake = Path(sys.executable).parent / "snakemake"
+    done = subprocess.run(
+        [str(snakemake), "--rulegraph", "mermaid-js", "--forceall"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.replace("\t", "  ").rstrip() for line in done.stdout.strip().splitlines()]
+    return "\n".join(line for line in lines if not line.strip().startswith("style "))
+
+
+def _number(value: float | None, form: str, factor: float = 1) -> str:
+    return "–" if value is None else form.format(factor * value)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module's first lines."""
+    parser = argparse.ArgumentParser(prog="python -m ddl.reference", description="Keep and show reference results.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    keep_parser = commands.add_parser("keep", help="copy the small files of a finished run")
+    keep_parser.add_argument("--results", required=True, type=Path, help="e.g. results/laptop")
+    readme_parser = commands.add_parser("readme", help="write the marked parts of README.md")
+    for command in (keep_parser, readme_parser):
+        command.add_argument("--name", required=True, help="of the folder in results/reference")
+    args = parser.parse_args(argv)
+    with user_errors(ConfigError, KeepError):
+        if args.command == "keep":
+            keep(args.results, args.name)
+        else:
+            readme(args.name)
+
+
+if __name__ == "__main__":
+    main()

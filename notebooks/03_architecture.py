@@ -1,0 +1,268 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Where does the rewrite sit in the model, and how large are the models?
+#
+# **Question.** What does a layer read from the residual state, what does it compute, and what does it write back (the
+# paper's Figure 1)? And how do the two model sizes of this run compare with the paper's (Table 6)?
+#
+# > The resulting protocol is therefore compress, process, and rewrite. (Sec. 2.2)
+
+# %% tags=["parameters"]
+results = "results/laptop"
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from ddl.config import load_scale
+from ddl.model import parameter_count
+from ddl.report import save_figure, set_style
+from ddl.results import published
+from ddl.tables import DASH, cell, count, write_table
+
+scale = load_scale(Path(results).name)
+set_style()
+Markdown(f"This page describes the **{scale.title}** scale.")
+
+# %% [markdown]
+# ## Figure 1: one block, and its place in the stack
+#
+# The drawing below is made of three helpers: a box, an arrow along given corners, and a label. Colours are told apart
+# by common kinds of colour vision, and every box is labelled, so the figure survives a grey print.
+
+# %% tags=["fold"] summary="Code: boxes, arrows, labels"
+STATE, SHORTCUT, GENERATOR, PROCESS, WRITE = "#E8E8E8", "#CFE3F2", "#FBE3C0", "#D5EBDD", "#F6D3C4"
+INK = "#222222"
+
+
+def box(axes, x, y, text, width, height=0.8, colour="white", size=7.5):
+    """A labelled box with its middle at (x, y); sizes in cm."""
+    corner = (x - width / 2, y - height / 2)
+    style = f"round,pad=0,rounding_size={min(0.12, height / 4)}"
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, fc=colour, ec=INK, lw=0.8, zorder=3))
+    axes.text(x, y, text, ha="center", va="center", fontsize=size, color=INK, zorder=4, linespacing=1.2)
+
+
+def arrow(axes, *corners):
+    """A line through the corners, with an arrow's head at the last."""
+    (x0, y0), (x1, y1) = corners[-2:]
+    length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
+    neck = (x1 - 0.3 * (x1 - x0) / length, y1 - 0.3 * (y1 - y0) / length)
+    line = (*corners[:-1], neck)
+    axes.plot(*zip(*line, strict=True), color=INK, lw=0.9, zorder=2, solid_joinstyle="round", solid_capstyle="butt")
+    style = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(neck, corners[-1], color=INK, lw=0.9, zorder=2, **style))
+
+
+def label(axes, x, y, text, size=7, colour=INK, **options):
+    axes.text(x, y, text, fontsize=size, color=colour, **({"ha": "center", "va": "center"} | options))
+
+
+def panel(axes, width, height, title):
+    """Axes whose unit is one centimetre, with a title below."""
+    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    axes.axis("off")
+    label(axes, width / 2, 0.15, title, size=8)
+
+
+# %% tags=["fold"] summary="Code: panel (a)"
+def draw_block(axes):
+    """Panel (a): Eq. 2.1 as a residual block, the shortcut on the left and the write on the right."""
+    trunk = 1.35
+    panel(axes, 6.9, 10.2, "(a) Deep Delta residual block")
+    box(axes, trunk, 1.15, "$\\mathbf{X}_l$", 1.5, 0.65, STATE, 9)
+    box(
+        axes,
+        trunk,
+        5.75,
+        "shortcut\n$\\mathbf{A} = \\mathbf{I} - \\beta \\mathbf{k} \\mathbf{k}^{\\mathrm{T}}$",
+        2.4,
+        1.1,
+        SHORTCUT,
+    )
+    axes.add_patch(plt.Circle((trunk, 8.0), 0.24, fc="white", ec=INK, lw=0.8, zorder=3))
+    label(axes, trunk, 7.985, "+", 10, zorder=4)
+    box(axes, trunk, 9.5, "$\\mathbf{X}_{l+1}$", 1.5, 0.65, STATE, 9)
+    arrow(axes, (trunk, 1.475), (trunk, 5.2))
+    arrow(axes, (trunk, 6.3), (trunk, 7.76))
+    arrow(axes, (trunk, 8.24), (trunk, 9.175))
+    label(axes, trunk + 0.15, 7.0, "$\\mathbf{A} \\mathbf{X}_l$", ha="left")
+
+    group = FancyBboxPatch(
+        (2.75, 2.2), 4.05, 2.05, boxstyle="round,pad=0,rounding_size=0.12", fc="#FAFAFA", ec="#888888", lw=0.7, ls="--"
+    )
+    axes.add_patch(group)
+    label(axes, 4.775, 3.98, "generators, from $\\mathbf{X}_l$", 7, "#555555")
+    for x, text in (
+        (3.45, "gate\n$\\beta = 2\\sigma(\\cdot)$"),
+        (4.8, "direction\n$\\mathbf{k},\\ |\\mathbf{k}|=1$"),
+        (6.13, "target\n$\\mathbf{v}$"),
+    ):
+        box(axes, x, 3.0, text, 1.23, 1.1, GENERATOR, 6.8)
+    arrow(axes, (trunk, 3.2), (2.75, 3.2))
+    arrow(axes, (3.45, 4.25), (3.45, 5.75), (2.55, 5.75))
+    label(axes, 3.57, 5.0, "$\\beta,\\ \\mathbf{k}$", ha="left")
+    box(axes, 5.4, 8.0, "write\n$\\beta\\, \\mathbf{k}\\, \\mathbf{v}^{\\mathrm{T}}$", 1.9, 1.1, WRITE)
+    arrow(axes, (5.4, 4.25), (5.4, 7.45))
+    label(axes, 5.52, 5.75, "$\\beta,\\ \\mathbf{k},\\ \\mathbf{v}$", ha="left")
+    arrow(axes, (4.45, 8.0), (trunk + 0.24, 8.0))
+    label(axes, 4.6, 9.5, "$\\beta = 0$: skip     $\\beta = 1$: overwrite\n$\\beta \\to 2$: shortcut reflects", 6.8)
+
+
+# %% tags=["fold"] summary="Code: panel (b)"
+def lanes(axes, x, bottom, top):
+    """The expanded state as it runs through the depth: one thin line a value channel."""
+    for shift in (-0.18, -0.06, 0.06, 0.18):
+        axes.plot([x + shift] * 2, [bottom, top], color="#6F6F6F", lw=1.0, zorder=1, solid_capstyle="butt")
+
+
+def draw_sublayer(axes, bottom, sublayer, step):
+    """One compress, process, rewrite: reads the state at `bottom`, rewrites it 1.5 cm higher."""
+    arrow(axes, (1.58, bottom), (2.45, bottom))
+    box(axes, 3.3, bottom, "compress", 1.7, 0.75, SHORTCUT)
+    arrow(axes, (4.15, bottom), (5.1, bottom))
+    label(axes, 4.62, bottom + 0.2, "$\\mathbf{x}^{\\mathrm{in}}$")
+    box(axes, 7.05, bottom, f"process\nRMSNorm, {sublayer}", 3.9, 0.85, PROCESS)
+    arrow(axes, (7.05, bottom + 0.425), (7.05, bottom + 1.075))
+    label(axes, 7.2, bottom + 0.74, "$\\mathbf{h}$ and $\\mathbf{c}$", ha="left")
+    box(
+        axes,
+        7.05,
+        bottom + 1.5,
+        "generate\n$\\mathbf{k} = \\mathbf{h} / |\\mathbf{h}|$,  $\\mathbf{v}$ and $\\beta$ from $\\mathbf{c}$",
+        3.9,
+        0.85,
+        GENERATOR,
+    )
+    arrow(axes, (5.1, bottom + 1.5), (2.35, bottom + 1.5))
+    label(axes, 3.75, bottom + 1.7, f"$\\mathbf{{k}}_{{{step}}},\\ \\mathbf{{v}}_{{{step}}},\\ \\beta_{{{step}}}$")
+    box(axes, 1.4, bottom + 1.5, "rewrite\nEq. 2.2", 1.9, 0.85, WRITE)
+
+
+def draw_stack(axes):
+    """Panel (b): the expanded state through the depth, read and rewritten by every sublayer."""
+    panel(axes, 9.4, 10.2, "(b) Compress, process, rewrite across depth")
+    lanes(axes, 1.4, 1.4, 8.65)
+    box(axes, 4.725, 1.15, "token embedding, expanded (EC) to $d_v$ value channels", 8.55, 0.65, STATE)
+    draw_sublayer(axes, 2.2, "attention", "l")
+    draw_sublayer(axes, 4.95, "SwiGLU MLP", "l+1")
+    label(axes, 1.75, 7.45, "and so on, for every block", 7, "#555555", ha="left")
+    axes.plot([1.15, 1.65], [7.45, 7.45], color="white", lw=5, zorder=1.5)
+    label(axes, 1.4, 7.45, "$\\vdots$", 9, zorder=4)
+    arrow(axes, (1.4, 8.65), (1.4, 9.5), (2.45, 9.5))
+    box(axes, 3.3, 9.5, "compress", 1.7, 0.75, SHORTCUT)
+    arrow(axes, (4.15, 9.5), (5.1, 9.5))
+    box(axes, 7.05, 9.5, "RMSNorm, tied head: logits", 3.9, 0.75, STATE)
+    label(axes, 1.75, 8.45, "persistent state: $(B, T, d, d_v)$", 7, "#0B5A8A", ha="left")
+    label(axes, 5.25, 8.95, "compute width: $(B, T, d)$", 7, "#0B5A8A", ha="left")
+
+
+# %% alt="Figure 1: the Deep Delta residual block, and compress, process, rewrite across depth"
+CM = 1 / 2.54
+figure, panels = plt.subplots(1, 2, figsize=(17 * CM, 10.4 * CM), width_ratios=(6.9, 9.4))
+figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.04)
+draw_block(panels[0])
+draw_stack(panels[1])
+save_figure(figure, results, "figure1")
+plt.show()
+
+# %% [markdown]
+# (a) A block multiplies the old state by the shortcut $\mathbf{A}$ and adds a rank-one write; direction $\mathbf{k}$,
+# gate $\beta$ and target $\mathbf{v}$ come from the state itself. (b) The state keeps $d_v$ value channels per
+# feature through the whole depth, while attention and MLP only ever see a compressed vector of width $d$.
+# $\mathbf{h}$ is the sublayer's output, $\mathbf{c}$ the normalised input it was computed from. With $d_v = 1$ there
+# is nothing to compress and the state is $(B, T, d)$.
+
+# %% [markdown]
+# ## Table 6: the sizes
+#
+# The published rows are copied from the paper. The second block counts the parameters of this package's baseline at
+# the paper's shapes; a third is the scale of this page, where that is another. The paper prints millions, and the
+# same small baseline as 124M here and 123M in its Table 4, so whether it rounds or truncates is open: the two counts
+# must lie within one million of each other.
+
+# %%
+SIZES = ("small", "medium")
+paper_scale = load_scale("paper")
+theirs = published("architecture").set_index("size")
+
+
+def rows_of(at, block):
+    """The rows of one scale: its two baselines as this package builds them."""
+    for size in SIZES:
+        model = at.model(size, "baseline")
+        yield {
+            "block": block,
+            "Model": f"{size.capitalize()}-size",
+            "#Param": count(parameter_count(model)["total"], 4),
+            "#Layer": cell(model.layers),
+            "#Head": cell(model.heads),
+            "Head dimension": cell(model.head_dim),
+            "Hidden size": cell(model.width),
+        }
+
+
+names = {
+    "params": "#Param",
+    "layers": "#Layer",
+    "heads": "#Head",
+    "head_dim": "Head dimension",
+    "hidden_size": "Hidden size",
+}
+rows = [
+    {"block": "Published", "Model": f"{size.capitalize()}-size"}
+    | {title: cell(str(theirs.at[size, key])) for key, title in names.items()}
+    for size in SIZES
+]
+rows += rows_of(paper_scale, "This package at the published shapes")
+if scale.sizes != paper_scale.sizes or scale.tokenizer != paper_scale.tokenizer:
+    rows += rows_of(scale, f"This run ({scale.title.lower()} scale)")
+
+for size in SIZES:
+    total = parameter_count(paper_scale.model(size, "baseline"))["total"]
+    assert abs(total / 1e6 - float(theirs.at[size, "params"].rstrip("M"))) < 1, (size, total)
+    assert paper_scale.model(size, "baseline").head_dim == int(theirs.at[size, "head_dim"])
+
+write_table(
+    pd.DataFrame(rows),
+    results,
+    "table6",
+    caption="Architecture hyperparameters of the two model sizes (baseline).",
+    note="The embedding is counted once: it is shared with the output head.",
+)
+
+# %% [markdown]
+# The package's baselines have the published sizes. The designs differ from the baseline by small generators and
+# convolutions only:
+
+# %%
+lines = ["| design | " + " | ".join(f"{size}: parameters | beyond the baseline" for size in SIZES) + " |"]
+lines.append("|---" * (1 + 2 * len(SIZES)) + "|")
+for slug, variant in scale.variants.items():
+    cells = []
+    for size in SIZES:
+        total, base = (parameter_count(scale.model(size, name))["total"] for name in (slug, "baseline"))
+        cells += [f"{total:,}", f"+{100 * (total / base - 1):.2f} %" if total != base else DASH]
+    lines.append(f"| {variant.label.replace('d_v', '$d_v$')} | " + " | ".join(cells) + " |")
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# ## What was shown and what was not
+#
+# **Shown:** the layout of a block and of the stack as the package implements it, and that its baseline has the
+# published shapes and the published numbers of parameters to within one million.
+#
+# **Not shown:** that the drawing and the code agree; no assertion can look at a picture. The tests of `ddl/model.py`
+# are what holds the code to the formulas. Exact parameter counts are not published, so a difference below a million
+# would go unnoticed here.
