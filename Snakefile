@@ -55,6 +55,7 @@ MODEL = (
     "ops/expand",
     "ops/compress",
 )
+TASKS = ("tasks", "items", "passages", "tokenizer", "sequences", "shards")
 REPORT = ("report", "results", "tables", "numbers")
 TEMPLATE = [str(path) for path in sorted(Path("notebooks/template").rglob("*")) if path.is_file()]
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
@@ -122,6 +123,10 @@ def threads_of_run(wildcards):
     return SCALES[wildcards.scale].training.threads
 
 
+def gpus_of_run(wildcards):
+    return SCALES[wildcards.scale].training.gpus
+
+
 rule all:
     default_target: True
     input:
@@ -167,7 +172,7 @@ rule data:
 rule tasks:
     input:
         manifest=rules.data.output.manifest,
-        code=source("tasks", "tokenizer"),
+        code=source(*TASKS),
     output:
         manifest="results/{scale}/data/tasks/manifest.json",
     log:
@@ -204,7 +209,7 @@ rule train:
     priority: 10
     threads: threads_of_run
     resources:
-        gpu=1,
+        gpu=gpus_of_run,
         mem_mb=4000,
     params:
         settings=run_settings,
@@ -224,7 +229,7 @@ rule evaluate:
         tasks=task_files,
         config=rules.train.output.config,
         weights=rules.train.output.weights,
-        code=source("evaluate", "tasks", "tokenizer", "data", *MODEL),
+        code=source("evaluate", "harness", *TASKS, *MODEL),
     output:
         validation=f"{EVAL}/validation.json",
         zero_shot=f"{EVAL}/0shot.json",
@@ -235,7 +240,7 @@ rule evaluate:
         "results/{scale}/benchmarks/evaluate/{size}-{variant}-seed{seed}.tsv"
     threads: threads_of_run
     resources:
-        gpu=1,
+        gpu=gpus_of_run,
         mem_mb=4000,
     params:
         settings=settings("evaluation"),
@@ -253,7 +258,7 @@ rule evaluate_random_init:
     input:
         manifest=rules.data.output.manifest,
         tasks=task_files,
-        code=source("evaluate", "tasks", "tokenizer", "data", *MODEL),
+        code=source("evaluate", "harness", *TASKS, *MODEL),
     output:
         zero_shot="results/{scale}/evals/random-init/0shot.json",
         one_shot="results/{scale}/evals/random-init/1shot.json",
@@ -263,7 +268,7 @@ rule evaluate_random_init:
         "results/{scale}/benchmarks/evaluate/random-init.tsv"
     threads: threads_of_run
     resources:
-        gpu=1,
+        gpu=gpus_of_run,
         mem_mb=4000,
     params:
         settings=settings("evaluation", "sizes"),
@@ -287,7 +292,7 @@ rule cost:
         "results/{scale}/benchmarks/cost/{size}.tsv"
     threads: all_cores
     resources:
-        gpu=1,
+        gpu=gpus_of_run,
         mem_mb=8000,
     params:
         settings=settings("cost", "sizes", "sequence_length", "tokenizer"),
@@ -303,7 +308,7 @@ rule derivation:
     input:
         notebook="notebooks/{name}.py",
         template=TEMPLATE,
-        code=source("notebook", *MODEL),
+        code=source("notebook", *REPORT, "ops/__init__", "ops/rewrite"),
     output:
         html="results/{scale}/notebooks/{name}.html",
     log:

@@ -167,7 +167,8 @@ class TrainConfig:
     log_interval: int
     checkpoint_interval: int
     dtype: Literal["float32", "bfloat16"]
-    threads: int
+    threads: int  # of a run on the CPU
+    gpus: int  # that a run needs for itself; 0 for runs small enough to share one or to do without
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -186,6 +187,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected a positive integer, found {getattr(self, name)}")
+        if self.gpus not in (0, 1):
+            raise ConfigError(f"training.gpus: expected 0 or 1, found {self.gpus}")
         if self.batch_sequences % self.micro_batch_sequences:
             raise ConfigError(
                 f"training.micro_batch_sequences: {self.micro_batch_sequences} does not divide "

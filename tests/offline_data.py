@@ -14,6 +14,7 @@ from ddl.shards import write_shard
 from ddl.tokenizer import END_OF_TEXT, train_bpe
 
 VOCAB_SIZE = 1024
+SHARD_TOKENS = 700
 
 
 @functools.cache
@@ -32,8 +33,8 @@ def offline_scale(items: int) -> Scale:
     return dataclasses.replace(scale, evaluation=dataclasses.replace(scale.evaluation, items_per_task=items))
 
 
-def write_data(folder: Path, splits: dict[str, list[Document]], val_tokens: int = 4096) -> Path:
-    """Documents, tokenizer, manifest and the first tokens of the validation split as a shard."""
+def write_data(folder: Path, splits: dict[str, list[Document]]) -> Path:
+    """Documents, tokenizer, manifest, and the first tokens of each split as a shard."""
     tokenizer = train_bpe([document.text for document in splits["train"][::4]], VOCAB_SIZE)
     write_text(folder / "tokenizer.json", tokenizer.to_str())
     files, shards = {}, {}
@@ -41,7 +42,8 @@ def write_data(folder: Path, splits: dict[str, list[Document]], val_tokens: int 
         path = folder / "documents" / f"{split}.jsonl"
         write_text(path, "".join(json.dumps(dataclasses.asdict(document)) + "\n" for document in members))
         files[split] = {"file": f"documents/{path.name}", "sha256": sha256_file(path)}
-        tokens = tokenizer.encode(END_OF_TEXT + members[0].text).ids[:val_tokens]
+        text = "\n".join(document.text for document in members[:20])
+        tokens = tokenizer.encode(END_OF_TEXT + text).ids[:SHARD_TOKENS]
         shard = folder / f"{split}_000000.bin"
         write_shard(shard, np.array(tokens, dtype=np.uint16))
         entry = {"file": shard.name, "tokens": len(tokens), "sha256": sha256_file(shard)}

@@ -101,8 +101,8 @@ def imported(file: Path) -> set[Path]:
                 if name.split(".")[0] != "ddl":
                     continue
                 path = ROOT.joinpath(*name.split("."))
-                for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-                    if candidate.is_file() and candidate not in found:
+                for candidate in (path.with_suffix(".py"), path / "__init__.py", path.parent / "__init__.py"):
+                    if candidate.is_file() and ROOT in candidate.parents and candidate not in found:
                         found.add(candidate)
                         todo.append(candidate)
     return found
@@ -111,7 +111,7 @@ def imported(file: Path) -> set[Path]:
 def rules_with_code() -> dict[str, tuple[set[str], str]]:
     """Rule -> (files its `code` lists, its shell command), from the text of the Snakefile."""
     text = (ROOT / "Snakefile").read_text()
-    names = dict(re.findall(r"^(MODEL|REPORT) = (\(.*?\))$", text, re.MULTILINE | re.DOTALL))
+    names = dict(re.findall(r"^(MODEL|TASKS|REPORT) = (\(.*?\))$", text, re.MULTILINE | re.DOTALL))
     tuples = {name: ast.literal_eval(value) for name, value in names.items()}
     rules = {}
     for name, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL):
