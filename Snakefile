@@ -59,6 +59,8 @@ TASKS = ("tasks", "items", "passages", "tokenizer", "sequences", "shards")
 REPORT = ("report", "results", "tables", "numbers")
 TEMPLATE = [str(path) for path in sorted(Path("notebooks/template").rglob("*")) if path.is_file()]
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
+FIGURES = range(1, 5)
+TABLES = range(1, 9)
 COST = "results/{scale}/cost/{size}/{variant}.json"
 
 
@@ -127,22 +129,29 @@ def gpus_of_run(wildcards):
     return SCALES[wildcards.scale].training.gpus
 
 
+# Everything that a scale promises is a target of its own, so that a file that is lost is made again.
 rule all:
     default_target: True
     input:
         expand(
-            "results/{scale}/{file}",
-            scale=DEFAULT,
+            f"results/{DEFAULT}/{{file}}",
             file=[
                 "paper.pdf",
-                "notebooks/01_delta_rule.html",
-                "notebooks/02_spectrum.html",
-                "notebooks/03_architecture.html",
-                "notebooks/10_loss_curves.html",
-                "notebooks/11_downstream.html",
-                "notebooks/12_cost.html",
+                "numbers.json",
+                *(f"figures/figure{n}.{kind}" for n in FIGURES for kind in ("pdf", "svg", "png")),
+                *(f"tables/table{n}.{kind}" for n in TABLES for kind in ("csv", "tex")),
+                *(f"notebooks/{path.stem}.html" for path in sorted(Path("notebooks").glob("*.py"))),
             ],
         ),
+        expand(
+            [f"{RUN}/{file}" for file in ("model.safetensors", "config.json", "metrics.jsonl", "summary.json")]
+            + [f"{EVAL}/{file}" for file in ("validation.json", "0shot.json", "1shot.json")],
+            scale=DEFAULT,
+            size=list(SCALES[DEFAULT].sizes),
+            variant=VARIANTS,
+            seed=SCALES[DEFAULT].seeds,
+        ),
+        expand(COST, scale=DEFAULT, size=list(SCALES[DEFAULT].sizes), variant=VARIANTS),
 
 
 # Documents, tokenizer and token shards; the manifest names every file with its SHA-256, and whoever reads them checks it.
@@ -475,8 +484,8 @@ rule paper:
     input:
         sources=["paper/main.typ", "paper/template.typ", "paper/refs.bib"],
         published=[*PUBLISHED, "paper/published/architecture.csv"],
-        figures=expand("results/{{scale}}/figures/figure{number}.svg", number=range(1, 5)),
-        tables=expand("results/{{scale}}/tables/table{number}.csv", number=range(1, 9)),
+        figures=expand("results/{{scale}}/figures/figure{number}.svg", number=FIGURES),
+        tables=expand("results/{{scale}}/tables/table{number}.csv", number=TABLES),
         numbers=rules.numbers.output.numbers,
         code=source("paper"),
     output:
@@ -494,7 +503,7 @@ rule paper:
 
 
 # Short names at the default scale: `snakemake --cores all figure2`.
-for number in range(1, 5):
+for number in FIGURES:
 
     rule:
         name:
@@ -508,7 +517,7 @@ for number in range(1, 5):
             ),
 
 
-for number in range(1, 9):
+for number in TABLES:
 
     rule:
         name:

@@ -18,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALES_DIR = ROOT / "config" / "scales"
+SHOTS = (0, 1)  # demonstrations before an item: Tables 7, 8 and Tables 1, 2
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
 
 
@@ -208,14 +209,11 @@ class EvalConfig:
 
     tasks: Literal["offline", "benchmarks"]
     items_per_task: int  # 0: all
-    shots: tuple[int, ...]
     batch_tokens: int
 
     def __post_init__(self) -> None:
         if self.tasks == "offline" and self.items_per_task < 1:
             raise ConfigError(f"evaluation.items_per_task: expected a positive integer, found {self.items_per_task}")
-        if not self.shots or any(n < 0 for n in self.shots):
-            raise ConfigError(f"evaluation.shots: expected a list of shot counts, found {list(self.shots)}")
 
 
 @dataclass(frozen=True)

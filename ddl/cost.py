@@ -6,7 +6,6 @@ ratios to the baseline are formed round by round. Peak memory is measured in a p
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import torch
 
 from ddl.config import ConfigError, Scale, load_scale
 from ddl.model import LanguageModel, parameter_count
-from ddl.provenance import provenance, user_errors, write_json
+from ddl.provenance import peak_resident_bytes, provenance, user_errors, write_json
 from ddl.train import make_optimizer
 
 BASELINE = "baseline"
@@ -90,13 +89,12 @@ def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
         subject.train_step()
         subject.train_step()
         return {"bytes": torch.cuda.max_memory_allocated(), "kind": "peak allocated GPU memory of a training step"}
-    unit = 1 if sys.platform == "darwin" else 1024
     torch.nn.Linear(64, 64)(torch.randn(64, 64)).sum().backward()  # loads what any model needs
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    before = peak_resident_bytes()
     subject = Subject(scale, size, variant)
     subject.train_step()
     subject.train_step()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    after = peak_resident_bytes()
     kind = "growth of the peak resident set of a fresh process over two training steps, model and optimiser included"
     return {"bytes": after - before, "kind": kind}
 

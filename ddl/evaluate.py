@@ -1,9 +1,8 @@
 """Evaluate a trained model: validation loss (Table 3) and the eight tasks (Tables 1, 2, 7, 8).
 
 `python -m ddl.evaluate --scale laptop --run results/laptop/runs/small/ddl-cc/seed0 --data results/laptop/data --out D`
-writes validation.json over the whole validation split and `<n>shot.json` for every number of demonstrations of the
-scale. `--random-init --size small --variant baseline` in place of `--run` evaluates untrained weights: a control that
-has to come out at chance.
+writes validation.json over the whole validation split, 0shot.json and 1shot.json. In place of `--run`,
+`--random-init --size small --variant baseline` evaluates untrained weights: a control that has to come out at chance.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from ddl.config import ConfigError, Scale, load_scale
+from ddl.config import SHOTS, ConfigError, Scale, load_scale
 from ddl.harness import (
     HarnessError,
     Scorer,
@@ -79,7 +78,7 @@ def validation_loss(
 
 
 def evaluate_tasks(scale: Scale, model: LanguageModel, data: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(shots, result of `ddl.harness.run_tasks`) for every number of shots of the scale.
+    """(shots, result of `ddl.harness.run_tasks`) for 0 and 1 shot.
 
     Raises:
         TaskError: offline items that are missing or changed.
@@ -90,7 +89,7 @@ def evaluate_tasks(scale: Scale, model: LanguageModel, data: Path) -> Iterator[t
     scorer = Scorer(model, scale.evaluation.batch_tokens, getattr(torch, scale.training.dtype))
     lm = harness_model(scorer, tokenizer)
     with task_manager(scale, data / "tasks") as (manager, specs):
-        for shots in scale.evaluation.shots:
+        for shots in SHOTS:
             yield shots, run_tasks(lm, manager, specs, shots)
 
 

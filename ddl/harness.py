@@ -216,7 +216,6 @@ def prepare_environment(offline: bool) -> None:
     """Quiet libraries, and no network for offline tasks; read when `datasets` is imported, so call this before."""
     os.environ |= {
         "LMEVAL_LOG_LEVEL": "ERROR",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if offline:
@@ -226,9 +225,11 @@ def prepare_environment(offline: bool) -> None:
 @contextmanager
 def offline_manager(directory: Path, manifest: dict[str, Any]) -> Iterator["TaskManager"]:
     """A harness task manager of the offline tasks alone; its definitions and caches live as long as the block."""
+    import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    datasets.disable_progress_bars()
     winogrande = Path(lm_eval.__file__).parent / "tasks" / "winogrande" / "default.yaml"
     with tempfile.TemporaryDirectory(prefix="ddl-tasks-") as temporary:
         for name, task in manifest["tasks"].items():

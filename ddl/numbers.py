@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddl.config import Scale, load_scale, to_mapping
+from ddl.config import SHOTS, Scale, load_scale, to_mapping
 from ddl.provenance import finite
 from ddl.results import BASELINE, Record, Results, by_key, over_seeds, published
 
@@ -54,7 +54,7 @@ def measured(results: Results) -> dict[str, dict[str, Record]]:
         "tokens": over_seeds(summaries, "tokens"),
         "seconds": over_seeds(summaries, "seconds"),
     }
-    for shots in (0, 1):
+    for shots in SHOTS:
         frame = results.downstream(shots)
         frame = frame[frame["column"] == "Avg."]
         columns[f"avg_{shots}shot"] = over_seeds(frame, "value")
@@ -87,7 +87,7 @@ def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
         for slug in results.variants:
             key = (size, slug)
             row: Record = {name: loss.get(key, {}).get(name) for name in ("val_loss", "val_perplexity")}
-            for shots in (0, 1):
+            for shots in SHOTS:
                 percent = accuracy.get((*key, shots, "Avg."), {}).get("accuracy_percent")
                 row[f"avg_{shots}shot"] = None if percent is None else round(percent / 100, 6)
             for kind in ("train", "inference"):
@@ -114,7 +114,7 @@ def compare(ours: dict[str, Record], theirs: dict[str, Record]) -> Record:
             "best_delta": min(deltas, default=None),
             "worst_delta": max(deltas, default=None),
         }
-        for shots in (0, 1):
+        for shots in SHOTS:
             result[name] |= _compare_accuracy(table, f"avg_{shots}shot")
     return result
 
@@ -181,7 +181,7 @@ def _corpus(results: Results) -> Record:
 def _evaluation(results: Results) -> Record:
     """Tasks in the paper's column order, items a task and chance, from whatever evaluation is there."""
     record: Record = {"noise_stderrs": NOISE}
-    for shots in (0, 1):
+    for shots in SHOTS:
         frame = results.downstream(shots)
         found = frame.dropna(subset=["value"]).drop_duplicates("column")
         tasks = found[found["column"] != "Avg."]

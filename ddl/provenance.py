@@ -5,6 +5,8 @@ import json
 import math
 import os
 import platform
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -54,6 +56,17 @@ def device_name() -> str:
     except OSError:
         pass  # not Linux: the generic name below has to do
     return platform.processor() or platform.machine()
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident set of this process.
+
+    On Linux from /proc: the figure that getrusage gives starts at the size of the parent process.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 
 def sha256_file(path: Path) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ddl import items
-from ddl.config import ConfigError, Scale, load_scale
+from ddl.config import SHOTS, ConfigError, Scale, load_scale
 from ddl.items import Item
 from ddl.passages import (
     ITEMS_PER_DOCUMENT,
@@ -99,7 +99,7 @@ def build_tasks(scale: Scale, data: Path, out: Path) -> dict[str, Any]:
         raise TaskError(f"{data}: offline tasks need evaluation.tasks: offline and a corpus that keeps its documents")
     tokenizer = load_tokenizer(data / manifest["tokenizer"]["file"])
     # A prompt with the largest number of demonstrations fits without truncation.
-    limit = scale.sequence_length // (1 + max(scale.evaluation.shots)) - RESERVED_TOKENS
+    limit = scale.sequence_length // (1 + max(SHOTS)) - RESERVED_TOKENS
     documents = list(read_documents(data / manifest["documents"]["val"]["file"]))
     lines = fit_context(read_lines(documents), tokenizer, limit)
     counts, prose, known = scan_training(data / manifest["documents"]["train"]["file"], {line.text for line in lines})

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import math
-import resource
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from ddl.config import ConfigError, Scale, TrainConfig, load_scale, to_mapping
 from ddl.model import LanguageModel, parameter_count, save_model
-from ddl.provenance import atomic, fingerprint, finite, provenance, user_errors, write_json
+from ddl.provenance import atomic, fingerprint, finite, peak_resident_bytes, provenance, user_errors, write_json
 from ddl.sequences import TokenSequences, load_manifest, sequence_order
 from ddl.shards import DataError
 
@@ -307,8 +306,7 @@ def peak_memory(device: torch.device) -> int:
     """Peak bytes allocated on the GPU, else the peak resident set of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux
+    return peak_resident_bytes()
 
 
 def main(argv: list[str] | None = None) -> None:

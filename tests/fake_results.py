@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.config import load_scale
+from ddl.config import SHOTS, load_scale
 from ddl.results import TASK_COLUMNS
 
 TASKS = dict(
@@ -57,10 +57,10 @@ def write(root: Path, scale_name: str = "laptop") -> Path:
                 validation = {"val_loss": final + 0.01, "val_loss_stderr": 0.004, "tokens": 900_000}
                 validation |= {"val_perplexity": math.exp(final + 0.01), "provenance": PROVENANCE}
                 _json(results / f"evals/{run}/validation.json", validation)
-                for shots in scale.evaluation.shots:
+                for shots in SHOTS:
                     _json(results / f"evals/{run}/{shots}shot.json", _evaluation(shots, index, random))
             _json(results / f"cost/{size}/{variant}.json", _cost(size, variant, index))
-    for shots in scale.evaluation.shots:
+    for shots in SHOTS:
         _json(results / f"evals/random-init/{shots}shot.json", _evaluation(shots, -10, random))
     _json(results / "data/manifest.json", MANIFEST)
     return results
