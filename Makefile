@@ -40,6 +40,7 @@ lock:
 	uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev pyproject.toml \
 		-o requirements.lock --no-header --no-annotate --quiet
 
-# The results table and the picture of the workflow in README.md, from committed results and from the Snakefile.
+# The tables and the picture of the workflow in README.md, from committed results and from the Snakefile.
+REFERENCE ?= laptop-epyc
 readme: setup
-	$(BIN)/python -m ddl.readme
+	$(BIN)/python -m ddl.reference readme --name $(REFERENCE)

@@ -129,6 +129,16 @@ def gpus_of_run(wildcards):
     return SCALES[wildcards.scale].training.gpus
 
 
+onstart:
+    for path in sorted(Path("results/reference").glob(f"{DEFAULT}-*/times.json")):
+        known = json.loads(path.read_text())
+        print(
+            f"The whole {DEFAULT} scale took {known['wall_seconds'] / 60:.0f} minutes with {known['cores']} cores in the run"
+            f" that is kept in {path.parent}. Logs: results/{DEFAULT}/logs/",
+            file=sys.stderr,
+        )
+
+
 # Everything that a scale promises is a target of its own, so that a file that is lost is made again.
 rule all:
     default_target: True
@@ -228,7 +238,7 @@ rule train:
         "python -m ddl.train --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --seed {wildcards.seed} --data results/{wildcards.scale}/data"
         " --out results/{wildcards.scale}/runs/{wildcards.size}/{wildcards.variant}/seed{wildcards.seed}"
-        " 2>&1 | tee -i {log} | sed -u 's#^#[{wildcards.size}/{wildcards.variant}] #'"
+        " 2>&1 | tee -i {log}"
 
 
 # Loss on the whole validation split, and the eight tasks at 0 and 1 shot.
@@ -317,7 +327,7 @@ rule derivation:
     input:
         notebook="notebooks/{name}.py",
         template=TEMPLATE,
-        code=source("notebook", *REPORT, "ops/__init__", "ops/rewrite"),
+        code=source("notebook", *REPORT, *MODEL),
     output:
         html="results/{scale}/notebooks/{name}.html",
     log:
@@ -325,7 +335,7 @@ rule derivation:
     benchmark:
         "results/{scale}/benchmarks/notebooks/{name}.tsv"
     wildcard_constraints:
-        name="01_delta_rule|02_spectrum",
+        name=r"0[124567]_\w+",
     resources:
         mem_mb=2000,
     params:

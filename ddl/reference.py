@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from ddl.config import ROOT, ConfigError, load_variants
 from ddl.provenance import user_errors, write_json, write_text
+from ddl.results import BASELINE
 
 REFERENCE = ROOT / "results" / "reference"
 KEPT = (
@@ -82,8 +84,8 @@ def times(results: Path) -> dict[str, Any]:
         stages.append(
             {"stage": label, "jobs": len(seconds), "seconds": sum(seconds), "longest": max(seconds, default=0)}
         )
-    first = results / "benchmarks" / "data.tsv"
-    wall = (results / "paper.pdf").stat().st_mtime - (first.stat().st_mtime - _seconds(first))
+    started = min(path.stat().st_mtime - _seconds(path) for path in (results / "benchmarks").rglob("*.tsv"))
+    wall = (results / "paper.pdf").stat().st_mtime - started
     sizes = {"results_bytes": folder_bytes(results), "environment_bytes": folder_bytes(Path(sys.prefix))}
     return {"wall_seconds": wall, "cores": os.cpu_count(), "stages": stages, **sizes}
 
@@ -154,8 +156,8 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
                 labels[slug],
                 _number(ours["params"], "{:,.0f}"),
                 _number(ours["val_loss"], "{:.3f}"),
-                _number(ours["delta"], "{:+.3f}"),
-                _number(paper["delta"], "*{:+.4f}*"),
+                "" if slug == BASELINE else _number(ours["delta"], "{:+.3f}"),
+                "" if slug == BASELINE else _number(paper["delta"], "*{:+.4f}*"),
                 accuracy,
                 _number(ours["train_ratio"], "{:.2f}"),
                 _number(paper["train_ratio"], "*{:.2f}*"),
@@ -179,18 +181,18 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
 def times_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
     """How long each stage took in the reference run."""
     lines = ["| stage | jobs | seconds of work |", "|---|--:|--:|"]
-    lines += [f"| {row['stage']} | {row['jobs']} | {row['seconds']:,.0f} |" for row in spent["stages"]]
+    lines += [f"| {row['stage']} | {row['jobs']} | {row['seconds']:,.1f} |" for row in spent["stages"]]
     lines += [
         "",
-        f"By the clock {spent['wall_seconds'] / 60:.0f} minutes with {spent['cores']} cores of a "
-        f"{numbers['provenance']['device']}. The results took {spent['results_bytes'] / 1e6:,.0f} MB, the environment "
+        f"By the clock {spent['wall_seconds'] / 60:.0f} minutes on {spent['cores']} cores "
+        f"({numbers['provenance']['device']}). The results took {spent['results_bytes'] / 1e6:,.0f} MB, the environment "
         f"{spent['environment_bytes'] / 1e9:.1f} GB, with a build of torch that has no CUDA packages.",
     ]
     return "\n".join(lines)
 
 
 def rulegraph() -> str:
-    """The workflow as Snakemake itself draws it, in Mermaid's language."""
+    """The workflow as Snakemake itself draws it, in Mermaid's language; without `all`, which everything leads to."""
     snakemake = Path(sys.executable).parent / "snakemake"
     done = subprocess.run(
         [str(snakemake), "--rulegraph", "mermaid-js", "--forceall"],
@@ -199,8 +201,11 @@ def rulegraph() -> str:
         text=True,
         check=True,
     )
-    lines = [line.replace("\t", "  ").rstrip() for line in done.stdout.strip().splitlines()]
-    return "\n".join(line for line in lines if not line.strip().startswith("style "))
+    names = dict(re.findall(r"^\s*(id\d+)\[(\w+)\]$", done.stdout, re.MULTILINE))
+    edges = re.findall(r"^\s*(id\d+) --> (id\d+)$", done.stdout, re.MULTILINE)
+    named = sorted((names[a], names[b]) for a, b in edges if names[b] != "all")
+    apart = sorted(set(names.values()) - {name for edge in named for name in edge} - {"all"})
+    return "\n".join(["flowchart TB", *(f"  {a} --> {b}" for a, b in named), *(f"  {name}" for name in apart)])
 
 
 def _number(value: float | None, form: str, factor: float = 1) -> str:
