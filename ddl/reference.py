@@ -185,8 +185,8 @@ def times_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
     lines += [
         "",
         f"By the clock {spent['wall_seconds'] / 60:.0f} minutes on {spent['cores']} cores "
-        f"({numbers['provenance']['device']}). The results took {spent['results_bytes'] / 1e6:,.0f} MB, the environment "
-        f"{spent['environment_bytes'] / 1e9:.1f} GB, with a build of torch that has no CUDA packages.",
+        f"({numbers['provenance']['device']}). The results took {spent['results_bytes'] / 1e6:,.0f} MB, the "
+        f"environment {spent['environment_bytes'] / 1e9:.1f} GB, with a build of torch that has no CUDA packages.",
     ]
     return "\n".join(lines)
 
