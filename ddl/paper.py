@@ -7,6 +7,7 @@ The same results give the same bytes: no system fonts, no clock. The file confor
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -77,9 +78,9 @@ def timestamp(results: Path) -> int:
 
 
 def _one_line(error: RuntimeError, root: Path) -> str:
-    """The first line that says something, without the name of the temporary folder."""
-    text = str(getattr(error, "diagnostic", "") or error).replace(f"{root}/", "")
-    return " ".join(text.split())
+    """What typst says, on one line, without the temporary folder, which it may name relative to the working one."""
+    text = str(getattr(error, "diagnostic", "") or error)
+    return " ".join(re.sub(rf"\S*{re.escape(root.name)}/", "", text).split())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -175,5 +175,5 @@ def test_refusal_of_typst_is_one_line(results: Path, tmp_path: Path) -> None:
     with pytest.raises(paper.PaperError, match="comparison") as refused:
         paper.compile_paper(results, tmp_path / "paper.pdf")
     assert "\n" not in str(refused.value)
-    assert "/tmp" not in str(refused.value)
+    assert "tmp" not in str(refused.value)
     assert list(tmp_path.glob("*.pdf")) == []
