@@ -49,6 +49,7 @@ def source(*modules):
 
 MODEL = (
     "model",
+    "cache",
     "residual",
     "ops/__init__",
     "ops/rewrite",
@@ -213,8 +214,9 @@ rule tasks:
 rule train:
     input:
         manifest=rules.data.output.manifest,
-        code=source("train", "sequences", "shards", *MODEL),
+        code=source("train", "tokenizer", "sequences", "shards", *MODEL),
     output:
+        multiext(f"{RUN}/", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
         config=f"{RUN}/config.json",
         weights=f"{RUN}/model.safetensors",
         metrics=f"{RUN}/metrics.jsonl",
@@ -302,7 +304,7 @@ rule evaluate_random_init:
 # Speed and memory of all variants of one size, interleaved; the job has the machine for itself.
 rule cost:
     input:
-        code=source("cost", "train", "sequences", "shards", *MODEL),
+        code=source("cost", "train", "tokenizer", "sequences", "shards", *MODEL),
     output:
         expand(COST, variant=VARIANTS, allow_missing=True),
     log:

@@ -94,6 +94,11 @@ class ModelConfig:
                 f"value_input: with direction 'mlp' the sublayer's output reaches the state only through the value, "
                 f"expected 'output', found {self.value_input!r}"
             )
+        if self.direction == "output" and self.direction_pool != "mean":
+            raise ConfigError(
+                f"direction_pool: {self.direction_pool!r} needs direction 'mlp', a direction that is the sublayer's "
+                "output reads no pooled state"
+            )
         if self.residual == "additive" and self.value_channels > 1:
             raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
 

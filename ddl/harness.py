@@ -89,7 +89,7 @@ def head(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Iterator[tupl
         (logits [n, vocab_size] in fp32, targets [n]).
     """
     for part, target in zip(hidden.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
-        yield F.linear(part, model.embedding.weight).float(), target
+        yield model.logits(part), target
 
 
 class Scorer:

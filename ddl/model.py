@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ddl.cache import BlockCache, Cache, KeyValues
 from ddl.config import ConfigError, ModelConfig, from_mapping, to_mapping
 from ddl.provenance import atomic, write_json
 from ddl.residual import COMPRESSORS, Expand, make_rule
@@ -32,12 +33,20 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
         self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
 
-    def forward(self, c: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, T, d) -> (B, T, d)."""
+    def forward(
+        self,
+        c: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        past: KeyValues | None = None,
+    ) -> Tensor:
+        """(B, T, d) -> (B, T, d); `mask` says what attends to what where plain causal attention does not."""
         B, T, d = c.shape
         q, k, v = self.qkv(c).view(B, T, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # each [B, H, T, d/H]
-        q, k = self.query_norm(rotate(q, rotation)), self.key_norm(rotate(k, rotation))
-        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        q, k = self.query_norm(rotate(q, rotation)).to(v.dtype), self.key_norm(rotate(k, rotation)).to(v.dtype)
+        if past is not None:
+            k, v = past.extend(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
         return self.out(y.transpose(1, 2).reshape(B, T, d))
 
 
@@ -68,12 +77,18 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
         self.mlp_rule = make_rule(config)
 
-    def forward(self, X: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self,
+        X: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
         """State -> state."""
-        x_in = self.compress(X)
+        x_in = self.compress(X, cache and cache.attention_input)
         c = self.attention_norm(x_in)
-        X = self.attention_rule(X, x_in, c, self.attention(c, rotation))
-        x_in = self.compress(X)
+        X = self.attention_rule(X, x_in, c, self.attention(c, rotation, mask, cache and cache.attention))
+        x_in = self.compress(X, cache and cache.mlp_input)
         c = self.mlp_norm(x_in)
         return self.mlp_rule(X, x_in, c, self.mlp(c))
 
@@ -121,30 +136,49 @@ class LanguageModel(nn.Module):
             if isinstance(module, (nn.Linear, nn.Embedding))
         ]
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Token ids (B, T) -> the normalised readout (B, T, d) of the last state."""
-        T = ids.shape[1]
-        if T > self.config.sequence_length:
-            raise ValueError(f"expected at most {self.config.sequence_length} tokens, found {T}")
-        rotation = rotary(T, self.config.head_dim, self.config.rope_base, ids.device)
-        X = self.expand(self.embedding(ids))
-        for block in self.blocks:
-            X = block(X, rotation)
-        return self.norm(self.compress(X))
+    def hidden(self, ids: Tensor, real: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Token ids -> the normalised readout of the last state.
+
+        Args:
+            ids: int64 (B, T).
+            real: bool (B, T), False where a token is padding (its own readout then means nothing); None for no padding.
+            cache: of the tokens before; these are added to it.
+
+        Returns:
+            (B, T, d).
+        """
+        if cache is None and real is not None:
+            cache = Cache(self.config.layers)  # it knows about padding
+        length = ids.shape[1] + (cache.length if cache else 0)
+        if length > self.config.sequence_length:
+            raise ValueError(f"expected at most {self.config.sequence_length} tokens, found {length}")
+        x = self.embedding(ids)
+        if real is not None:
+            x = x * real.unsqueeze(-1)
+        positions, mask = cache.advance(ids, real) if cache else (torch.arange(length, device=ids.device), None)
+        rotation = rotary(positions, self.config.head_dim, self.config.rope_base)
+        X = self.expand(x, cache and cache.embedding)
+        for i, block in enumerate(self.blocks):
+            X = block(X, rotation, mask, cache and cache.blocks[i])
+        return self.norm(self.compress(X, cache and cache.readout))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Readouts (..., d) -> logits (..., vocab_size) in fp32, by the head that is the embedding."""
+        return F.linear(hidden, self.embedding.weight).float()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (B, T), int64 -> logits (B, T, vocab_size) in fp32."""
-        return F.linear(self.hidden(ids), self.embedding.weight).float()
+        return self.logits(self.hidden(ids))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of the targets (B, T), a scalar in fp32."""
         return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
 
-def rotary(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, each (T, head_dim / 2), fp32."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+def rotary(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles at the positions (..., T), each (..., T, head_dim / 2), fp32."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions.float().unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()
 
 
@@ -161,6 +195,19 @@ def parameter_count(config: ModelConfig) -> dict[str, int]:
         model = LanguageModel(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     return {"total": total, "non_embedding": total - model.embedding.weight.numel()}
+
+
+# What config.json holds besides the settings: read and written by transformers (`ddl.hf`), of no effect on the model.
+TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
+
+
+def read_settings(values: dict[str, Any], where: str) -> ModelConfig:
+    """The model settings of a config.json.
+
+    Raises:
+        ConfigError: naming `where` and a key that is unknown, missing or does not fit.
+    """
+    return from_mapping(ModelConfig, {key: v for key, v in values.items() if key not in TRANSFORMERS_KEYS}, where)
 
 
 class ModelFileError(ValueError):
@@ -187,13 +234,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> LanguageM
         if not path.is_file():
             raise ModelFileError(f"{path}: not found, expected a trained model")
     try:
-        values = json.loads(config_path.read_text())
-        config = from_mapping(
-            ModelConfig,
-            {key: value for key, value in values.items() if key not in ("model_type", "architectures")},
-            str(config_path),
-        )
-        model = LanguageModel(config)
+        model = LanguageModel(read_settings(json.loads(config_path.read_text()), str(config_path)))
         model.load_state_dict(load_file(weights_path))
     except (json.JSONDecodeError, AttributeError) as error:
         raise ModelFileError(f"{config_path}: not a model config: {error}") from None

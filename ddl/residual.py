@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddl.cache import Window
 from ddl.config import ConfigError, ModelConfig
 from ddl.ops.compress import compress_channels, compress_tokens
 from ddl.ops.expand import expand_embedding, repeat_embedding
@@ -75,7 +76,7 @@ class Gate(nn.Module):
     def forward(self, c: Tensor) -> Tensor:
         """(B, T, d) -> (B, T) in (0, 2)."""
         with torch.autocast(c.device.type, enabled=False):
-            c = c.float() if c.dtype == torch.bfloat16 else c
+            c = c.to(self.logit.weight.dtype)  # which stays fp32 when the model computes in bf16
             if self.hidden is not None:
                 c = torch.tanh(self.hidden(c))
             return 2 * torch.sigmoid(self.logit(c).squeeze(-1))
@@ -127,13 +128,17 @@ class Expand(nn.Module):
         if config.embed_conv:
             self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.embed_conv_kernel))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T, d) if d_v = 1, else (B, T, d, d_v)."""
+    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
+        """(B, T, d) -> (B, T, d) if d_v = 1, else (B, T, d, d_v); `window` holds the embeddings before x."""
         if self.value_channels == 1:
             return x
         if self.kernel is None:
             return repeat_embedding(x, self.value_channels)
-        return expand_embedding(x, self.kernel.to(x.dtype))
+        kernel = self.kernel.to(x.dtype)
+        if window is None:
+            return expand_embedding(x, kernel)
+        before = kernel.shape[-1] - 1
+        return expand_embedding(window.extend(x, before), kernel)[:, before:]
 
 
 class NoCompressor(nn.Module):
@@ -142,7 +147,7 @@ class NoCompressor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
-    def forward(self, X: Tensor) -> Tensor:
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
         return X
 
 
@@ -154,9 +159,14 @@ class TokenCompressor(nn.Module):
         self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.compressor_kernel))
         self.read = nn.Parameter(torch.full((config.value_channels,), 1 / config.value_channels))
 
-    def forward(self, X: Tensor) -> Tensor:
-        """(B, T, d, d_v) -> (B, T, d)."""
-        return compress_tokens(X, self.kernel.to(X.dtype), self.read.to(X.dtype))
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
+        """(B, T, d, d_v) -> (B, T, d); `window` holds the states before X."""
+        kernel, read = self.kernel.to(X.dtype), self.read.to(X.dtype)
+        if window is None:
+            return compress_tokens(X, kernel, read)
+        before = kernel.shape[-1] - 1
+        X = window.extend(X.mT, before).mT  # joined with features innermost, as they lie in memory
+        return compress_tokens(X, kernel, read)[:, before:]
 
 
 class ChannelCompressor(nn.Module):
@@ -166,8 +176,8 @@ class ChannelCompressor(nn.Module):
         super().__init__()
         self.kernel = nn.Parameter(torch.full((config.width, config.value_channels), 1 / config.value_channels))
 
-    def forward(self, X: Tensor) -> Tensor:
-        """(B, T, d, d_v) -> (B, T, d)."""
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
+        """(B, T, d, d_v) -> (B, T, d); channels of one token, so nothing before X counts."""
         return compress_channels(X, self.kernel.to(X.dtype))
 
 

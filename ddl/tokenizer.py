@@ -2,12 +2,16 @@
 
 - `bpe`: byte-level byte-pair encoding trained on the training split only. Id 0 is the end-of-text token.
 - `gpt2`: the published tokenizer, from the Hugging Face hub at a pinned revision; its end-of-text token is 50256.
+
+`save_tokenizer` puts it beside a model in the files that `AutoTokenizer` of transformers reads.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ddl.provenance import atomic, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_REPOSITORY = "openai-community/gpt2"
@@ -87,6 +91,36 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
     identifier = tokenizer.token_to_id(END_OF_TEXT)
     assert identifier is not None, "load_tokenizer and train_bpe see to it"
     return identifier
+
+
+def save_tokenizer(path: Path, directory: Path) -> None:
+    """Put a tokenizer.json into a folder, with what transformers wants to know about it beside it.
+
+    The end-of-text token begins a document, ends it and pads it. Padding is on the left, where generation needs it.
+
+    Args:
+        path: of the tokenizer.json.
+        directory: where `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` are written.
+
+    Raises:
+        TokenizerError: as `load_tokenizer`.
+    """
+    identifier = end_of_text_id(load_tokenizer(path))
+    with atomic(directory / "tokenizer.json") as temporary:
+        temporary.write_bytes(path.read_bytes())
+    roles = ("bos_token", "eos_token", "pad_token")
+    write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **dict.fromkeys(roles, END_OF_TEXT),
+            "padding_side": "left",
+            "split_special_tokens": True,  # as `_plain`: a text that spells out the token stays text
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+        },
+    )
+    write_json(directory / "generation_config.json", {f"{role}_id": identifier for role in roles})
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

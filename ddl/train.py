@@ -26,6 +26,7 @@ from ddl.model import LanguageModel, parameter_count, save_model
 from ddl.provenance import atomic, fingerprint, finite, peak_resident_bytes, provenance, user_errors, write_json
 from ddl.sequences import TokenSequences, load_manifest, sequence_order
 from ddl.shards import DataError
+from ddl.tokenizer import TokenizerError, save_tokenizer
 
 KEPT_CHECKPOINTS = 2
 
@@ -77,6 +78,7 @@ class Run:
             "training": to_mapping(self.recipe),
         }
         manifest = load_manifest(data)
+        self.tokenizer = data.parent / manifest["tokenizer"]["file"]
         tokens = {name: [shard["sha256"] for shard in split["shards"]] for name, split in manifest["splits"].items()}
         self.fingerprint = fingerprint({"settings": self.settings, "data": tokens}, running_code())
         self.checkpoints = out / "checkpoints" / self.fingerprint[:16]
@@ -96,7 +98,7 @@ class Run:
             flush=True,
         )
         self.resume()
-        self.out.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(self.tokenizer, self.out)  # first: without one there is nothing to train for
         previous = {name: signal.signal(name, self.request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
             with open(self.out / "metrics.jsonl", "w", encoding="utf-8") as metrics:
@@ -206,7 +208,7 @@ class Run:
         progress.records.append(record)
         metrics.write(json.dumps(record) + "\n")
         metrics.flush()
-        parts = [f"step {progress.step}/{recipe.steps} {progress.step / recipe.steps:.0%}"]
+        parts = [f"{self.size}/{self.variant}  step {progress.step}/{recipe.steps} {progress.step / recipe.steps:.0%}"]
         if record["train_loss"] is not None:
             parts.append(f"loss {record['train_loss']:.4f}")
         if record["val_loss"] is not None:
@@ -319,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder with the manifest of the token shards")
     parser.add_argument("--out", required=True, type=Path, help="folder of the run")
     args = parser.parse_args(argv)
-    with user_errors(ConfigError, DataError, TrainingError):
+    with user_errors(ConfigError, DataError, TokenizerError, TrainingError):
         run = Run(load_scale(args.scale), args.size, args.variant, args.seed, args.data / "manifest.json", args.out)
         if not run.train():
             raise SystemExit(130)

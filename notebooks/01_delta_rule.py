@@ -117,7 +117,8 @@ print(f"(2.1) and (2.2) differ by less than {ROUNDING:.0e} in all {state.numel()
 # ## A closed gate is the identity
 #
 # With $\beta = 0$ the correction is multiplied by zero, $\mathbf{X}' = \mathbf{X}$. The function returns the very
-# same bits, in every precision that training uses, whatever finite direction and target it is given.
+# same bits, in every precision that training uses, whatever finite direction and target it is given. There is
+# one innocent exception: $-0$ plus a correction of zero is $+0$.
 
 # %%
 for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), (torch.bfloat16, torch.int16)):
@@ -125,6 +126,11 @@ for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), 
     after = rewrite_reference(before, direction.to(dtype), 1e3 * target.to(dtype), torch.zeros(TOKENS, dtype=dtype))
     assert torch.equal(before.view(bits), after.view(bits))
     print(f"{dtype}: all {before.numel():,} numbers have the same bits")
+
+minus_zero = torch.full((1, D, D_V), -0.0, dtype=torch.float64)
+after = rewrite_reference(minus_zero, direction[:1], target[:1].abs(), torch.zeros(1, dtype=torch.float64))
+assert torch.equal(after, minus_zero)
+assert not torch.equal(after.view(torch.int64), minus_zero.view(torch.int64))
 
 # %% [markdown]
 # ## A gate of one overwrites
@@ -376,8 +382,8 @@ plt.show()
 # %% [markdown]
 # ## The same rule over time
 #
-# Appendix B points out that DeltaNet applies this rule along the sequence: with a memory
-# $\mathbf{M}_t = \mathbf{S}_t^\top$,
+# Notebook 06 is about this; here is its core. Appendix B points out that DeltaNet applies this rule along the
+# sequence: with a memory $\mathbf{M}_t = \mathbf{S}_t^\top$,
 #
 # $$\mathbf{S}_t = (\mathbf{I} - \beta_t\mathbf{k}_t\mathbf{k}_t^\top)\,\mathbf{S}_{t-1}
 # + \beta_t\mathbf{k}_t\mathbf{v}_t^\top \tag{B.1}$$
@@ -399,10 +405,10 @@ print(f"after {TOKENS} steps, states of size {over_depth.abs().max():.1f} differ
 # ## What was shown and what was not
 #
 # **Shown,** in symbols for every size and in fp64 on seeded examples: (2.1) and (2.2) are one rule; a closed gate
-# returns the state bit for bit; a gate of one overwrites the readout with the target; in general the discrepancy
-# shrinks by $1 - \beta$, changes its sign beyond one, and only the component along $\mathbf{k}$ moves; at two the
-# shortcut reflects; separate gates lose the target as a fixed point; the small-norm guard weakens these statements
-# only for proposals near $\varepsilon_k$.
+# returns the state bit for bit (a $-0$ apart); a gate of one overwrites the readout with the target; in general the
+# discrepancy shrinks by $1 - \beta$, changes its sign beyond one, and only the component along $\mathbf{k}$ moves; at
+# two the shortcut reflects; separate gates lose the target as a fixed point; the small-norm guard weakens these
+# statements only for proposals near $\varepsilon_k$.
 #
 # **Not shown:** that a network profits from any of it. Here direction, target and gate were given; in the model they
 # depend on the state and are learned, and a rewrite acts along one direction per layer. Nothing here says which gates

@@ -96,6 +96,7 @@ def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message)
         ),
         ({"residual": "delta", "embed_conv": True}, "embed_conv: .* needs value_channels > 1"),
         ({"residual": "delta", "direction": "mlp"}, "value_input: with direction 'mlp' .* expected 'output'"),
+        ({"residual": "delta", "direction_pool": "flatten"}, "direction_pool: 'flatten' needs direction 'mlp'"),
         ({"value_channels": 4, "compressor": "tc"}, "value_channels: the additive rule has a scalar state"),
         ({"heads": 3}, "heads: 3 does not divide width 16"),
         ({"gate_init": 2.5}, r"gate_init: expected a gate in \[0, 2\], found 2.5"),

@@ -7,12 +7,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from ddl import train as train_module
 from ddl.config import load_scale
 from ddl.model import load_model
 from ddl.provenance import sha256_file, write_json
 from ddl.shards import DataError, write_shard
+from ddl.tokenizer import END_OF_TEXT, load_tokenizer
 from ddl.train import Run, TrainingError, learning_rate, make_optimizer
 
 STEPS = 12
@@ -29,7 +31,7 @@ def data(tmp_path):
         write_shard(path, np.random.default_rng(len(split)).integers(0, 64, tokens))
         shard = {"file": path.name, "tokens": tokens, "sha256": sha256_file(path)}
         splits[split] = {"documents": 1, "bytes": tokens, "tokens": tokens, "shards": [shard]}
-    (folder / "tokenizer.json").write_text("{}")
+    Tokenizer(models.WordLevel({END_OF_TEXT: 0}, END_OF_TEXT)).save(str(folder / "tokenizer.json"))
     tokenizer = {"name": "bpe", "vocab_size": 64, "file": "tokenizer.json"}
     tokenizer["sha256"] = sha256_file(folder / "tokenizer.json")
     write_json(folder / "manifest.json", {"tokenizer": tokenizer, "splits": splits, "documents": None})
@@ -99,6 +101,7 @@ def test_training_learns_and_writes_what_it_promises(start, tmp_path):
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["settings"]["model"]["compressor"] == "cc"
     assert load_model(tmp_path / "run").config.compressor == "cc"
+    assert load_tokenizer(tmp_path / "run" / "tokenizer.json").get_vocab() == {END_OF_TEXT: 0}
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 11])

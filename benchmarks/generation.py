@@ -1,0 +1,115 @@
+"""How fast text is generated with and without the cache: `python benchmarks/generation.py --scale laptop --size small
+--csv generation.csv`.
+
+All variants of a size are measured in one process, one after another in every round, so that what disturbs the machine
+disturbs all alike. Speed does not depend on the values of the weights, so the models are fresh ones unless `--runs`
+names trained ones. Rows are added to the CSV: one a variant and way of generating, with median, 20th and 80th
+percentile over the rounds.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddl.config import ConfigError, Scale, load_scale
+from ddl.cost import spread
+from ddl.generate import GenerationError, generate
+from ddl.model import LanguageModel, ModelFileError, load_model
+from ddl.provenance import provenance, user_errors
+
+
+def seconds(model: LanguageModel, ids: Tensor, tokens: int, use_cache: bool) -> float:
+    """Wall seconds of reading the prompts and generating `tokens` tokens after each."""
+    start = time.perf_counter()
+    for token in generate(model, ids, tokens, use_cache=use_cache):
+        token.tolist()  # as printing would, which waits for the device
+    return time.perf_counter() - start
+
+
+def models(scale: Scale, size: str, runs: Path | None, device: str) -> dict[str, LanguageModel]:
+    """The six models of a size, trained if `runs` names the folder of runs."""
+    found = {}
+    for variant in scale.variants:
+        if runs is None:
+            found[variant] = LanguageModel(scale.model(size, variant)).to(device).eval()
+        else:
+            found[variant] = load_model(runs / size / variant / f"seed{scale.seeds[0]}", device)
+    return found
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Rows of the CSV."""
+    scale = load_scale(args.scale)
+    if args.size not in scale.sizes:
+        raise ConfigError(f"size: expected one of {', '.join(scale.sizes)}, found {args.size!r}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(scale.training.threads)
+    built = models(scale, args.size, args.runs, device)
+    ids = torch.arange(args.batch * args.prompt, device=device).reshape(args.batch, args.prompt)
+    ids = ids % scale.tokenizer.vocab_size
+    cases = [(variant, use_cache) for variant in built for use_cache in (True, False)]
+    times: dict[tuple[str, bool], list[float]] = {case: [] for case in cases}
+    for rounds in range(args.rounds + 1):
+        for variant, use_cache in cases:
+            taken = seconds(built[variant], ids, args.tokens, use_cache)
+            if rounds:  # the first warms up
+                times[variant, use_cache].append(taken)
+    origin = provenance()
+    rows: list[dict[str, object]] = []
+    for (variant, use_cache), taken_times in times.items():
+        speed = spread(args.batch * args.tokens / torch.tensor(taken_times, dtype=torch.float64).numpy())
+        rows.append(
+            {
+                "scale": scale.name,
+                "size": args.size,
+                "variant": variant,
+                "cache": use_cache,
+                "batch": args.batch,
+                "prompt_tokens": args.prompt,
+                "new_tokens": args.tokens,
+                "tok_per_s": round(speed["median"], 1),
+                "tok_per_s_p20": round(speed["p20"], 1),
+                "tok_per_s_p80": round(speed["p80"], 1),
+                "rounds": speed["repeats"],
+                "trained": args.runs is not None,
+                "threads": origin["threads"],
+                "device": origin["device"],
+                "torch": origin["versions"]["torch"],
+                "commit": origin["commit"],
+                "dirty": origin["dirty"],
+            }
+        )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Measure generation with and without the cache.")
+    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
+    parser.add_argument("--size", required=True)
+    parser.add_argument("--csv", required=True, type=Path, help="rows are added to it")
+    parser.add_argument("--runs", type=Path, help="folder of trained runs, as results/<scale>/runs")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt (32)")
+    parser.add_argument("--tokens", type=int, default=96, help="to generate (96)")
+    parser.add_argument("--batch", type=int, default=1, help="sequences at a time (1)")
+    parser.add_argument("--rounds", type=int, default=7, help="after one that is left out (7)")
+    args = parser.parse_args(argv)
+    with user_errors(ConfigError, GenerationError, ModelFileError):
+        rows = measure(args)
+    new = not args.csv.exists()
+    with open(args.csv, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        cache = "with" if row["cache"] else "without"
+        print(f"{row['size']}/{row['variant']:12} {cache:>7} cache: {row['tok_per_s']:>9,} tokens/s")
+
+
+if __name__ == "__main__":
+    main()
