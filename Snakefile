@@ -328,6 +328,8 @@ rule cost:
 rule derivation:
     input:
         notebook="notebooks/{name}.py",
+        settings=["config/variants.yaml", "config/scales/paper.yaml"],
+        claims="paper/claims.csv",
         template=TEMPLATE,
         code=source("notebook", *REPORT, *MODEL),
     output:

@@ -124,6 +124,8 @@ def readme_parts(folder: Path) -> dict[str, str]:
     return {
         "results": results_part(folder, numbers),
         "times": times_part(json.loads((folder / "times.json").read_text()), numbers),
+        "generation": generation_part(REFERENCE / "generation.csv"),
+        "claims": claims_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
     }
 
@@ -189,6 +191,29 @@ def times_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
         f"environment {spent['environment_bytes'] / 1e9:.1f} GB, with a build of torch that has no CUDA packages.",
     ]
     return "\n".join(lines)
+
+
+def generation_part(path: Path) -> str:
+    """Tokens a second of text generation: those of the rows of benchmarks/generation.py that one commit measured last."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [row for row in rows if row["commit"] == rows[-1]["commit"]]
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    columns = [(size, cache) for size in sizes for cache in ("True", "False")]
+    heads = [f"{size}, {'cache' if cache == 'True' else 'no cache'}" for size, cache in columns]
+    lines = [f"| tokens/s | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    speeds = {(row["variant"], row["size"], row["cache"]): float(row["tok_per_s"]) for row in rows}
+    for slug, variant in load_variants().items():
+        cells = [_number(speeds.get((slug, *column)), "{:,.0f}") for column in columns]
+        lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def claims_part() -> str:
+    """The claims of the paper and where they were checked, as the last derivation notebook shows them."""
+    with open(ROOT / "paper" / "claims.csv", newline="") as file:
+        head, *rows = csv.reader(file)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def rulegraph() -> str:
