@@ -194,7 +194,7 @@ def times_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
 
 
 def generation_part(path: Path) -> str:
-    """Tokens a second of text generation: those of the rows of benchmarks/generation.py that one commit measured last."""
+    """Tokens a second of text generation, from the newest rows that benchmarks/generation.py wrote."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     rows = [row for row in rows if row["commit"] == rows[-1]["commit"]]
