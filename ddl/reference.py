@@ -124,6 +124,7 @@ def readme_parts(folder: Path) -> dict[str, str]:
     return {
         "results": results_part(folder, numbers),
         "times": times_part(json.loads((folder / "times.json").read_text()), numbers),
+        "bias": bias_part(REFERENCE / "value-bias", numbers),
         "generation": generation_part(REFERENCE / "generation.csv"),
         "claims": claims_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
@@ -191,6 +192,20 @@ def times_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
         f"environment {spent['environment_bytes'] / 1e9:.1f} GB, with a build of torch that has no CUDA packages.",
     ]
     return "\n".join(lines)
+
+
+def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
+    """What the initial bias of the value branch does, from one more run of the small DDL-CC with another bias."""
+    settings = json.loads((folder / "provenance.json").read_text())["settings"]["model"]
+    other = json.loads((folder / "validation.json").read_text())["val_loss"]
+    small = numbers["runs"]["small"]
+    place = folder.relative_to(ROOT)
+    return (
+        "The paper does not publish the initial bias of the value branch (`value_bias_init`). It matters this early: "
+        f"with {settings['value_bias_init']:g} instead of {numbers['model']['value_bias_init']:g} the small DDL-CC ends at "
+        f"{other:.3f} nats instead of {small['ddl-cc']['val_loss']:.3f}, the baseline at "
+        f"{small[BASELINE]['val_loss']:.3f} ([`{place}`]({place}), one run)."
+    )
 
 
 def generation_part(path: Path) -> str:
