@@ -202,8 +202,8 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
     place = folder.relative_to(ROOT)
     return (
         "The paper does not publish the initial bias of the value branch (`value_bias_init`). It matters this early: "
-        f"with {settings['value_bias_init']:g} instead of {numbers['model']['value_bias_init']:g} the small DDL-CC ends at "
-        f"{other:.3f} nats instead of {small['ddl-cc']['val_loss']:.3f}, the baseline at "
+        f"with {settings['value_bias_init']:g} instead of {numbers['model']['value_bias_init']:g} the small DDL-CC ends "
+        f"at {other:.3f} nats instead of {small['ddl-cc']['val_loss']:.3f}, the baseline at "
         f"{small[BASELINE]['val_loss']:.3f} ([`{place}`]({place}), one run)."
     )
 
