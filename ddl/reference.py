@@ -198,13 +198,13 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
     """What the initial bias of the value branch does, from one more run of the small DDL-CC with another bias."""
     settings = json.loads((folder / "provenance.json").read_text())["settings"]["model"]
     other = json.loads((folder / "validation.json").read_text())["val_loss"]
-    small = numbers["runs"]["small"]
+    small, ours = numbers["runs"]["small"], numbers["model"]["value_bias_init"]
     place = folder.relative_to(ROOT)
     return (
         "The paper does not publish the initial bias of the value branch (`value_bias_init`). It matters this early: "
-        f"with {settings['value_bias_init']:g} instead of {numbers['model']['value_bias_init']:g} the small DDL-CC ends "
-        f"at {other:.3f} nats instead of {small['ddl-cc']['val_loss']:.3f}, the baseline at "
-        f"{small[BASELINE]['val_loss']:.3f} ([`{place}`]({place}), one run)."
+        f"with {settings['value_bias_init']:g} instead of {ours:g} the small DDL-CC ends at {other:.3f} nats instead of "
+        f"{small['ddl-cc']['val_loss']:.3f}, the baseline at {small[BASELINE]['val_loss']:.3f} "
+        f"([`{place}`]({place}), one run)."
     )
 
 
