@@ -202,7 +202,7 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
     place = folder.relative_to(ROOT)
     return (
         "The paper does not publish the initial bias of the value branch (`value_bias_init`). It matters this early: "
-        f"with {settings['value_bias_init']:g} instead of {ours:g} the small DDL-CC ends at {other:.3f} nats instead of "
+        f"with {settings['value_bias_init']:g} instead of {ours:g} the small DDL-CC ends at {other:.3f} nats, not "
         f"{small['ddl-cc']['val_loss']:.3f}, the baseline at {small[BASELINE]['val_loss']:.3f} "
         f"([`{place}`]({place}), one run)."
     )
