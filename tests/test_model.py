@@ -58,10 +58,36 @@ def test_parameter_counts_agree_with_tables_4_and_5():
             assert parameter_count(scale.model(size, variant))["total"] // 1_000_000 == millions, (size, variant)
 
 
-@pytest.mark.parametrize("variant", SLUGS)
-def test_parameter_count_is_that_of_the_built_model(tiny_config, variant):
-    config = tiny_config(variant)
+@pytest.mark.parametrize("generators", GENERATORS, ids=str)
+@pytest.mark.parametrize("variant", SLUGS[1:])
+def test_generators_add_the_parameters_of_their_formulas(tiny_config, variant, generators):
+    config = tiny_config(variant, **generators)
+    d, d_v, K = config.width, config.value_channels, 4
+    gate = d * config.gate_hidden + config.gate_hidden + 1 if config.gate == "mlp" else d + 1
+    value = d * d_v + d_v
+    pooled = d * d_v if config.direction_pool == "flatten" else d
+    direction = pooled * d + d * d if config.direction == "mlp" else 0
+    compressor = {"none": 0, "cc": d * d_v, "tc": d * d_v * K + d_v}[config.compressor]
+    expected = 2 * config.layers * (gate + value + direction) + (config.layers + 1) * compressor
+    expected += d * d_v * K if config.embed_conv else 0
+    added = parameter_count(config)["total"] - parameter_count(tiny_config("baseline"))["total"]
+    assert added == expected
     assert parameter_count(config)["total"] == sum(p.numel() for p in LanguageModel(config).parameters())
+
+
+@pytest.mark.parametrize("generators", GENERATORS, ids=str)
+@pytest.mark.parametrize("variant", SLUGS[1:])
+def test_generators_make_a_unit_direction_a_target_and_a_gate_of_the_right_shapes(tiny_config, variant, generators):
+    config = tiny_config(variant, **generators)
+    rule = perturbed(Delta(config))
+    expanded = (config.value_channels,) if config.value_channels > 1 else ()
+    X = torch.randn(2, 5, config.width, *expanded)
+    x_in, c, h = torch.randn(3, 2, 5, config.width)
+    k, v, beta = rule.generate(X, x_in, c, h)
+    assert (k.shape, v.shape, beta.shape) == ((2, 5, config.width), (2, 5, config.value_channels), (2, 5))
+    torch.testing.assert_close(k.norm(dim=-1), torch.ones(2, 5))
+    assert 0 < beta.min() < beta.max() < 2
+    assert rule(X, x_in, c, h).shape == X.shape
 
 
 @pytest.mark.parametrize("generators", GENERATORS, ids=str)
@@ -89,9 +115,10 @@ def test_every_parameter_receives_a_gradient(tiny_config, variant, generators):
     assert silent == []
 
 
+@pytest.mark.parametrize("generators", GENERATORS, ids=str)
 @pytest.mark.parametrize("variant", SLUGS[1:])
-def test_closed_gates_leave_the_embedding_untouched(tiny_config, variant):
-    config = tiny_config(variant, gate_init=0.0)
+def test_closed_gates_leave_the_embedding_untouched(tiny_config, variant, generators):
+    config = tiny_config(variant, gate_init=0.0, **generators)
     model = LanguageModel(config)
     for block in model.blocks:
         for rule in (block.attention_rule, block.mlp_rule):
