@@ -4,7 +4,8 @@ python -m ddl.report --results results/laptop      # writes results/laptop/numbe
 """
 
 import argparse
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from ddl.results import BASELINE, Results, ResultsError, published
 from ddl.tables import count
 
 if TYPE_CHECKING:
+    from IPython.display import Markdown
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -33,6 +35,13 @@ LOOKS = {
 MORE_LOOKS = (("#009E73", "--", "P"), ("#7F7F7F", "-.", "<"), ("#8C510A", ":", ">"), ("#542788", "-", "h"))
 FORMATS = ("pdf", "svg", "png")
 WARM_UP_HIDDEN = 0.1  # of the tokens: the fall from ln(vocabulary) would leave the rest of a curve flat
+
+
+def source(*functions: Callable[..., object]) -> "Markdown":
+    """The package's own text of functions, for a notebook to show."""
+    from IPython.display import Markdown
+
+    return Markdown("\n".join(f"```python\n{inspect.getsource(function)}```" for function in functions))
 
 
 def set_style() -> None:

@@ -26,7 +26,6 @@ results = "results/laptop"  # every notebook takes it; a derivation neither read
 seed = 0
 
 # %%
-import inspect
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,13 +35,7 @@ from IPython.display import Markdown
 from sympy import Symbol
 
 from ddl.ops.rewrite import normalize_direction, rewrite_reference
-from ddl.report import set_style
-
-
-def source(function):
-    """The package's own text of a function, as this page shows it."""
-    return Markdown(f"```python\n{inspect.getsource(function)}```")
-
+from ddl.report import set_style, source
 
 set_style()
 source(rewrite_reference)

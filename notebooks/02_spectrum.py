@@ -21,7 +21,6 @@ seed = 0
 
 # %%
 import copy
-import inspect
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,7 +31,7 @@ from IPython.display import Markdown
 from ddl.config import ModelConfig, from_mapping, load_variants
 from ddl.model import Block, LanguageModel
 from ddl.ops.rewrite import normalize_direction, rewrite_reference
-from ddl.report import set_style
+from ddl.report import set_style, source
 
 set_style()
 torch.set_num_threads(1)
@@ -461,7 +460,7 @@ assert np.mean(losses[-10:]) < losses[0] - 0.2
 print(f"{STEPS} steps: loss {losses[0]:.2f} before, {np.mean(losses[-10:]):.2f} after")
 
 # %%
-Markdown(f"```python\n{inspect.getsource(Block.forward)}```")
+source(Block.forward)
 
 
 # %%

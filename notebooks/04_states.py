@@ -20,7 +20,6 @@ results = "results/laptop"  # every notebook takes it; a derivation neither read
 seed = 0
 
 # %%
-import inspect
 import itertools
 
 import matplotlib.pyplot as plt
@@ -33,14 +32,8 @@ from ddl.model import Block, LanguageModel, parameter_count
 from ddl.ops.compress import compress_channels, compress_tokens
 from ddl.ops.expand import expand_embedding, repeat_embedding
 from ddl.ops.rewrite import rewrite_reference
-from ddl.report import set_style
+from ddl.report import set_style, source
 from ddl.residual import COMPRESSORS, Delta, Expand, Gate, MLPDirection, Value, make_rule
-
-
-def source(*functions):
-    """The package's own text of functions, as this page shows it."""
-    return Markdown("\n".join(f"```python\n{inspect.getsource(function)}```" for function in functions))
-
 
 set_style()
 torch.manual_seed(seed)

@@ -21,7 +21,6 @@ results = "results/laptop"  # every notebook takes it; a derivation neither read
 seed = 0
 
 # %%
-import inspect
 
 import matplotlib.pyplot as plt
 import sympy as sp
@@ -37,14 +36,8 @@ from ddl.ops.rewrite import (
     rewrite_backward_reference,
     rewrite_reference,
 )
-from ddl.report import look, set_style
+from ddl.report import look, set_style, source
 from ddl.residual import GATE_LOGIT_LIMIT, Delta
-
-
-def source(function):
-    """The package's own text of a function, as this page shows it."""
-    return Markdown(f"```python\n{inspect.getsource(function)}```")
-
 
 set_style()
 source(rewrite_reference)

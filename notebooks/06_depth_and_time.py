@@ -20,7 +20,6 @@ results = "results/laptop"  # every notebook takes it; a derivation neither read
 seed = 0
 
 # %%
-import inspect
 
 import matplotlib.pyplot as plt
 import sympy as sp
@@ -32,14 +31,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from ddl.config import ModelConfig, from_mapping, load_variants
 from ddl.model import LanguageModel, SwiGLU
 from ddl.ops.rewrite import normalize_direction, rewrite_reference
-from ddl.report import set_style
+from ddl.report import set_style, source
 from ddl.residual import Additive, Delta
-
-
-def source(function):
-    """The package's own text of a function, as this page shows it."""
-    return Markdown(f"```python\n{inspect.getsource(function)}```")
-
 
 set_style()
 torch.set_num_threads(1)

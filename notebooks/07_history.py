@@ -22,7 +22,6 @@ seed = 0
 
 # %%
 import copy
-import inspect
 import warnings
 
 import matplotlib.pyplot as plt
@@ -41,14 +40,8 @@ from ddl.ops.rewrite import (
     rewrite_reference,
     undo_rewrite_reference,
 )
-from ddl.report import set_style
+from ddl.report import set_style, source
 from ddl.residual import Delta
-
-
-def source(function):
-    """The package's own text of a function, as this page shows it."""
-    return Markdown(f"```python\n{inspect.getsource(function)}```")
-
 
 set_style()
 torch.set_num_threads(1)
