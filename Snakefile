@@ -17,8 +17,8 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-# `python` in every rule is the one that runs Snakemake.
-shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+# `python` in every rule is the one that runs Snakemake; a command that fails fails its job, also in front of a pipe.
+shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
 
 try:
     SCALES = {name: load_scale(name) for name in scale_names()}
