@@ -117,7 +117,9 @@ def test_kernel_is_this_interpreter_whatever_the_user_configured(
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     check = '# %%\nimport sys\n\nassert sys.executable == python\nassert "surprise" not in globals()\n'
     source = write(tmp_path, '# %% tags=["parameters"]\npython = ""\n\n', check)
-    run_notebook(source, tmp_path / "small.html", {"python": sys.executable})
+    page = tmp_path / "small.html"
+    run_notebook(source, page, {"python": sys.executable})
+    assert page.is_file()  # a cell that fails leaves none
 
 
 def test_failing_cell_is_named_and_kept_and_no_page_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
