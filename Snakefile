@@ -82,6 +82,20 @@ def run_settings(wildcards):
     return json.dumps({"model": model, "training": to_mapping(scale.training)}, sort_keys=True)
 
 
+def cost_settings(wildcards):
+    """Settings of a cost measurement: all models of its size, their precision and threads."""
+    scale = SCALES[wildcards.scale]
+    models = {variant: to_mapping(scale.model(wildcards.size, variant)) for variant in VARIANTS}
+    recipe = {"dtype": scale.training.dtype, "threads": scale.training.threads}
+    return json.dumps({"models": models, "training": recipe, "cost": to_mapping(scale.cost)}, sort_keys=True)
+
+
+def titles(wildcards):
+    """What figures and tables call the scale and the variants."""
+    labels = [variant.label for variant in load_variants().values()]
+    return json.dumps([SCALES[wildcards.scale].title, labels])
+
+
 def every_run(pattern):
     """The pattern for all sizes, variants and seeds of its scale."""
 
@@ -316,7 +330,7 @@ rule cost:
         gpu=gpus_of_run,
         mem_mb=8000,
     params:
-        settings=settings("cost", "sizes", "sequence_length", "tokenizer"),
+        settings=cost_settings,
     message:
         "cost {wildcards.size} ({wildcards.scale}): six variants, interleaved"
     shell:
@@ -400,6 +414,7 @@ rule loss_curves:
         mem_mb=2000,
     params:
         values=notebook_parameters,
+        titles=titles,
     message:
         "Figures 2 to 4, Table 3 ({wildcards.scale})"
     shell:
@@ -432,6 +447,7 @@ rule downstream:
         mem_mb=2000,
     params:
         values=notebook_parameters,
+        titles=titles,
     message:
         "Tables 1, 2, 7 and 8 ({wildcards.scale})"
     shell:
@@ -461,6 +477,7 @@ rule cost_tables:
         mem_mb=2000,
     params:
         values=notebook_parameters,
+        titles=titles,
     message:
         "Tables 4 and 5 ({wildcards.scale})"
     shell:
@@ -488,6 +505,8 @@ rule numbers:
         "results/{scale}/benchmarks/numbers.tsv"
     resources:
         mem_mb=2000,
+    params:
+        titles=titles,
     message:
         "numbers.json ({wildcards.scale})"
     shell:
