@@ -57,6 +57,10 @@ class ModelConfig:
     norm_eps: float = 1e-5
     embedding_std: float = 0.02
     matrix_std_factor: float = 0.5  # matrices start at N(0, (factor / sqrt(d))^2)
+    # How it is computed, which changes results by rounding only.
+    kernels: Literal["reference", "triton", "auto"] = "auto"  # plain autograd; Triton or nothing; the best there is
+    state_dtype: Literal["parameters", "bfloat16"] = "parameters"  # of the residual state
+    state_memory: Literal["stored", "rebuilt"] = "stored"  # the states that the backward pass needs
 
     def __post_init__(self) -> None:
         for name in (
@@ -99,6 +103,10 @@ class ModelConfig:
                 f"direction_pool: {self.direction_pool!r} needs direction 'mlp', a direction that is the sublayer's "
                 "output reads no pooled state"
             )
+        if self.state_memory == "rebuilt":
+            for name, unfit in (("kernels", "reference"), ("direction", "mlp"), ("value_input", "compressed")):
+                if getattr(self, name) == unfit:
+                    raise ConfigError(f"state_memory: 'rebuilt' needs the fused step, which {name} {unfit!r} rules out")
         if self.residual == "additive" and self.value_channels > 1:
             raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
 
@@ -123,33 +131,57 @@ class SizeConfig:
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Where documents come from and how they are split."""
+    """Where documents come from and how they are split; each corpus reads its own settings and refuses the others'."""
 
-    name: Literal["package-docs", "text", "fineweb-edu"]
-    val_fraction: float  # of the documents
+    name: Literal["package-docs", "text", "fineweb-edu", "shards"]
+    val_fraction: float = 0.0  # package-docs, text: of the documents
     packages: tuple[str, ...] = ()  # package-docs: the distributions whose documentation is read
     path: str = ""  # text: a file or folder of .txt, .jsonl or .parquet
-    dataset: str = ""  # fineweb-edu: hub name, configuration and pinned revision
-    dataset_config: str = ""
-    revision: str = ""
+    dataset: str = ""  # fineweb-edu: owner/name on the hub, or a URL or local folder that holds the same files
+    folder: str = ""  # fineweb-edu: of the parquet files in the dataset
+    revision: str = ""  # fineweb-edu: of the dataset
+    val_tokens: int = 0  # fineweb-edu: the first so many are held out
+    train_shards: str = ""  # shards: a pattern of paths, e.g. /data/fineweb_train_*.bin
+    val_shards: str = ""
     max_train_tokens: int = 0  # 0: all
     shard_tokens: int = 100_000_000
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.val_fraction < 0.5:
-            raise ConfigError(f"corpus.val_fraction: expected a number in (0, 0.5), found {self.val_fraction}")
-        needed = {"package-docs": ("packages",), "text": ("path",), "fineweb-edu": ("dataset", "revision")}
+        needed = {
+            "package-docs": ("packages", "val_fraction"),
+            "text": ("path", "val_fraction"),
+            "fineweb-edu": ("dataset", "revision", "val_tokens"),
+            "shards": ("train_shards", "val_shards"),
+        }
+        optional = {
+            "package-docs": ("max_train_tokens", "shard_tokens"),
+            "text": ("max_train_tokens", "shard_tokens"),
+            "fineweb-edu": ("folder", "max_train_tokens", "shard_tokens"),
+            "shards": (),
+        }
         for name in needed[self.name]:
             if not getattr(self, name):
                 raise ConfigError(f"corpus.{name}: needed by the corpus {self.name!r}")
+        for field in dataclasses.fields(self)[1:]:
+            known = field.name in needed[self.name] + optional[self.name]
+            if not known and getattr(self, field.name) != field.default:
+                raise ConfigError(f"corpus.{field.name}: not read by the corpus {self.name!r}")
+        if not 0.0 <= self.val_fraction < 0.5:
+            raise ConfigError(f"corpus.val_fraction: expected a number in (0, 0.5), found {self.val_fraction}")
+        if min(self.val_tokens, self.max_train_tokens) < 0 or self.shard_tokens < 1:
+            raise ConfigError("corpus: expected positive numbers of tokens")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """`bpe` is trained on the training split; `gpt2` is the published one, padded to `vocab_size` rows."""
+    """`bpe` is trained on the training split; `gpt2` is the published one, padded to `vocab_size` rows.
+
+    With `path`, a tokenizer.json or a folder with one or with vocab.json and merges.txt, either is read from there.
+    """
 
     name: Literal["bpe", "gpt2"]
     vocab_size: int
+    path: str = ""
 
     def __post_init__(self) -> None:
         if self.name == "bpe" and not 257 <= self.vocab_size <= 65_536:
@@ -231,6 +263,15 @@ class CostConfig:
 
 
 @dataclass(frozen=True)
+class ExecutionConfig:
+    """How the models of a scale are computed: fields of `ModelConfig` that are no part of a residual design."""
+
+    kernels: Literal["reference", "triton", "auto"]
+    state_dtype: Literal["parameters", "bfloat16"]
+    state_memory: Literal["stored", "rebuilt"]
+
+
+@dataclass(frozen=True)
 class Variant:
     """A residual design: its slug, its label in tables and figures, and its settings of `ModelConfig`."""
 
@@ -253,6 +294,7 @@ class Scale:
     training: TrainConfig
     evaluation: EvalConfig
     cost: CostConfig
+    execution: ExecutionConfig
 
     def __post_init__(self) -> None:
         if set(self.sizes) != {"small", "medium"}:
@@ -272,7 +314,8 @@ class Scale:
             raise ConfigError(f"variant: expected one of {', '.join(self.variants)}, found {variant!r}")
         shape = dataclasses.asdict(self.sizes[size])
         fixed = {"vocab_size": self.tokenizer.vocab_size, "sequence_length": self.sequence_length, **shape}
-        return from_mapping(ModelConfig, fixed | self.variants[variant].model, VARIANTS_FILE.name, variant)
+        settings = fixed | dataclasses.asdict(self.execution) | self.variants[variant].model
+        return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
 
 
 def load_scale(name: str) -> Scale:

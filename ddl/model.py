@@ -7,6 +7,7 @@ vector and whose rule is addition.
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,17 @@ from torch import Tensor, nn
 
 from ddl.cache import BlockCache, Cache, KeyValues
 from ddl.config import ConfigError, ModelConfig, from_mapping, to_mapping
+from ddl.ops.dispatch import runs_triton
+from ddl.ops.step import Rebuilding
 from ddl.provenance import atomic, write_json
 from ddl.residual import COMPRESSORS, Expand, make_rule
+
+
+class RMSNorm(nn.RMSNorm):
+    """weight x / sqrt(mean(x^2) + eps) in the dtype of x: PyTorch's fused kernels take no weight of another dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -30,8 +40,8 @@ class Attention(nn.Module):
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
-        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
         self,
@@ -70,10 +80,10 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.compress = COMPRESSORS[config.compressor](config)
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config)
         self.attention_rule = make_rule(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
         self.mlp_rule = make_rule(config)
 
@@ -109,7 +119,9 @@ class LanguageModel(nn.Module):
         self.expand = Expand(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.compress = COMPRESSORS[config.compressor](config)
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        # Whatever a user's rule does has no fused step; nor has a value that reads the compressed state.
+        self.fused = config.kernels != "reference" and config.residual == "delta" and config.value_input != "compressed"
         self.init_matrices(seed)
 
     @torch.no_grad()
@@ -153,14 +165,39 @@ class LanguageModel(nn.Module):
         if length > self.config.sequence_length:
             raise ValueError(f"expected at most {self.config.sequence_length} tokens, found {length}")
         x = self.embedding(ids)
+        if self.config.kernels == "triton" and not runs_triton(x):
+            raise ConfigError(f"kernels: 'triton' needs a GPU, found {x.device}")
         if real is not None:
             x = x * real.unsqueeze(-1)
         positions, mask = cache.advance(ids, real) if cache else (torch.arange(length, device=ids.device), None)
         rotation = rotary(positions, self.config.head_dim, self.config.rope_base)
+        if self.config.state_dtype == "bfloat16":
+            x = x.to(torch.bfloat16)
         X = self.expand(x, cache and cache.embedding)
+        if self.fused and cache is None:
+            return self.fused_hidden(X, rotation)
         for i, block in enumerate(self.blocks):
             X = block(X, rotation, mask, cache and cache.blocks[i])
         return self.norm(self.compress(X, cache and cache.readout))
+
+    def fused_hidden(self, X: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """The blocks one after another and the readout, with all that lies between two sublayers in one operation."""
+        sublayers: list[tuple[Any, Any]] = []
+        readers: list[tuple[Any, nn.RMSNorm]] = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            sublayers += [(partial(block.attention, rotation=rotation), block.attention_rule)]
+            sublayers += [(block.mlp, block.mlp_rule)]
+            readers += [(block.compress, block.attention_norm), (block.compress, block.mlp_norm)]
+        readers += [(self.compress, self.norm)]
+        compress, norm = readers[0]
+        c = norm(compress(X))
+        rebuilding = None
+        if self.config.state_memory == "rebuilt" and torch.is_grad_enabled():
+            X, rebuilding = X.clone(), Rebuilding()  # the first readout keeps the first state
+        for (process, rule), (compress, norm) in zip(sublayers, readers[1:], strict=True):
+            X, c = rule.step(X, c, process(c), compress.taps(), norm, rebuilding)
+        return c
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Readouts (..., d) -> logits (..., vocab_size) in fp32, by the head that is the embedding."""

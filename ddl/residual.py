@@ -7,7 +7,8 @@ A rule is a module that is built from a `ModelConfig` and maps (X, x_in, c, h) t
     c     (B, T, d), RMSNorm(x_in), the input of the sublayer
     h     (B, T, d), the output of the sublayer
 
-A new rule is one class with this `forward`, one line in `RULES` and one entry in config/variants.yaml.
+A new rule is one class with this `forward`, one line in `RULES` and one entry in config/variants.yaml. `Delta` has a
+second method, `step`, which goes on to the input of the next sublayer in one operation.
 """
 
 import math
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 from ddl.cache import Window
 from ddl.config import ConfigError, ModelConfig
-from ddl.ops.compress import compress_channels, compress_tokens
-from ddl.ops.expand import expand_embedding, repeat_embedding
-from ddl.ops.rewrite import normalize_direction, rewrite_reference
+from ddl.ops.compress import channel_taps, compress, compress_reference, token_taps
+from ddl.ops.expand import expand_embedding, expand_reference, repeat_embedding
+from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
+from ddl.ops.step import Rebuilding, step, step_in_place
 
 GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: gates of 0 and 2 are reached to fp32 rounding and stay trainable
 
@@ -40,20 +42,45 @@ class Delta(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.reference = config.kernels == "reference"
         self.eps = config.direction_eps
         self.direction = MLPDirection(config) if config.direction == "mlp" else None
         self.gate = Gate(config)
         self.value = Value(config)
 
     def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
-        k, v, beta = self.generate(X, x_in, c, h)
-        if X.dim() == 3:  # a scalar state has one value channel
-            return rewrite_reference(X.unsqueeze(-1), k, v, beta).squeeze(-1)
-        return rewrite_reference(X, k, v, beta)
+        state = X.unsqueeze(-1) if X.dim() == 3 else X  # a scalar state has one value channel
+        if self.reference:
+            X_next = rewrite_reference(state, *self.generate(X, x_in, c, h))
+        else:
+            k_tilde, v, beta = self.direction_of(X, h), self.value(x_in, c, h), self.gate(c)
+            X_next = rewrite(state, k_tilde, v, beta, self.eps)
+        return X_next.squeeze(-1) if X.dim() == 3 else X_next
+
+    def step(
+        self, X: Tensor, c: Tensor, h: Tensor, taps: Tensor | None, norm: nn.RMSNorm, rebuilding: Rebuilding | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rewrite, compress with `taps` and normalise with `norm`: what comes between two sublayers, in one operation.
+
+        Args:
+            taps: of the compressor that reads the next state, as `ddl.ops.step.step` takes them.
+            rebuilding: of a state that is overwritten; None for one that is left as it is.
+
+        Returns:
+            the next state, and the input of the next sublayer (B, T, d).
+        """
+        v, beta = self.value(c, c, h), self.gate(c)  # value_input "compressed" has no fused step: nothing reads x_in
+        assert norm.eps is not None
+        arguments = (X, self.direction_of(X, h), v, beta, taps, norm.weight, self.eps, norm.eps)
+        return step(*arguments) if rebuilding is None else step_in_place(*arguments, rebuilding)
+
+    def direction_of(self, X: Tensor, h: Tensor) -> Tensor:
+        """k_tilde (B, T, d)."""
+        return h if self.direction is None else self.direction(X)
 
     def generate(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Direction k (B, T, d), target v (B, T, d_v) and gate beta (B, T) of this rewrite."""
-        k_tilde = h if self.direction is None else self.direction(X)
+        k_tilde = self.direction_of(X, h)
         k = normalize_direction(k_tilde.float() if k_tilde.dtype == torch.bfloat16 else k_tilde, self.eps)
         return k.to(X.dtype), self.value(x_in, c, h).to(X.dtype), self.gate(c).to(X.dtype)
 
@@ -124,6 +151,7 @@ class Expand(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.value_channels = config.value_channels
+        self.convolve = expand_reference if config.kernels == "reference" else expand_embedding
         self.kernel = None
         if config.embed_conv:
             self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.embed_conv_kernel))
@@ -136,9 +164,9 @@ class Expand(nn.Module):
             return repeat_embedding(x, self.value_channels)
         kernel = self.kernel.to(x.dtype)
         if window is None:
-            return expand_embedding(x, kernel)
+            return self.convolve(x, kernel)
         before = kernel.shape[-1] - 1
-        return expand_embedding(window.extend(x, before), kernel)[:, before:]
+        return self.convolve(window.extend(x, before), kernel)[:, before:]
 
 
 class NoCompressor(nn.Module):
@@ -147,38 +175,55 @@ class NoCompressor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
+    def taps(self) -> None:
+        """No taps: the readout is the state."""
+
     def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
         return X
 
 
-class TokenCompressor(nn.Module):
+class Compressor(nn.Module):
+    """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; a kind of it says its taps."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.compress = compress_reference if config.kernels == "reference" else compress
+
+    def taps(self) -> Tensor:
+        """(K, d_v, d)."""
+        raise NotImplementedError
+
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
+        """`window` holds the states before X."""
+        taps = self.taps().to(X.dtype)
+        before = taps.shape[0] - 1
+        if window is None or before == 0:
+            return self.compress(X, taps)
+        X = window.extend(X.mT, before).mT  # joined with features innermost, as they lie in memory
+        return self.compress(X, taps)[:, before:]
+
+
+class TokenCompressor(Compressor):
     """TC: starts as the mean over the value channels (identity taps, read vector 1 / d_v)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.compressor_kernel))
         self.read = nn.Parameter(torch.full((config.value_channels,), 1 / config.value_channels))
 
-    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
-        """(B, T, d, d_v) -> (B, T, d); `window` holds the states before X."""
-        kernel, read = self.kernel.to(X.dtype), self.read.to(X.dtype)
-        if window is None:
-            return compress_tokens(X, kernel, read)
-        before = kernel.shape[-1] - 1
-        X = window.extend(X.mT, before).mT  # joined with features innermost, as they lie in memory
-        return compress_tokens(X, kernel, read)[:, before:]
+    def taps(self) -> Tensor:
+        return token_taps(self.kernel, self.read)
 
 
-class ChannelCompressor(nn.Module):
+class ChannelCompressor(Compressor):
     """CC: starts as the mean over the value channels."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.kernel = nn.Parameter(torch.full((config.width, config.value_channels), 1 / config.value_channels))
 
-    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
-        """(B, T, d, d_v) -> (B, T, d); channels of one token, so nothing before X counts."""
-        return compress_channels(X, self.kernel.to(X.dtype))
+    def taps(self) -> Tensor:
+        return channel_taps(self.kernel)
 
 
 COMPRESSORS: dict[str, type[nn.Module]] = {"none": NoCompressor, "tc": TokenCompressor, "cc": ChannelCompressor}

@@ -441,7 +441,14 @@ def repeated_halves(count):
     return torch.cat((half, half), dim=1)
 
 
-shape = {"vocab_size": VOCABULARY, "sequence_length": 2 * HALF, "layers": 2, "width": 24, "heads": 2}
+shape = {
+    "vocab_size": VOCABULARY,
+    "sequence_length": 2 * HALF,
+    "layers": 2,
+    "width": 24,
+    "heads": 2,
+    "kernels": "reference",
+}
 config = from_mapping(ModelConfig, shape | load_variants()["ddl-cc"].model, "02_spectrum")
 model = LanguageModel(config, seed)
 initial = copy.deepcopy(model).double()

@@ -39,7 +39,7 @@ set_style()
 torch.manual_seed(seed)
 random = torch.Generator().manual_seed(seed)
 VARIANTS = load_variants()
-SHAPE = {"vocab_size": 61, "sequence_length": 10, "layers": 2, "width": 12, "heads": 2}
+SHAPE = {"vocab_size": 61, "sequence_length": 10, "layers": 2, "width": 12, "heads": 2, "kernels": "reference"}
 
 
 def config_of(slug, **overrides):

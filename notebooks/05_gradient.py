@@ -284,7 +284,7 @@ print(f"factor {middle} at a logit of 0, {low:.1e} at a logit of {GATE_LOGIT_LIM
 source(Delta.generate)
 
 # %%
-SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": D, "heads": 2}
+SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": D, "heads": 2, "kernels": "reference"}
 
 
 def config_of(slug, **overrides):
@@ -651,7 +651,7 @@ plt.show()
 # with the gates and directions of the model.
 
 # %%
-DEEP = {"vocab_size": 256, "sequence_length": 32, "layers": 12, "width": 64, "heads": 2}
+DEEP = {"vocab_size": 256, "sequence_length": 32, "layers": 12, "width": 64, "heads": 2, "kernels": "reference"}
 ids = torch.randint(0, 256, (8, 33), generator=random)
 
 

@@ -101,7 +101,7 @@ print(f"memories of size {over_depth.abs().max():.1f}; over {STEPS} steps never 
 # fed with these, $\mathbf{M}$ starts at the transposed embedding and is updated twice a layer.
 
 # %%
-shape = {"vocab_size": 50, "sequence_length": 12, "layers": 6, "width": 24, "heads": 2}
+shape = {"vocab_size": 50, "sequence_length": 12, "layers": 6, "width": 24, "heads": 2, "kernels": "reference"}
 config = from_mapping(ModelConfig, shape | load_variants()["ddl-cc"].model, "06_depth_and_time")
 model = LanguageModel(config, seed).double()
 generated, states = [], []

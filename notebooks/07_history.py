@@ -192,7 +192,7 @@ Markdown("\n".join(rows))
 # \mathbf{k}_l\boldsymbol\delta_l^\top$ is, bit for bit, the state that the model went on with.
 
 # %%
-VOCABULARY, LENGTH, BATCH, STEPS = 32, 24, 8, 40
+VOCABULARY, LENGTH, BATCH, STEPS = 32, 24, 16, 60
 successor = torch.randperm(VOCABULARY, generator=random)
 
 
@@ -206,9 +206,16 @@ def sentences(count):
 
 
 def trained(layers):
-    shape = {"vocab_size": VOCABULARY, "sequence_length": LENGTH, "layers": layers, "width": WIDTH, "heads": 2}
+    shape = {
+        "vocab_size": VOCABULARY,
+        "sequence_length": LENGTH,
+        "layers": layers,
+        "width": WIDTH,
+        "heads": 2,
+        "kernels": "reference",
+    }
     model = LanguageModel(from_mapping(ModelConfig, shape | load_variants()["ddl-cc"].model, "07_history"), seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(STEPS):
         ids = sentences(BATCH)

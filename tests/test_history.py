@@ -112,7 +112,7 @@ def test_drift_over_many_rewrites_stays_below_the_sum_of_roundings(dtype, gates,
 @pytest.mark.parametrize("variant", ["ddl-dv1", "ddl-tc", "ddl-cc"])
 @torch.no_grad()
 def test_every_state_of_a_model_is_rebuilt_from_its_last(tiny_config, variant, dtype):
-    model = LanguageModel(tiny_config(variant, layers=12)).to(dtype)
+    model = LanguageModel(tiny_config(variant, layers=12, kernels="reference")).to(dtype)
     states, history = [], []
 
     def watch(rule, inputs, X_next):

@@ -118,7 +118,7 @@ def test_every_parameter_receives_a_gradient(tiny_config, variant, generators):
 @pytest.mark.parametrize("generators", GENERATORS, ids=str)
 @pytest.mark.parametrize("variant", SLUGS[1:])
 def test_closed_gates_leave_the_embedding_untouched(tiny_config, variant, generators):
-    config = tiny_config(variant, gate_init=0.0, **generators)
+    config = tiny_config(variant, gate_init=0.0, kernels="reference", **generators)
     model = LanguageModel(config)
     for block in model.blocks:
         for rule in (block.attention_rule, block.mlp_rule):

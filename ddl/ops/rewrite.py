@@ -1,12 +1,16 @@
 """The delta rewrite of a residual state, Eq. 2.2: read along a direction, compare with a target, write back.
 
-A state X is (..., d, d_v): d features by d_v value channels. Every function computes in the dtype it is given, so that
-fp64 in gives fp64 out. The `_backward` functions are the derivatives, worked out by hand: what a kernel's backward
-pass is measured against.
+A state X is (..., d, d_v): d features by d_v value channels. The `_reference` functions are the definitions: they
+compute in the dtype they are given, so that fp64 in gives fp64 out. The `_backward` functions are the derivatives,
+worked out by hand: what a kernel's backward pass is measured against. `rewrite` is the operation that models use.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ddl.ops.dispatch import check_shape, runs_triton, saved_dtype
 
 
 def normalize_direction(k_tilde: Tensor, eps: float) -> Tensor:
@@ -117,3 +121,94 @@ def gate_backward(beta: Tensor, grad: Tensor) -> Tensor:
         (...), the gradient in the logit z.
     """
     return beta * (1 - beta / 2) * grad
+
+
+def rewrite(X: Tensor, k_tilde: Tensor, v: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """X' = X + beta k (v^T - k^T X) with k = `normalize_direction(k_tilde, eps)`, as one operation.
+
+    Args:
+        X: (..., d, d_v), state; d_v one of 1, 2, 4, 8 on a GPU.
+        k_tilde: (..., d), unnormalised direction.
+        v: (..., d_v), target.
+        beta: (...), gate in [0, 2].
+        eps: eps_k of the small-norm guard.
+
+    Returns:
+        (..., d, d_v), features innermost, of the dtype of X.
+
+    Raises:
+        ValueError: shapes that do not belong together, or that no kernel is made for.
+    """
+    leading, (d, d_v) = X.shape[:-2], X.shape[-2:]
+    check_shape("k_tilde", k_tilde, (*leading, d), X)
+    check_shape("v", v, (*leading, d_v), X)
+    check_shape("beta", beta, leading, X)
+    S = X.mT.reshape(-1, d_v, d).contiguous()
+    h, v, beta = k_tilde.reshape(-1, d).contiguous(), v.reshape(-1, d_v).contiguous(), beta.reshape(-1).contiguous()
+    S_next, _, _ = rewrite_op(S, h, v, beta, eps)
+    return S_next.view(*leading, d_v, d).mT
+
+
+@torch.library.custom_op("ddl::rewrite", mutates_args=())
+def rewrite_op(S: Tensor, h: Tensor, v: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, d_v, d) state S = X^T, (N, d), (N, d_v), (N,) -> next state, inverse (N,) = 1 / |h|, readout (N, d_v)."""
+    if runs_triton(S):
+        from ddl.ops.rewrite_triton import rewrite_forward
+
+        return rewrite_forward(S, h, v, beta, eps)
+    h, v, beta = (tensor.to(saved_dtype(S)) for tensor in (h, v, beta))
+    inverse = torch.rsqrt(h.square().sum(-1) + eps * eps)
+    k = h * inverse.unsqueeze(-1)
+    readout = torch.einsum("ni,nji->nj", k, S.to(k.dtype))
+    delta = beta.unsqueeze(-1) * (v - readout)
+    return torch.addcmul(S.to(k.dtype), delta.unsqueeze(-1), k.unsqueeze(-2)).to(S.dtype), inverse, readout
+
+
+@rewrite_op.register_fake
+def _(S: Tensor, h: Tensor, v: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    saved = saved_dtype(S)
+    return torch.empty_like(S), torch.empty_like(beta, dtype=saved), torch.empty_like(v, dtype=saved)
+
+
+@torch.library.custom_op("ddl::rewrite_backward", mutates_args=())
+def rewrite_backward_op(
+    S: Tensor, h: Tensor, v: Tensor, beta: Tensor, inverse: Tensor, readout: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients in S, h, v and beta; `rewrite_backward_reference` and `normalize_direction_backward` in one."""
+    if runs_triton(S):
+        from ddl.ops.rewrite_triton import rewrite_backward
+
+        return rewrite_backward(S, h, v, beta, inverse, readout, grad)
+    saved = inverse.dtype
+    k = h.to(saved) * inverse.unsqueeze(-1)
+    discrepancy = v.to(saved) - readout
+    G = grad.to(saved)
+    along = torch.einsum("ni,nji->nj", k, G)
+    grad_v = beta.to(saved).unsqueeze(-1) * along
+    grad_S = torch.addcmul(G, grad_v.unsqueeze(-1), k.unsqueeze(-2), value=-1)
+    spread = torch.einsum("nji,nj->ni", G, discrepancy) - torch.einsum("nji,nj->ni", S.to(saved), along)
+    grad_k = beta.to(saved).unsqueeze(-1) * spread
+    grad_h = inverse.unsqueeze(-1) * (grad_k - k * (k * grad_k).sum(-1, keepdim=True))
+    grad_beta = (along * discrepancy).sum(-1)
+    return grad_S.to(S.dtype), grad_h.to(h.dtype), grad_v.to(v.dtype), grad_beta.to(beta.dtype)
+
+
+@rewrite_backward_op.register_fake
+def _(
+    S: Tensor, h: Tensor, v: Tensor, beta: Tensor, inverse: Tensor, readout: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(S), torch.empty_like(h), torch.empty_like(v), torch.empty_like(beta)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    S, h, v, beta, _ = inputs
+    _, inverse, readout = output
+    ctx.mark_non_differentiable(inverse, readout)
+    ctx.save_for_backward(S, h, v, beta, inverse, readout)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *rewrite_backward_op(*ctx.saved_tensors, grad.contiguous()), None
+
+
+rewrite_op.register_autograd(_backward, setup_context=_save)
