@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ddl.cache import BlockCache, Cache, KeyValues
 from ddl.config import ConfigError, ModelConfig, from_mapping, to_mapping
+from ddl.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from ddl.ops.dispatch import runs_triton
 from ddl.ops.step import Rebuilding
 from ddl.provenance import atomic, write_json
@@ -56,7 +55,7 @@ class Attention(nn.Module):
         q, k = self.query_norm(rotate(q, rotation)).to(v.dtype), self.key_norm(rotate(k, rotation)).to(v.dtype)
         if past is not None:
             k, v = past.extend(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and (past is None or T > 1))
         return self.out(y.transpose(1, 2).reshape(B, T, d))
 
 
@@ -209,7 +208,10 @@ class LanguageModel(nn.Module):
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of the targets (B, T), a scalar in fp32."""
-        return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+        hidden, weight = self.hidden(ids), self.embedding.weight
+        if self.config.kernels == "reference":
+            return linear_cross_entropy_reference(hidden, weight, targets)
+        return linear_cross_entropy(hidden, weight, targets)
 
 
 def rotary(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
@@ -253,6 +255,8 @@ class ModelFileError(ValueError):
 
 def save_model(model: LanguageModel, directory: Path) -> None:
     """Write `model.safetensors` and `config.json` whole."""
+    from safetensors.torch import save  # here, as below: a machine with PyTorch alone can still build and time models
+
     with atomic(directory / "model.safetensors") as temporary:
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
         temporary.write_bytes(save(state, metadata={"format": "pt"}))
@@ -266,6 +270,9 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> LanguageM
     Raises:
         ModelFileError: a file is missing or damaged, or the weights do not fit the config.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     config_path, weights_path = directory / "config.json", directory / "model.safetensors"
     for path in (config_path, weights_path):
         if not path.is_file():

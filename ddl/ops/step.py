@@ -82,9 +82,10 @@ class Rebuilding:
 
     def __init__(self) -> None:
         self.position = 0
+        # Here and not where it is defined: this imports the compiler, which takes more than a second.
+        self.apply = torch.compiler.disable(InPlaceStep.apply)
 
 
-@torch.compiler.disable
 def step_in_place(
     X: Tensor,
     k_tilde: Tensor,
@@ -110,7 +111,7 @@ def step_in_place(
     S, arguments = prepare(X.detach(), k_tilde, v, beta, taps, weight)
     if S.data_ptr() != X.data_ptr():
         raise ValueError("X: expected a state with its features innermost, which can be overwritten")
-    return InPlaceStep.apply(X, *arguments, eps_direction, eps_norm, rebuilding)
+    return rebuilding.apply(X, *arguments, eps_direction, eps_norm, rebuilding)
 
 
 def prepare(

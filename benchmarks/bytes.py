@@ -1,0 +1,194 @@
+"""Bytes that the kernels move per token, counted, beside the least possible and what eager PyTorch moves.
+
+    TRITON_INTERPRET=1 python -m benchmarks.bytes [--csv results/reference/kernel_bytes.csv]
+
+Triton's interpreter runs the launchers and every unmasked element of every load and store is counted. An address that a
+launch touches counts once as memory traffic; the times after that are served by a cache (halos, parameters, rows that
+are read again) and counted apart. PyTorch operations that a launcher calls, such as the sum of partial gradients, and
+those of the eager composition count their inputs and outputs. Bytes of bf16 activations and fp32 parameters.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+from benchmarks.kernel_cases import OPERATIONS, make_case
+from benchmarks.launches import TOKENS, WIDTHS, paper_passes
+from benchmarks.measure import Rows, origin
+from ddl.ops.dispatch import INTERPRETED
+
+BF16 = 2  # bytes
+# Vectors of d numbers in the authors' public code for DDL-CC: one kernel for the rewrite, compression and norm apart.
+# Forward 9 + 5 + 2; backward 14 + 9 + 3, and 12 to add the two gradients in X'. All else is eager there.
+AUTHORS = {
+    ("rewrite", "forward"): 9,
+    ("rewrite", "backward"): 14,
+    ("step_cc", "forward"): 16,
+    ("step_cc", "backward"): 38,
+}
+
+
+class Traffic(NamedTuple):
+    """Bytes between memory and processor, and those that a cache serves."""
+
+    memory: int
+    cache: int
+
+
+class EagerTraffic(TorchDispatchMode):
+    """Counts inputs and outputs of the PyTorch operations that are called; views and empty tensors cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        is_view = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
+        if not is_view and "empty" not in func._schema.name:
+            # Indexing reads as much as it writes, not the whole tensor.
+            read = results if func._schema.name == "aten::index" else (args, kwargs)
+            tensors = [leaf for leaf in tree_leaves((read, results)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(stored_bytes(tensor) for tensor in tensors)
+        return results
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Of the elements that lie in memory: an expanded axis counts once."""
+    sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return int(np.prod(sizes)) * tensor.element_size()
+
+
+@contextmanager
+def recorded_accesses() -> Iterator[dict[str, list[tuple[np.ndarray, int]]]]:
+    """Addresses and sizes of all elements that interpreted kernels load and store; copies that the interpreter makes of
+    its arguments are not seen by `EagerTraffic`."""
+    accesses: dict[str, list[tuple[np.ndarray, int]]] = {"load": [], "store": []}
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    launch = GridExecutor.__call__
+
+    def note(kind: str, pointers: Any, mask: Any) -> None:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        addresses, wanted = np.broadcast_arrays(pointers.data, mask.data)
+        accesses[kind].append((addresses[wanted.astype(bool)], size))
+
+    def noted_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        note("load", pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def noted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        note("store", pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    def unseen_launch(self: Any, *arguments: Any, **options: Any) -> None:
+        with _disable_current_modes():
+            launch(self, *arguments, **options)
+
+    with (
+        mock.patch.object(GridExecutor, "__call__", unseen_launch),
+        mock.patch.object(InterpreterBuilder, "create_masked_load", noted_load),
+        mock.patch.object(InterpreterBuilder, "create_masked_store", noted_store),
+    ):
+        yield accesses
+
+
+def count(run: Callable[[], object]) -> Traffic:
+    """The traffic of a launcher: of its kernel, and of the PyTorch operations before and after."""
+    memory = cache = 0
+    with EagerTraffic() as eager, recorded_accesses() as accesses:
+        run()
+    for kind in accesses.values():
+        for size in {size for _, size in kind}:
+            addresses = np.concatenate([found for found, each in kind if each == size])
+            distinct = len(np.unique(addresses))
+            memory += distinct * size
+            cache += (len(addresses) - distinct) * size
+    return Traffic(memory + eager.bytes, cache)
+
+
+def floor(operation: str, direction: str, d_v: int) -> int:
+    """Vectors of d numbers per token when each operand is read once and each result is written once.
+
+    Forward: the state in and out, with the steps' direction in and context out, or with one vector. Backward: the state
+    and the gradient of the result in, the gradient of the state out, and each vector with its gradient.
+    """
+    if operation.startswith("step"):
+        return 2 * d_v + 2 if direction == "forward" else 3 * d_v + 3
+    if operation == "rewrite":
+        return 2 * d_v + 1 if direction == "forward" else 3 * d_v + 2
+    if operation == "expand":
+        return d_v + 1 if direction == "forward" else d_v + 2
+    return d_v + 1 if direction == "forward" else 2 * d_v + 1
+
+
+def eager_traffic(operation: str, d: int, d_v: int) -> dict[str, int]:
+    """Bytes of both passes of the composition in PyTorch, all in bf16."""
+    case = make_case(operation, d, d_v, 1, TOKENS, torch.bfloat16, torch.device("cpu"), seed=0).in_dtype(torch.bfloat16)
+    with EagerTraffic() as forward:
+        outputs = case.forward(case.reference)
+    with EagerTraffic() as backward:
+        case.backward(outputs)
+    return {"forward": forward.bytes, "backward": backward.bytes}
+
+
+def table(d: int) -> Iterator[dict[str, Any]]:
+    """Rows of the table at one width, in bytes per token."""
+    stored = {(each.operation, each.d_v, each.direction): each for each in paper_passes(d, "cpu")}
+    rebuilt = {(each.operation, each.d_v, each.direction): each for each in paper_passes(d, "cpu", in_place=True)}
+    for operation, channels in OPERATIONS.items():
+        for d_v in channels:
+            eager = eager_traffic(operation, d, d_v)
+            for direction in ("forward", "backward"):
+                key = operation, d_v, direction
+                for states, passes in (("stored", stored), ("rebuilt", rebuilt)):
+                    if states == "rebuilt" and not operation.startswith("step"):
+                        continue
+                    ours = count(passes[key].run)
+                    authors = AUTHORS.get((operation, direction))
+                    yield {
+                        "operation": operation,
+                        "d_v": d_v,
+                        "d": d,
+                        "direction": direction,
+                        "states": states,
+                        "floor": floor(operation, direction, d_v) * d * BF16,
+                        "ours": ours.memory / TOKENS,
+                        "cache": ours.cache / TOKENS,
+                        "eager": eager[direction] / TOKENS,
+                        "authors": authors * d * BF16 if authors and d_v == 4 else eager[direction] / TOKENS,
+                    }
+
+
+FIGURES = ("floor", "ours", "cache", "eager", "authors")
+COLUMNS = ("operation", "d_v", "d", "direction", "states", *FIGURES)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--csv", type=Path, help="add the rows to this file, in bytes per token")
+    arguments = parser.parse_args(argv)
+    if not INTERPRETED:
+        parser.error("TRITON_INTERPRET=1 is needed")
+    rows = Rows(arguments.csv, COLUMNS, origin(torch.device("cpu"), None)) if arguments.csv else None
+    for d in WIDTHS:
+        print(f"\nd = {d}: bytes per token (and vectors of d numbers in bf16)\n")
+        print(f"{'operation':12} {'d_v':>3} {'pass':8} {'states':8}" + "".join(f"{name:>18}" for name in FIGURES))
+        for row in table(d):
+            figures = "".join(f"{row[name]:10,.0f} {f'({row[name] / d / BF16:.1f})':>7}" for name in FIGURES)
+            print(f"{row['operation']:12} {row['d_v']:3} {row['direction']:8} {row['states']:8}{figures}", flush=True)
+            if rows:
+                rows.add(**row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The operations of `ddl.ops` as cases to check and to time: inputs, the operation, and its composition in PyTorch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddl.ops.compress import compress, compress_reference
+from ddl.ops.expand import expand_embedding, expand_reference
+from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
+from ddl.ops.step import step, step_reference
+
+EPS = 1e-5
+# Operation -> the numbers of value channels that the paper's models use it with.
+OPERATIONS = {
+    "rewrite": (1, 4),
+    "expand": (4,),
+    "compress_cc": (4,),
+    "compress_tc": (4,),
+    "step": (1,),
+    "step_cc": (4,),
+    "step_tc": (4,),
+}
+# Of a result against fp64, over a whole tensor: some roundings of bf16, many of fp32.
+ALLOWED_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one shape.
+
+    Args:
+        operation, reference: functions of the inputs with the same outputs.
+        inputs: leaves that want gradients, or None for an input that the operation does without.
+        upstream: random gradients of the outputs.
+    """
+
+    operation: Callable[..., Any]
+    reference: Callable[..., Any]
+    inputs: tuple[Tensor | None, ...]
+    upstream: tuple[Tensor, ...]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [x for x in self.inputs if x is not None]
+
+    def in_dtype(self, dtype: torch.dtype) -> "Case":
+        """The same numbers, all of them in one dtype."""
+        inputs = tuple(None if x is None else x.detach().to(dtype).requires_grad_() for x in self.inputs)
+        return replace(self, inputs=inputs, upstream=tuple(x.to(dtype) for x in self.upstream))
+
+    def forward(self, function: Callable[..., Any]) -> tuple[Tensor, ...]:
+        """The outputs of `operation`, `reference` or a compiled one of them."""
+        outputs = function(*self.inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def backward(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The gradients of all inputs; the graph is kept, so that a backward pass can be timed alone."""
+        return torch.autograd.grad(outputs, self.leaves, self.upstream, retain_graph=True)
+
+    def ideal_bytes(self) -> dict[str, int]:
+        """Bytes of a forward and of a backward pass that read each operand once and write each result once."""
+        inputs, outputs = total_bytes(self.leaves), total_bytes(self.upstream)
+        return {"forward": inputs + outputs, "backward": 2 * inputs + outputs}
+
+
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def rewrite_composition(X: Tensor, h: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    return rewrite_reference(X, normalize_direction(h, EPS), v, beta)
+
+
+def make_case(
+    name: str, d: int, d_v: int, batch: int, length: int, dtype: torch.dtype, device: torch.device, seed: int
+) -> Case:
+    """Random inputs of one of `OPERATIONS`; gates, taps and norm weights in fp32 as in models, all else in `dtype`."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def parameter(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    def activation(*shape: int) -> Tensor:
+        return parameter(batch, length, *shape).to(dtype)
+
+    def state() -> Tensor:
+        return activation(d) if name == "step" else activation(d_v, d).mT  # the step without taps has a scalar state
+
+    def taps() -> Tensor:
+        return parameter(1 if name.endswith("cc") else 4, d_v, d)
+
+    beta = 2 * torch.sigmoid(parameter(batch, length))
+    operation: Callable[..., Any]
+    reference: Callable[..., Any]
+    inputs: tuple[Tensor | None, ...]
+    upstream: tuple[Tensor, ...]
+    if name == "rewrite":
+        operation, reference = partial(rewrite, eps=EPS), rewrite_composition
+        inputs, upstream = (state(), activation(d), activation(d_v), beta), (state(),)
+    elif name == "expand":
+        operation, reference = expand_embedding, expand_reference
+        inputs, upstream = (activation(d), taps().permute(2, 1, 0).contiguous()), (state(),)
+    elif name.startswith("compress"):
+        operation, reference = compress, compress_reference
+        inputs, upstream = (state(), taps()), (activation(d),)
+    else:
+        operation = partial(step, eps_direction=EPS, eps_norm=EPS)
+        reference = partial(step_reference, eps_direction=EPS, eps_norm=EPS)
+        inputs = (state(), activation(d), activation(d_v), beta, None if name == "step" else taps(), parameter(d))
+        upstream = (state(), activation(d))
+    leaves = tuple(None if x is None else x.requires_grad_() for x in inputs)
+    return Case(operation, reference, leaves, upstream)
+
+
+def worst_error(case: Case) -> float:
+    """The largest relative error of an output or gradient of the operation, |y - exact| / |exact| with the composition
+    in fp64 as what is exact; NaN if a number is not finite."""
+    exact = case.in_dtype(torch.float64)
+    outputs, right = case.forward(case.operation), exact.forward(exact.reference)
+    pairs = zip((*outputs, *case.backward(outputs)), (*right, *exact.backward(right)), strict=True)
+    errors = [(got.detach().double() - wanted.detach()).norm() / wanted.detach().norm() for got, wanted in pairs]
+    return float(torch.stack(errors).max())

@@ -1,0 +1,80 @@
+"""The kernels of `ddl.ops` as the paper's models launch them: bf16 activations and states, fp32 parameters.
+
+Nothing is computed for its own sake here. The tensors are zeros, or shapes without numbers on the device "meta".
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddl.ops.compress_triton import compress_backward, compress_forward
+from ddl.ops.expand_triton import expand_backward, expand_forward
+from ddl.ops.rewrite_triton import rewrite_backward, rewrite_forward
+from ddl.ops.step_triton import step_backward, step_forward
+
+EPS = 1e-5
+WIDTHS = (768, 1024)  # of the small and the medium model
+TOKENS = 256  # of one sequence: more than one program holds
+
+
+class Pass(NamedTuple):
+    """A forward or backward pass of an operation.
+
+    Args:
+        operation: as in `benchmarks.kernel_cases`.
+        direction: "forward" or "backward".
+        d_v: value channels.
+        run: calls the launcher.
+    """
+
+    operation: str
+    direction: str
+    d_v: int
+    run: Callable[[], object]
+
+
+def paper_passes(d: int, device: str, in_place: bool = False) -> list[Pass]:
+    """All passes that the paper's models of width d need; the fused steps with stored or with rebuilt states."""
+
+    def activation(*shape: int) -> Tensor:
+        return torch.zeros(1, TOKENS, *shape, dtype=torch.bfloat16, device=device)
+
+    def number(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=device)
+
+    passes = []
+
+    def add(name: str, d_v: int, forward: Callable[[], object], backward: Callable[[], object]) -> None:
+        passes.extend((Pass(name, "forward", d_v, forward), Pass(name, "backward", d_v, backward)))
+
+    for d_v in (1, 4):
+        inputs = tuple(tensor[0] for tensor in (activation(d_v, d), activation(d), activation(d_v), number(1, TOKENS)))
+        saved = number(TOKENS), number(TOKENS, d_v)
+        add(
+            "rewrite",
+            d_v,
+            partial(rewrite_forward, *inputs, EPS),
+            partial(rewrite_backward, *inputs, *saved, torch.zeros_like(inputs[0])),
+        )
+    S, x = activation(4, d), activation(d)
+    for name, K in (("compress_cc", 1), ("compress_tc", 4)):
+        taps = number(K, 4, d)
+        add(name, 4, partial(compress_forward, S, taps), partial(compress_backward, S, taps, x))
+    taps = number(4, 4, d)
+    add("expand", 4, partial(expand_forward, x, taps), partial(expand_backward, x, taps, S))
+    for name, K, d_v in (("step", 0, 1), ("step_cc", 1, 4), ("step_tc", 4, 4)):
+        state, target, gate = activation(d_v, d), activation(d_v), number(1, TOKENS)
+        parameters = number(K, d_v, d) if K else None, number(d)
+        inputs = (state, activation(d), target, gate, *parameters)
+        saved = number(1, TOKENS), number(1, TOKENS, d_v), number(1, TOKENS)
+        grads = torch.zeros_like(state), activation(d)
+        add(
+            name,
+            d_v,
+            partial(step_forward, *inputs, EPS, EPS, in_place),
+            partial(step_backward, *inputs, *saved, *grads, in_place),
+        )
+    return passes

@@ -1,0 +1,184 @@
+"""What the training loop adds to the steps themselves: `python benchmarks/loop.py --csv loop.csv`.
+
+A stub takes the place of the model, so that a step costs the same every time: `waits` sleeps, as a host does whose GPU
+works; `computes` multiplies matrices on the threads that also read the data. Rounds of bare steps, on one batch that
+is there already, take turns with rounds of the loop, which draws, reads and moves batches, checks and records every
+tenth step. Validation and checkpoints, which a run pays for beside its steps, are left out. One row a stub is added to
+the CSV; its processor time is the measure on a machine that has other work.
+"""
+
+import argparse
+import csv
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+
+from ddl.config import Scale, load_scale
+from ddl.cost import spread
+from ddl.learner import Learner
+from ddl.metrics import Metrics
+from ddl.provenance import provenance, sha256_file, write_json
+from ddl.shards import write_shard
+from ddl.train import Progress, Run
+
+STEPS = 40  # a round
+STEP_SECONDS = 0.05
+SEQUENCES, LENGTH = 16, 1024  # in 0.05 s: 330,000 tokens/s, about those of one of four GPUs at the paper's small size
+VOCABULARY = 50_000
+
+
+class Stub(nn.Module):
+    """A model whose loss costs the same every time.
+
+    Args:
+        kind: "waits" or "computes".
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.eye(512))
+        self.products = 1
+        if kind == "computes":
+            start = time.perf_counter()
+            for _ in range(20):
+                self.work()
+            self.products = round(STEP_SECONDS / (time.perf_counter() - start) * 20)
+
+    @torch.no_grad()
+    def work(self) -> None:
+        """The cost of a step."""
+        if self.kind == "waits":
+            time.sleep(STEP_SECONDS)
+            return
+        for _ in range(self.products):
+            self.weight @ self.weight
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Something with a gradient, after the work."""
+        self.work()
+        return self.weight.square().mean()
+
+    def named_matrices(self) -> list[tuple[str, Tensor]]:
+        return [("weight", self.weight)]
+
+
+class BareSteps(Run):
+    """A run of a stub, without validation and checkpoints."""
+
+    def __init__(self, scale: Scale, data: Path, out: Path, stub: Stub) -> None:
+        super().__init__(scale, "small", "baseline", 0, data, out)
+        self.learner = Learner(stub, self.recipe, self.processes)  # type: ignore[arg-type]
+
+    def validate(self) -> float:
+        return 0.0
+
+    def save_checkpoint(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def loop(self) -> np.ndarray:
+        """Seconds of a round of the loop, by the clock and of processor time."""
+        self.progress = Progress()
+        start = clocks()
+        with Metrics(self.out, [], tensorboard=False) as self.metrics:
+            self.steps()
+        return clocks() - start
+
+    def bare(self) -> np.ndarray:
+        """Seconds of a round of steps alone, by the clock and of processor time."""
+        batch = next(self.batches.stream(range(1)))
+        start = clocks()
+        for _ in range(STEPS):
+            loss, _ = self.learner.step(batch, 1e-3)
+        loss.item()  # waits for the device
+        return clocks() - start
+
+
+def clocks() -> np.ndarray:
+    """Seconds by the clock, and of processor time of all threads."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def write_data(folder: Path) -> Path:
+    """Random tokens, four rounds of them, as `python -m ddl.data` would leave them."""
+    splits = {}
+    for split, sequences in (("train", 4 * STEPS * SEQUENCES), ("val", 1)):
+        path = folder / f"{split}_000000.bin"
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, sequences * LENGTH + 1)
+        write_shard(path, tokens)
+        splits[split] = {"shards": [{"file": path.name, "tokens": len(tokens), "sha256": sha256_file(path)}]}
+    Tokenizer(models.WordLevel({"a": 0}, "a")).save(str(folder / "tokenizer.json"))
+    digest = sha256_file(folder / "tokenizer.json")
+    tokenizer = {"name": "gpt2", "vocab_size": VOCABULARY, "file": "tokenizer.json", "sha256": digest}
+    write_json(folder / "manifest.json", {"tokenizer": tokenizer, "splits": splits})
+    return folder / "manifest.json"
+
+
+def measure(kind: str, rounds: int, folder: Path) -> dict[str, object]:
+    """The row of one stub."""
+    smoke = load_scale("smoke")
+    recipe = dataclasses.replace(
+        smoke.training,
+        **{"steps": STEPS, "batch_sequences": SEQUENCES, "micro_batch_sequences": SEQUENCES, "val_sequences": 1},
+        **{"log_interval": 10, "val_interval": STEPS, "checkpoint_interval": STEPS},
+    )
+    scale = dataclasses.replace(smoke, sequence_length=LENGTH, training=recipe)
+    run = BareSteps(scale, write_data(folder), folder / "run", Stub(kind))
+    run.out.mkdir()
+    times = np.array([(run.bare(), run.loop()) for _ in range(rounds + 1)][1:])  # the first warms up
+    bare, loop = np.median(times, axis=0)
+    share = spread(times[:, 1, 0] / times[:, 0, 0] - 1)
+    origin = provenance()
+    return {
+        "stub": kind,
+        "bare_step_ms": round(1e3 * float(bare[0]) / STEPS, 3),
+        "loop_step_ms": round(1e3 * float(loop[0]) / STEPS, 3),
+        "added_cpu_ms": round(1e3 * float(loop[1] - bare[1]) / STEPS, 3),
+        "added_share": round(share["median"], 5),
+        "added_share_p20": round(share["p20"], 5),
+        "added_share_p80": round(share["p80"], 5),
+        "rounds": share["repeats"],
+        "steps_a_round": STEPS,
+        "batch_sequences": SEQUENCES,
+        "sequence_length": LENGTH,
+        "threads": origin["threads"],
+        "device": origin["device"],
+        "torch": origin["versions"]["torch"],
+        "commit": origin["commit"],
+        "dirty": origin["dirty"],
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Measure what the training loop adds to its steps.")
+    parser.add_argument("--csv", required=True, type=Path, help="rows are added to it")
+    parser.add_argument("--rounds", type=int, default=9, help="after one that is left out (9)")
+    args = parser.parse_args(argv)
+    rows = []
+    for kind in ("waits", "computes"):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(kind, args.rounds, Path(folder)))
+        text = (
+            "{stub:9} bare {bare_step_ms} ms, loop {loop_step_ms} ms: adds {added_share:.2%}, {added_cpu_ms} ms of CPU"
+        )
+        print(text.format(**rows[-1]))
+    new = not args.csv.exists()
+    with open(args.csv, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What the benchmarks share: the time that is left, rows that are added to a CSV, and the time that work takes."""
+
+import csv
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddl.provenance import provenance
+
+CALLS, REPEATS = 10, 20  # calls between two time stamps on a GPU; times that this is done
+CPU_REPEATS = 3
+QUANTILES = {"p20": 0.2, "p50": 0.5, "p80": 0.8}
+COPY_BYTES = 2**30
+ORIGIN = ("device", "device_type", "torch", "triton", "driver", "commit", "dirty", "utc")
+
+
+class BenchmarkError(ValueError):
+    """The measurements cannot start: the message says why."""
+
+
+class Budget:
+    """So many seconds from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def part(self, share: float) -> "Budget":
+        """A share of what is left."""
+        return Budget(share * self.left())
+
+
+class Rows:
+    """A CSV with one row a measurement, to which rows are added as they are made; what is there stays.
+
+    Args:
+        path: of the file; with a header that differs, a BenchmarkError.
+        columns: of this kind of measurement; `reason` (why a row has no numbers) and the origin follow them.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], origin: dict[str, Any]) -> None:
+        self.path, self.columns, self.origin = path, (*columns, "reason", *ORIGIN), origin
+        self.written = 0
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write("w", self.columns)
+        with open(path, newline="", encoding="utf-8") as file:
+            found = tuple(next(csv.reader(file), ()))
+        if found != self.columns:
+            raise BenchmarkError(f"{path}: expected the columns {', '.join(self.columns)}, found {', '.join(found)}")
+
+    def add(self, **values: Any) -> None:
+        """Add a row; a column that is not given is empty."""
+        row = {"reason": ""} | self.origin | {key: shown(value) for key, value in values.items()}
+        if unknown := set(row) - set(self.columns):
+            raise KeyError(f"{self.path}: no columns {sorted(unknown)}")
+        self._write("a", [row.get(column, "") for column in self.columns])
+        self.written += 1
+
+    def _write(self, mode: str, cells: Any) -> None:
+        with open(self.path, mode, newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(cells)
+
+
+def shown(value: Any) -> Any:
+    """A number with five significant digits, all else as it is."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
+    """The columns that say where a row comes from."""
+    source = provenance()
+    return {
+        "device": source["device"],
+        "device_type": device.type,
+        "torch": torch.__version__,
+        "triton": source["versions"]["triton"],
+        "driver": driver_version() if device.type == "cuda" else "",
+        "commit": source["commit"] or commit,
+        "dirty": source["dirty"] if source["commit"] else "",
+        "utc": source["utc"],
+    }
+
+
+def driver_version() -> str:
+    """Of the GPU, by nvidia-smi; empty where there is none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return ""
+
+
+def milliseconds(prepare: Callable[[], Callable[[], Any]], device: torch.device) -> dict[str, Any]:
+    """Quantiles of the time of one call, and the `timer` that took them.
+
+    On a GPU the calls are captured into a CUDA graph and its replays are timed by events: most kernels here take less
+    time than Python takes to launch them. Where capture fails, the calls themselves are timed: timer "events".
+
+    Args:
+        prepare: returns the work. It runs on the stream that the work is captured on, because a backward pass runs
+            where its forward pass did.
+    """
+    if device.type == "cpu":
+        times, timer = cpu_times(prepare()), "clock"
+    else:
+        times, timer = gpu_times(prepare)
+    quantiles = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([*QUANTILES.values()]).double())
+    return {**{f"{name}_ms": value for name, value in zip(QUANTILES, quantiles.tolist(), strict=True)}, "timer": timer}
+
+
+def cpu_times(work: Callable[[], Any]) -> list[float]:
+    times = []
+    for _ in range(1 + CPU_REPEATS):
+        start = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times[1:]
+
+
+def gpu_times(prepare: Callable[[], Callable[[], Any]]) -> tuple[list[float], str]:
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        work = prepare()
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize()
+    graph, timer = torch.cuda.CUDAGraph(), "graph"
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(CALLS):
+                work()
+    except RuntimeError as error:
+        print(f"no CUDA graph of this work, its launches are timed too: {first_line(error)}", flush=True)
+        timer = "events"
+    times = []
+    with torch.cuda.stream(stream):
+        for _ in range(1 + REPEATS):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            if timer == "graph":
+                graph.replay()
+            else:
+                for _ in range(CALLS):
+                    work()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end) / CALLS)
+    return times[1:], timer
+
+
+def copy_speed(device: torch.device) -> dict[str, Any]:
+    """Bytes read and written a second, in GB, by a copy within the device that is too large for its caches."""
+    source = torch.ones(COPY_BYTES if device.type == "cuda" else 2**24, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    measured = milliseconds(lambda: lambda: target.copy_(source), device)
+    return measured | {"gb_per_s": 2 * source.numel() / measured["p50_ms"] / 1e6}
+
+
+def first_line(error: BaseException) -> str:
+    """The kind and the first line of an error, for a row's `reason`."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

@@ -1,0 +1,510 @@
+# mypy: allow-untyped-defs
+"""Triton kernels of the fused step: rewrite, compress, RMSNorm in one pass over the state, forward and backward.
+
+A program walks consecutive tokens of a sequence with all d features in registers, so that whatever has the width of
+the model is read or written once: X, h, X' and c in the forward pass; X, h, the gradients in X' and c, and those in X
+and h in the backward pass. For d_v = 4 that is 10 and 15 vectors of d numbers per token. What comes on top is small:
+d_v + 2 numbers kept of each token, and for each program the partial sums of the parameters' gradients, which are added
+in a fixed order afterwards. All arithmetic is in fp32.
+
+Token compression also needs rows of the neighbouring programs (the halo): the K - 1 tokens before a program's own, in
+the backward pass as many after them too. They are read from the state, or from a copy where the state is overwritten.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddl.ops.launch import check_supported, load
+
+
+# X' = X + beta k (v - X^T k)^T                   k = h / sqrt(|h|^2 + eps_direction^2)
+# x_in[t] = sum_s sum_j taps[s,j] X'[t-s,j]       no compressor (K = 0): x_in = X'
+# c = weight x_in / sqrt(mean(x_in^2) + eps_norm)
+#
+# Token compression (K = 4) is a filter in transposed form: row t is added to the readouts of the tokens t to t + 3.
+@triton.jit(do_not_specialize=["tokens", "chunk"])
+def forward_kernel(
+    S_ptr,
+    halo_ptr,
+    h_ptr,
+    v_ptr,
+    beta_ptr,
+    taps_ptr,
+    weight_ptr,
+    S_next_ptr,
+    c_ptr,
+    inverse_ptr,
+    readout_ptr,
+    rstd_ptr,
+    tokens,
+    chunk,
+    eps_direction,
+    eps_norm,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    chunks = tl.cdiv(tokens, chunk)
+    sequence = program // chunks * tokens
+    first = program % chunks * chunk
+    stop = tl.minimum(first + chunk, tokens)
+    HALO: tl.constexpr = K - 1 if K > 1 else 0
+
+    i = tl.arange(0, BLOCK)
+    j = tl.arange(0, DV)
+    real = i < D
+    tile = j[:, None] * D + i[None, :]
+    SIZE: tl.constexpr = DV * D  # of the state of a token, and of a tap
+    weight = load(weight_ptr + i, real)
+    # What the rows walked so far contribute to x_in of this token, the next and the one after.
+    ahead_0 = tl.zeros([BLOCK], tl.float32)
+    ahead_1 = tl.zeros([BLOCK], tl.float32)
+    ahead_2 = tl.zeros([BLOCK], tl.float32)
+
+    for t in range(tl.maximum(first - HALO, 0), stop):
+        token = sequence + t
+        own = t >= first
+        # 1. Read the token.
+        X_ptr = S_ptr + token * SIZE
+        if halo_ptr is not None:
+            X_ptr = tl.where(own, X_ptr, halo_ptr + (program * HALO + HALO + t - first) * SIZE)
+        X = load(X_ptr + tile, real[None, :])
+        h = load(h_ptr + token * D + i, real)
+        v = tl.load(v_ptr + token * DV + j).to(tl.float32)
+        beta = tl.load(beta_ptr + token).to(tl.float32)
+        # 2. Read along the direction k = inverse h.
+        inverse = tl.rsqrt(tl.sum(h * h, 0) + eps_direction * eps_direction)
+        readout = inverse * tl.sum(h[None, :] * X, 1)
+        # 3. Compare with the target and write back.
+        delta = beta * (v - readout)
+        X += (inverse * h)[None, :] * delta[:, None]
+        tl.store(S_next_ptr + token * SIZE + tile, X, mask=real[None, :] & own)
+        # 4. Compress.
+        x_in = tl.sum(X if K == 0 else X * load(taps_ptr + tile, real[None, :]), 0)
+        if K == 4:
+            x_in += ahead_0
+            ahead_0 = ahead_1 + tl.sum(X * load(taps_ptr + SIZE + tile, real[None, :]), 0)
+            ahead_1 = ahead_2 + tl.sum(X * load(taps_ptr + 2 * SIZE + tile, real[None, :]), 0)
+            ahead_2 = tl.sum(X * load(taps_ptr + 3 * SIZE + tile, real[None, :]), 0)
+        # 5. Normalise.
+        rstd = tl.rsqrt(tl.sum(x_in * x_in, 0) / D + eps_norm)
+        tl.store(c_ptr + token * D + i, weight * (rstd * x_in), mask=real & own)
+        # 6. Keep for the backward pass what takes a sum over all features.
+        tl.store(inverse_ptr + token, inverse, mask=own)
+        tl.store(readout_ptr + token * DV + j, readout, mask=own)
+        tl.store(rstd_ptr + token, rstd, mask=own)
+
+
+# With x_hat = rstd x_in, u = weight dc and the sums over j taken where j does not appear on the left:
+#   dx_in = rstd (u - x_hat mean(u x_hat))        dweight = sum_t dc x_hat
+#   G = dX' + taps dx_in                          dtaps = sum_t dx_in X'
+#   g = G^T k,  e = v - X^T k
+#   dX = G - beta k g^T    dv = beta g    dbeta = g^T e    dk = beta (G e - X g)    dh = inverse (dk - k (k^T dk))
+# where k^T dk = beta (g^T e - g^T X^T k) takes no further sum over the features.
+@triton.jit(do_not_specialize=["tokens", "chunk"])
+def backward_kernel(
+    S_ptr,
+    h_ptr,
+    v_ptr,
+    beta_ptr,
+    taps_ptr,
+    weight_ptr,
+    inverse_ptr,
+    readout_ptr,
+    rstd_ptr,
+    grad_next_ptr,
+    grad_c_ptr,
+    grad_S_ptr,
+    grad_h_ptr,
+    grad_v_ptr,
+    grad_beta_ptr,
+    grad_taps_ptr,
+    grad_weight_ptr,
+    tokens,
+    chunk,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    first = program * chunk
+    stop = tl.minimum(first + chunk, tokens)
+
+    i = tl.arange(0, BLOCK)
+    j = tl.arange(0, DV)
+    real = i < D
+    tile = j[:, None] * D + i[None, :]
+    SIZE: tl.constexpr = DV * D  # of the state of a token, and of a tap
+    weight = load(weight_ptr + i, real)
+    grad_weight = tl.zeros([BLOCK], tl.float32)
+    grad_taps = tl.zeros([DV, BLOCK], tl.float32)
+
+    for token in range(first, stop):
+        # 1. Read the token; the states before and after the rewrite differ by k delta^T.
+        S = load(S_ptr + token * SIZE + tile, real[None, :])
+        h = load(h_ptr + token * D + i, real)
+        beta = tl.load(beta_ptr + token).to(tl.float32)
+        inverse = tl.load(inverse_ptr + token)
+        readout = tl.load(readout_ptr + token * DV + j)
+        e = tl.load(v_ptr + token * DV + j).to(tl.float32) - readout
+        k = inverse * h
+        change = k[None, :] * (beta * e)[:, None]
+        if IN_PLACE:
+            X_next = S
+            X = S - change
+            tl.store(S_ptr + token * SIZE + tile, X, mask=real[None, :])
+        else:
+            X = S
+            X_next = S + change
+        # 2. Back through the norm and the compressor.
+        G = tl.zeros([DV, BLOCK], tl.float32)
+        if grad_next_ptr is not None:
+            G = load(grad_next_ptr + token * SIZE + tile, real[None, :])
+        if grad_c_ptr is not None:
+            grad_c = load(grad_c_ptr + token * D + i, real)
+            rstd = tl.load(rstd_ptr + token)
+            if K == 0:
+                x_hat = rstd * tl.sum(X_next, 0)
+            else:
+                taps = load(taps_ptr + tile, real[None, :])
+                x_hat = rstd * tl.sum(taps * X_next, 0)
+            u = weight * grad_c
+            grad_x_in = rstd * (u - x_hat * (tl.sum(u * x_hat, 0) / D))
+            grad_weight += grad_c * x_hat
+            if K == 0:
+                G += grad_x_in[None, :]
+            else:
+                G += grad_x_in[None, :] * taps
+                grad_taps += grad_x_in[None, :] * X_next
+        # 3. Back through the rewrite.
+        g = tl.sum(G * k[None, :], 1)
+        grad_beta = tl.sum(g * e, 0)
+        grad_k = beta * tl.sum(G * e[:, None] - X * g[:, None], 0)
+        along = beta * (grad_beta - tl.sum(g * readout, 0))
+        tl.store(grad_S_ptr + token * SIZE + tile, G - k[None, :] * (beta * g)[:, None], mask=real[None, :])
+        tl.store(grad_h_ptr + token * D + i, inverse * (grad_k - along * k), mask=real)
+        tl.store(grad_v_ptr + token * DV + j, beta * g)
+        tl.store(grad_beta_ptr + token, grad_beta)
+
+    # 4. This program's share of the parameters' gradients.
+    if grad_c_ptr is not None:
+        tl.store(grad_weight_ptr + program * D + i, grad_weight, mask=real)
+        if K == 1:
+            tl.store(grad_taps_ptr + program * SIZE + tile, grad_taps, mask=real[None, :])
+
+
+# The same with token compression:
+#   x_in[t] = sum_s taps[s] X'[t-s]    G[t] = dX'[t] + sum_s taps[s] dx_in[t+s]    dtaps[s] = sum_t dx_in[t+s] X'[t]
+#
+# Rows are visited in descending order, ROWS at a time: x_in[t] is complete once row t - 3 has been visited. The rows of
+# X and dx_in of these tokens are read again, but soon enough to come from the cache, and the 4 d_v d sums of dtaps wait
+# there too: they do not fit into the registers beside the rest.
+@triton.jit(do_not_specialize=["tokens", "chunk"])
+def backward_tokens_kernel(
+    S_ptr,
+    halo_ptr,
+    h_ptr,
+    v_ptr,
+    beta_ptr,
+    taps_ptr,
+    weight_ptr,
+    inverse_ptr,
+    readout_ptr,
+    rstd_ptr,
+    grad_next_ptr,
+    grad_c_ptr,
+    grad_x_in_ptr,
+    grad_S_ptr,
+    grad_h_ptr,
+    grad_v_ptr,
+    grad_beta_ptr,
+    grad_taps_ptr,
+    grad_weight_ptr,
+    tokens,
+    chunk,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    chunks = tl.cdiv(tokens, chunk)
+    sequence = program // chunks * tokens
+    first = program % chunks * chunk
+    stop = tl.minimum(first + chunk, tokens)
+
+    i = tl.arange(0, BLOCK)
+    j = tl.arange(0, DV)
+    real = i < D
+    tile = j[:, None] * D + i[None, :]
+    SIZE: tl.constexpr = DV * D  # of the state of a token, and of a tap
+    RING: tl.constexpr = 2 * ROWS
+    PAIR: tl.constexpr = 2 if DV > 1 else 1
+    grad_x_in_ptr += program * (RING * D)  # dx_in of the last RING tokens
+    grad_taps_ptr += program * (4 * SIZE)
+    grad_weight = tl.zeros([BLOCK], tl.float32)
+    above_1 = tl.zeros([BLOCK], tl.float32)  # the part of x_in[r+1], x_in[r+2], x_in[r+3] from the rows above r
+    above_2 = tl.zeros([BLOCK], tl.float32)
+    above_3 = tl.zeros([BLOCK], tl.float32)
+
+    for top in range(stop + 5, first - 1, -ROWS):
+        bottom = tl.maximum(top - ROWS + 1, first)
+        for t in range(top, bottom - 1, -1):
+            # 1. X' of row r, the last that x_in[t] needs; before and after the sequence there is nothing.
+            r = t - 3
+            token = sequence + r
+            inside = (r >= 0) & (r < tokens)
+            X_ptr = S_ptr + token * SIZE
+            if halo_ptr is not None:
+                slot = tl.where(r < first, r - first + 3, r - stop + 3)
+                X_ptr = tl.where((r >= first) & (r < stop), X_ptr, halo_ptr + (program * 6 + slot) * SIZE)
+            X_next = load(X_ptr + tile, real[None, :] & inside)
+            if not IN_PLACE:
+                k = load(inverse_ptr + token, inside) * load(h_ptr + token * D + i, real & inside)
+                e = load(v_ptr + token * DV + j, inside) - load(readout_ptr + token * DV + j, inside)
+                X_next += k[None, :] * (load(beta_ptr + token, inside) * e)[:, None]
+            # 2. Compress.
+            x_in = above_3 + tl.sum(X_next * load(taps_ptr + 3 * SIZE + tile, real[None, :]), 0)
+            above_3 = above_2 + tl.sum(X_next * load(taps_ptr + 2 * SIZE + tile, real[None, :]), 0)
+            above_2 = above_1 + tl.sum(X_next * load(taps_ptr + SIZE + tile, real[None, :]), 0)
+            above_1 = tl.sum(X_next * load(taps_ptr + tile, real[None, :]), 0)
+            # 3. Back through the norm.
+            token = sequence + t
+            rstd = load(rstd_ptr + token, t < tokens)
+            grad_c = load(grad_c_ptr + token * D + i, real & (t < tokens))
+            x_hat = rstd * x_in
+            u = load(weight_ptr + i, real) * grad_c
+            grad_x_in = rstd * (u - x_hat * (tl.sum(u * x_hat, 0) / D))
+            grad_weight += tl.where(t < stop, grad_c * x_hat, 0.0)
+            tl.store(grad_x_in_ptr + (t & (RING - 1)) * D + i, grad_x_in, mask=real)
+
+        tl.debug_barrier()  # rows of dx_in, and below of X, are read by other threads than wrote them
+        for t in range(tl.minimum(top, stop - 1), bottom - 1, -1):
+            # 4. Back through the compressor.
+            token = sequence + t
+            G = tl.zeros([DV, BLOCK], tl.float32)
+            if grad_next_ptr is not None:
+                G = load(grad_next_ptr + token * SIZE + tile, real[None, :])
+            for s in range(tl.minimum(4, tokens - t)):
+                grad_x_in = load(grad_x_in_ptr + ((t + s) & (RING - 1)) * D + i, real)
+                G += load(taps_ptr + s * SIZE + tile, real[None, :]) * grad_x_in[None, :]
+            # 5. Back through the rewrite.
+            X = load(S_ptr + token * SIZE + tile, real[None, :])
+            beta = tl.load(beta_ptr + token).to(tl.float32)
+            inverse = tl.load(inverse_ptr + token)
+            readout = tl.load(readout_ptr + token * DV + j)
+            e = tl.load(v_ptr + token * DV + j).to(tl.float32) - readout
+            k = inverse * load(h_ptr + token * D + i, real)
+            if IN_PLACE:
+                X -= k[None, :] * (beta * e)[:, None]
+                tl.store(S_ptr + token * SIZE + tile, X, mask=real[None, :])
+            g = tl.sum(G * k[None, :], 1)
+            grad_beta = tl.sum(g * e, 0)
+            grad_k = beta * tl.sum(G * e[:, None] - X * g[:, None], 0)
+            along = beta * (grad_beta - tl.sum(g * readout, 0))
+            tl.store(grad_S_ptr + token * SIZE + tile, G - k[None, :] * (beta * g)[:, None], mask=real[None, :])
+            tl.store(grad_h_ptr + token * D + i, inverse * (grad_k - along * k), mask=real)
+            tl.store(grad_v_ptr + token * DV + j, beta * g)
+            tl.store(grad_beta_ptr + token, grad_beta)
+
+        # 6. The share of these rows in the gradient of the taps.
+        tl.debug_barrier()
+        for pair in tl.static_range(DV // PAIR):
+            p = pair * PAIR + tl.arange(0, PAIR)
+            some = p[:, None] * D + i[None, :]
+            earlier = real[None, :] & (top < stop + 5)
+            grad_taps_0 = load(grad_taps_ptr + some, earlier)
+            grad_taps_1 = load(grad_taps_ptr + SIZE + some, earlier)
+            grad_taps_2 = load(grad_taps_ptr + 2 * SIZE + some, earlier)
+            grad_taps_3 = load(grad_taps_ptr + 3 * SIZE + some, earlier)
+            for t in range(tl.minimum(top, stop - 1), bottom - 1, -1):
+                token = sequence + t
+                X = load(S_ptr + token * SIZE + some, real[None, :])
+                k = tl.load(inverse_ptr + token) * load(h_ptr + token * D + i, real)
+                e = tl.load(v_ptr + token * DV + p).to(tl.float32) - tl.load(readout_ptr + token * DV + p)
+                X_next = X + k[None, :] * (tl.load(beta_ptr + token).to(tl.float32) * e)[:, None]
+                grad_taps_0 += load(grad_x_in_ptr + (t & (RING - 1)) * D + i, real)[None, :] * X_next
+                grad_taps_1 += load(grad_x_in_ptr + ((t + 1) & (RING - 1)) * D + i, real)[None, :] * X_next
+                grad_taps_2 += load(grad_x_in_ptr + ((t + 2) & (RING - 1)) * D + i, real)[None, :] * X_next
+                grad_taps_3 += load(grad_x_in_ptr + ((t + 3) & (RING - 1)) * D + i, real)[None, :] * X_next
+            tl.store(grad_taps_ptr + some, grad_taps_0, mask=real[None, :])
+            tl.store(grad_taps_ptr + SIZE + some, grad_taps_1, mask=real[None, :])
+            tl.store(grad_taps_ptr + 2 * SIZE + some, grad_taps_2, mask=real[None, :])
+            tl.store(grad_taps_ptr + 3 * SIZE + some, grad_taps_3, mask=real[None, :])
+        tl.debug_barrier()
+
+    tl.store(grad_weight_ptr + program * D + i, grad_weight, mask=real)
+
+
+# For ptxas, which would rather spill than give a thread so many that one program less fits on a processor.
+MOST_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
+
+
+class Layout(NamedTuple):
+    """How a kernel is laid out on the device. Reckoned, not tuned: no GPU has run these numbers yet."""
+
+    chunk: int  # tokens that one program walks
+    rows: int  # a power of two; after as many tokens the taps' gradient is brought up to date (token compression)
+    warps: int
+
+
+def choose_layout(d: int, K: int, dtype: torch.dtype) -> Layout:
+    """16 bytes of each row of a state of this dtype for each thread, so that sums over channels stay within it."""
+    warps = triton.next_power_of_2(d) * dtype.itemsize // (16 * 32)
+    return Layout(chunk=128 if K == 4 else 64, rows=16, warps=min(max(warps, 1), 32))
+
+
+def step_forward(
+    S: Tensor,
+    h: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    taps: Tensor | None,
+    weight: Tensor,
+    eps_direction: float,
+    eps_norm: float,
+    in_place: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """S_next, c, inverse = 1 / |h|, readout = S k and rstd = 1 / |x_in|, the last three in fp32.
+
+    Args:
+        S: (B, T, d_v, d), X^T, all tensors contiguous; overwritten by S_next with `in_place`.
+        h: (B, T, d), k_tilde; v: (B, T, d_v); beta: (B, T); weight: (d,).
+        taps: (K, d_v, d) with K = 1 or 4, or None with d_v = 1.
+
+    Raises:
+        ValueError: no kernel is made for d, d_v or K.
+    """
+    K = check(S, taps)
+    B, T, d_v, d = S.shape
+    layout = choose_layout(d, K, S.dtype)
+    S_next = S if in_place else torch.empty_like(S)
+    c = torch.empty_like(h)
+    inverse, readout, rstd = (torch.empty_like(like, dtype=torch.float32) for like in (beta, v, beta))
+    sequences, tokens = (B, T) if K == 4 else (1, B * T)
+    forward_kernel[(sequences * triton.cdiv(tokens, layout.chunk),)](
+        S_ptr=S,
+        halo_ptr=copy_halo(S, layout.chunk, before=3, after=0) if in_place and K == 4 else None,
+        h_ptr=h,
+        v_ptr=v,
+        beta_ptr=beta,
+        taps_ptr=taps,
+        weight_ptr=weight,
+        S_next_ptr=S_next,
+        c_ptr=c,
+        inverse_ptr=inverse,
+        readout_ptr=readout,
+        rstd_ptr=rstd,
+        tokens=tokens,
+        chunk=layout.chunk,
+        eps_direction=eps_direction,
+        eps_norm=eps_norm,
+        D=d,
+        DV=d_v,
+        K=K,
+        BLOCK=triton.next_power_of_2(d),
+        num_warps=layout.warps,
+    )
+    return S_next, c, inverse, readout, rstd
+
+
+def step_backward(
+    S: Tensor,
+    h: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    taps: Tensor | None,
+    weight: Tensor,
+    inverse: Tensor,
+    readout: Tensor,
+    rstd: Tensor,
+    grad_next: Tensor | None,
+    grad_c: Tensor | None,
+    in_place: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """The gradients in S, h, v, beta, taps and weight, each in the dtype of what it belongs to.
+
+    Args:
+        S: (B, T, d_v, d), the state before the step; with `in_place` the state after it, overwritten by the one before.
+        h, v, beta, taps, weight: as in `step_forward`; inverse, readout, rstd: from there.
+        grad_next: (B, T, d_v, d), gradient in S_next, None for zero.
+        grad_c: (B, T, d), gradient in c, None for zero.
+
+    Raises:
+        ValueError: no kernel is made for d, d_v or K.
+    """
+    K = check(S, taps) if grad_c is not None else 0  # nothing comes back through the compressor
+    B, T, d_v, d = S.shape
+    layout = choose_layout(d, K, S.dtype)
+    sequences, tokens = (B, T) if K == 4 else (1, B * T)
+    programs = sequences * triton.cdiv(tokens, layout.chunk)
+    grad_S, grad_h, grad_v, grad_beta = (torch.empty_like(like) for like in (S, h, v, beta))
+    grad_weight = torch.empty((programs, d), dtype=torch.float32, device=S.device)
+    grad_taps = torch.empty((programs, K, d_v, d), dtype=torch.float32, device=S.device)
+    arguments = {
+        "S_ptr": S,
+        "h_ptr": h,
+        "v_ptr": v,
+        "beta_ptr": beta,
+        "taps_ptr": taps,
+        "weight_ptr": weight,
+        "inverse_ptr": inverse,
+        "readout_ptr": readout,
+        "rstd_ptr": rstd,
+        "grad_next_ptr": grad_next,
+        "grad_c_ptr": grad_c,
+        "grad_S_ptr": grad_S,
+        "grad_h_ptr": grad_h,
+        "grad_v_ptr": grad_v,
+        "grad_beta_ptr": grad_beta,
+        "grad_taps_ptr": grad_taps,
+        "grad_weight_ptr": grad_weight,
+        "tokens": tokens,
+        "chunk": layout.chunk,
+        "D": d,
+        "DV": d_v,
+        "BLOCK": triton.next_power_of_2(d),
+        "IN_PLACE": in_place,
+        "num_warps": layout.warps,
+    }
+    if K == 4:
+        backward_tokens_kernel[(programs,)](
+            **arguments,
+            halo_ptr=copy_halo(S, layout.chunk, before=3, after=3) if in_place else None,
+            grad_x_in_ptr=torch.empty((programs, 2 * layout.rows, d), dtype=torch.float32, device=S.device),
+            ROWS=layout.rows,
+            **MOST_REGISTERS,
+        )
+    else:
+        backward_kernel[(programs,)](**arguments, K=K)
+    grads = grad_S, grad_h, grad_v, grad_beta
+    if grad_c is None:
+        return *grads, None if taps is None else torch.zeros_like(taps), torch.zeros_like(weight)
+    # The sums have a fixed order, so that two runs agree to the bit.
+    return *grads, None if taps is None else grad_taps.sum(0).to(taps.dtype), grad_weight.sum(0).to(weight.dtype)
+
+
+def copy_halo(S: Tensor, chunk: int, before: int, after: int) -> Tensor:
+    """(B, chunks, before + after, d_v, d): the rows around each chunk; what lies outside the sequence is never read."""
+    tokens = S.shape[1]
+    starts = torch.arange(0, tokens, chunk, device=S.device)
+    around = torch.cat([torch.arange(-before, 0, device=S.device), torch.arange(chunk, chunk + after, device=S.device)])
+    return S[:, (starts.unsqueeze(1) + around).clamp(0, tokens - 1)]
+
+
+def check(S: Tensor, taps: Tensor | None) -> int:
+    """K, which is 0 without a compressor; raises ValueError where no kernel is made for the arguments."""
+    d_v, d = S.shape[2:]
+    check_supported(S.dtype, d, d_v, 1 if taps is None else taps.shape[0], (1, 4))
+    if taps is None and d_v > 1:
+        raise ValueError(f"taps: expected a compressor with d_v = {d_v}, found none")
+    return 0 if taps is None else taps.shape[0]
