@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: setup reproduce test lint format lock readme
+.PHONY: setup reproduce test cluster-test lint format lock readme
 .DEFAULT_GOAL := reproduce
 
 setup: $(INSTALLED)
@@ -22,6 +22,11 @@ reproduce: setup
 
 test: setup
 	$(BIN)/pytest
+
+# The smoke scale through a real Slurm on this machine; installs Debian's packages of it, so it needs root.
+cluster-test: setup
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c requirements.lock -e ".[slurm]"
+	$(BIN)/python -m tests.cluster.run
 
 lint: setup
 	$(BIN)/ruff check

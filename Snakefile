@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from ddl.config import ConfigError, load_scale, load_variants, scale_names, to_mapping
+from ddl.config import SHOTS, ConfigError, load_scale, load_variants, scale_names, to_mapping
 
 min_version("9.27")
 
@@ -35,7 +35,15 @@ RUN = "results/{scale}/runs/{size}/{variant}/seed{seed}"
 EVAL = "results/{scale}/evals/{size}/{variant}/seed{seed}"
 
 
+# On a cluster these run where Snakemake does: a job of their own would take longer than they do.
+localrules:
+    benchmarks,
+    numbers,
+    paper,
+
+
 wildcard_constraints:
+    rate=r"[\d.e-]+",
     scale="|".join(SCALES),
     size="small|medium",
     variant="|".join(VARIANTS),
@@ -56,12 +64,24 @@ MODEL = (
     "ops/expand",
     "ops/compress",
 )
+TRAINING = (
+    "learner",
+    "distributed",
+    "batches",
+    "stops",
+    "tokenizer",
+    "sequences",
+    "shards",
+)
 TASKS = ("tasks", "items", "passages", "tokenizer", "sequences", "shards")
-REPORT = ("report", "results", "tables", "numbers")
+REPORT = ("report", "results", "tables", "numbers", "downstream", "prefetch", "uncertainty")
 TEMPLATE = [str(path) for path in sorted(Path("notebooks/template").rglob("*")) if path.is_file()]
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
+GPU_ROWS = [str(path) for path in sorted(Path("results/reference").glob("*/end_to_end.csv"))]
+SWEEP = "09_learning_rate"  # dear, and a target of its own: `snakemake --cores all sweep`
 FIGURES = range(1, 5)
 TABLES = range(1, 9)
+POINT = "results/{scale}/sweep/{size}/{variant}/lr{rate}/seed{seed}/point.json"
 COST = "results/{scale}/cost/{size}/{variant}.json"
 
 
@@ -79,7 +99,26 @@ def run_settings(wildcards):
     """Settings of one run, without those of the other variants and sizes."""
     scale = SCALES[wildcards.scale]
     model = to_mapping(scale.model(wildcards.size, wildcards.variant))
-    return json.dumps({"model": model, "training": to_mapping(scale.training)}, sort_keys=True)
+    return json.dumps({"model": model, "training": scale.training.determining()}, sort_keys=True)
+
+
+def point_settings(wildcards):
+    """Settings of one run of a sweep: those of a run, and how many steps it has; its rate is in its path."""
+    settings = json.loads(run_settings(wildcards)) | {"steps": SCALES[wildcards.scale].sweep.steps}
+    return json.dumps(settings, sort_keys=True)
+
+
+def every_point(wildcards):
+    """point.json of every run of a scale's sweep."""
+    scale = SCALES[wildcards.scale]
+    return expand(
+        POINT,
+        scale=scale.name,
+        size=scale.sweep.sizes,
+        variant=scale.sweep.variants,
+        rate=[f"{rate:g}" for rate in scale.sweep.learning_rates],
+        seed=scale.seeds,
+    )
 
 
 def cost_settings(wildcards):
@@ -129,11 +168,16 @@ def notebook_parameters(wildcards):
 def task_files(wildcards):
     """Offline tasks are made from held-out documents; the benchmarks come from the hub."""
     offline = SCALES[wildcards.scale].evaluation.tasks == "offline"
-    return [f"results/{wildcards.scale}/data/tasks/manifest.json"] if offline else []
+    return f"results/{wildcards.scale}/data/tasks/manifest.json" if offline else rules.benchmarks.output.manifest
 
 
 def all_cores(wildcards):
     return workflow.cores
+
+
+def threads_of_data(wildcards):
+    """Billions of tokens are worth all cores."""
+    return workflow.cores if SCALES[wildcards.scale].corpus.name == "fineweb-edu" else 2
 
 
 def threads_of_run(wildcards):
@@ -165,12 +209,19 @@ rule all:
                 "numbers.json",
                 *(f"figures/figure{n}.{kind}" for n in FIGURES for kind in ("pdf", "svg", "png")),
                 *(f"tables/table{n}.{kind}" for n in TABLES for kind in ("csv", "tex")),
-                *(f"notebooks/{path.stem}.html" for path in sorted(Path("notebooks").glob("*.py"))),
+                *(
+                    f"notebooks/{path.stem}.html"
+                    for path in sorted(Path("notebooks").glob("*.py"))
+                    if path.stem != SWEEP
+                ),
             ],
         ),
         expand(
             [f"{RUN}/{file}" for file in ("model.safetensors", "config.json", "metrics.jsonl", "summary.json")]
-            + [f"{EVAL}/{file}" for file in ("validation.json", "0shot.json", "1shot.json")],
+            + [
+                f"{EVAL}/{file}"
+                for file in ("validation.json", *(f"{n}shot.{kind}" for n in SHOTS for kind in ("json", "parquet")))
+            ],
             scale=DEFAULT,
             size=list(SCALES[DEFAULT].sizes),
             variant=VARIANTS,
@@ -182,7 +233,7 @@ rule all:
 # Documents, tokenizer and token shards; the manifest names every file with its SHA-256, and whoever reads them checks it.
 rule data:
     input:
-        code=source("data", "corpus", "dedup", "tokenizer", "shards", "sequences"),
+        code=source("data", "corpus", "dedup", "encode", "hub", "shards", "splits", "tokenizer"),
         packages="config/package_docs.json",
     output:
         manifest="results/{scale}/data/manifest.json",
@@ -191,7 +242,7 @@ rule data:
         "results/{scale}/logs/data.log",
     benchmark:
         "results/{scale}/benchmarks/data.tsv"
-    threads: 2
+    threads: threads_of_data
     resources:
         mem_mb=8000,
     params:
@@ -199,7 +250,22 @@ rule data:
     message:
         "data ({wildcards.scale}): corpus, tokenizer, shards"
     shell:
-        "python -m ddl.data --scale {wildcards.scale} --out results/{wildcards.scale}/data 2>&1 | tee -i {log}"
+        "python -m ddl.data --scale {wildcards.scale} --out results/{wildcards.scale}/data --workers {threads}"
+        " 2>&1 | tee -i {log}"
+
+
+# The paper's eight benchmarks, once for all scales; the only evaluation step that needs a network.
+rule benchmarks:
+    input:
+        code=source("prefetch"),
+    output:
+        manifest="results/benchmarks/manifest.json",
+    log:
+        "results/benchmarks/prefetch.log",
+    message:
+        "the eight benchmarks, from the hub"
+    shell:
+        "python -m ddl.prefetch 2>&1 | tee -i {log}"
 
 
 # The eight offline tasks, from held-out documents.
@@ -228,7 +294,7 @@ rule tasks:
 rule train:
     input:
         manifest=rules.data.output.manifest,
-        code=source("train", "tokenizer", "sequences", "shards", *MODEL),
+        code=source("train", "checkpoints", "metrics", *TRAINING, *MODEL),
     output:
         multiext(f"{RUN}/", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
         config=f"{RUN}/config.json",
@@ -254,7 +320,74 @@ rule train:
         "python -m ddl.train --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --seed {wildcards.seed} --data results/{wildcards.scale}/data"
         " --out results/{wildcards.scale}/runs/{wildcards.size}/{wildcards.variant}/seed{wildcards.seed}"
-        " 2>&1 | tee -i {log}"
+        " --processes {resources.gpu} 2>&1 | tee -i {log}"
+
+
+# One run with a learning rate of its own. Logs and times lie with the sweep, which is no part of the whole workflow.
+rule sweep_point:
+    input:
+        manifest=rules.data.output.manifest,
+        code=source("sweep", "train", "checkpoints", "metrics", *TRAINING, *MODEL),
+    output:
+        point=POINT,
+    log:
+        "results/{scale}/sweep/logs/{size}-{variant}-lr{rate}-seed{seed}.log",
+    benchmark:
+        "results/{scale}/sweep/benchmarks/{size}-{variant}-lr{rate}-seed{seed}.tsv"
+    threads: threads_of_run
+    resources:
+        gpu=gpus_of_run,
+        mem_mb=4000,
+    params:
+        settings=point_settings,
+    message:
+        "sweep {wildcards.size}/{wildcards.variant}/lr{wildcards.rate}/seed{wildcards.seed} ({wildcards.scale})"
+    shell:
+        "python -m ddl.sweep point --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
+        " --rate {wildcards.rate} --seed {wildcards.seed} --data results/{wildcards.scale}/data"
+        " --out $(dirname {output.point}) --processes {resources.gpu} 2>&1 | tee -i {log}"
+
+
+rule sweep_rows:
+    input:
+        points=every_point,
+        code=source("sweep", "train", "checkpoints", "metrics", *TRAINING, *MODEL),
+    output:
+        rows="results/{scale}/sweep.csv",
+    log:
+        "results/{scale}/sweep/logs/rows.log",
+    params:
+        settings=settings("sweep"),
+    message:
+        "sweep.csv ({wildcards.scale})"
+    shell:
+        "python -m ddl.sweep collect --scale {wildcards.scale} --results results/{wildcards.scale} > {log} 2>&1"
+
+
+# Validation loss against the learning rate.
+rule learning_rate:
+    input:
+        notebook="notebooks/09_learning_rate.py",
+        template=TEMPLATE,
+        rows=rules.sweep_rows.output.rows,
+        code=source("notebook", *REPORT),
+    output:
+        multiext("results/{scale}/figures/learning_rate", ".pdf", ".svg", ".png"),
+        html="results/{scale}/notebooks/09_learning_rate.html",
+    log:
+        "results/{scale}/sweep/logs/notebook.log",
+    benchmark:
+        "results/{scale}/sweep/benchmarks/notebook.tsv"
+    resources:
+        mem_mb=2000,
+    params:
+        values=notebook_parameters,
+        titles=titles,
+        settings=settings("training"),
+    message:
+        "learning rates ({wildcards.scale})"
+    shell:
+        "python -m ddl.notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Loss on the whole validation split, and the eight tasks at 0 and 1 shot.
@@ -264,11 +397,11 @@ rule evaluate:
         tasks=task_files,
         config=rules.train.output.config,
         weights=rules.train.output.weights,
-        code=source("evaluate", "harness", *TASKS, *MODEL),
+        code=source("evaluate", "adapter", "harness", "prefetch", "scoring", "sequences", "shards", "tokenizer", *MODEL),
     output:
         validation=f"{EVAL}/validation.json",
-        zero_shot=f"{EVAL}/0shot.json",
-        one_shot=f"{EVAL}/1shot.json",
+        zero_shot=multiext(f"{EVAL}/0shot", ".json", ".parquet"),
+        one_shot=multiext(f"{EVAL}/1shot", ".json", ".parquet"),
     log:
         "results/{scale}/logs/evaluate/{size}-{variant}-seed{seed}.log",
     benchmark:
@@ -293,10 +426,10 @@ rule evaluate_random_init:
     input:
         manifest=rules.data.output.manifest,
         tasks=task_files,
-        code=source("evaluate", "harness", *TASKS, *MODEL),
+        code=source("evaluate", "adapter", "harness", "prefetch", "scoring", "sequences", "shards", "tokenizer", *MODEL),
     output:
-        zero_shot="results/{scale}/evals/random-init/0shot.json",
-        one_shot="results/{scale}/evals/random-init/1shot.json",
+        zero_shot=multiext("results/{scale}/evals/random-init/0shot", ".json", ".parquet"),
+        one_shot=multiext("results/{scale}/evals/random-init/1shot", ".json", ".parquet"),
     log:
         "results/{scale}/logs/evaluate/random-init.log",
     benchmark:
@@ -315,10 +448,59 @@ rule evaluate_random_init:
         " > {log} 2>&1"
 
 
+# What of the evaluation items occurs in the training shards.
+rule contamination:
+    input:
+        manifest=rules.data.output.manifest,
+        tasks=task_files,
+        code=source("contamination", "harness", "prefetch", "sequences", "shards", "tokenizer"),
+    output:
+        multiext("results/{scale}/contamination", ".json", ".parquet"),
+    log:
+        "results/{scale}/logs/contamination.log",
+    benchmark:
+        "results/{scale}/benchmarks/contamination.tsv"
+    resources:
+        mem_mb=4000,
+    params:
+        settings=settings("evaluation"),
+    message:
+        "contamination ({wildcards.scale}): evaluation items in the training data"
+    shell:
+        "python -m ddl.contamination --scale {wildcards.scale} --data results/{wildcards.scale}/data"
+        " --out results/{wildcards.scale} 2>&1 | tee -i {log}"
+
+
+# The data card of the tasks, with their checks.
+rule data_card:
+    input:
+        notebook="notebooks/08_tasks.py",
+        template=TEMPLATE,
+        tasks=task_files,
+        random_init=rules.evaluate_random_init.output,
+        contamination=rules.contamination.output,
+        code=source("notebook", "contamination", "harness", "prefetch", "results", "tables", *TASKS),
+    output:
+        html="results/{scale}/notebooks/08_tasks.html",
+    log:
+        "results/{scale}/logs/notebooks/08_tasks.log",
+    benchmark:
+        "results/{scale}/benchmarks/notebooks/08_tasks.tsv"
+    resources:
+        mem_mb=2000,
+    params:
+        values=notebook_parameters,
+        titles=titles,
+    message:
+        "data card of the tasks ({wildcards.scale})"
+    shell:
+        "python -m ddl.notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+
+
 # Speed and memory of all variants of one size, interleaved; the job has the machine for itself.
 rule cost:
     input:
-        code=source("cost", "train", "tokenizer", "sequences", "shards", *MODEL),
+        code=source("cost", "learner", "distributed", *MODEL),
     output:
         expand(COST, variant=VARIANTS, allow_missing=True),
     log:
@@ -432,6 +614,7 @@ rule downstream:
         zero_shot=every_run(rules.evaluate.output.zero_shot),
         one_shot=every_run(rules.evaluate.output.one_shot),
         random_init=rules.evaluate_random_init.output,
+        contamination=rules.contamination.output,
         code=source("notebook", *REPORT),
     output:
         multiext("results/{scale}/tables/table1", ".csv", ".tex"),
@@ -461,6 +644,7 @@ rule cost_tables:
         template=TEMPLATE,
         published=PUBLISHED,
         cost=every_variant(COST),
+        gpu=GPU_ROWS,
         summaries=every_run(rules.train.output.summary),
         validation=every_run(rules.evaluate.output.validation),
         one_shot=every_run(rules.evaluate.output.one_shot),
@@ -533,6 +717,11 @@ rule paper:
         "results/{wildcards.scale}/paper.pdf"
     shell:
         "python -m ddl.paper --results results/{wildcards.scale} --out {output.pdf} > {log} 2>&1"
+
+
+rule sweep:
+    input:
+        f"results/{DEFAULT}/notebooks/{SWEEP}.html",
 
 
 # Short names at the default scale: `snakemake --cores all figure2`.

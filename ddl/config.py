@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent
 SCALES_DIR = ROOT / "config" / "scales"
 SHOTS = (0, 1)  # demonstrations before an item: Tables 7, 8 and Tables 1, 2
@@ -206,7 +204,10 @@ class TrainConfig:
     checkpoint_interval: int
     dtype: Literal["float32", "bfloat16"]
     threads: int  # of a run on the CPU
-    gpus: int  # that a run needs for itself; 0 for runs small enough to share one or to do without
+    gpus: int  # that a run needs for itself, a process each; 0 for runs small enough to share one or to do without
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # several processes hold the whole model each, or shares of it
+    compile: bool = False  # the layers by torch.compile
+    tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra of this name
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -225,8 +226,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}: expected a positive integer, found {getattr(self, name)}")
-        if self.gpus not in (0, 1):
-            raise ConfigError(f"training.gpus: expected 0 or 1, found {self.gpus}")
+        if self.gpus < 0:
+            raise ConfigError(f"training.gpus: expected 0 or more, found {self.gpus}")
         if self.batch_sequences % self.micro_batch_sequences:
             raise ConfigError(
                 f"training.micro_batch_sequences: {self.micro_batch_sequences} does not divide "
@@ -238,6 +239,11 @@ class TrainConfig:
             raise ConfigError(
                 f"training.min_learning_rate: expected 0 to {self.learning_rate}, found {self.min_learning_rate}"
             )
+
+    def determining(self) -> dict[str, Any]:
+        """The settings that determine what a run learns; the others change rounding at most, also halfway."""
+        others = ("micro_batch_sequences", "checkpoint_interval", "gpus", "sharding", "compile", "tensorboard")
+        return {name: value for name, value in to_mapping(self).items() if name not in others}
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,20 @@ class ExecutionConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """The learning rates that `ddl.sweep` tries, and for which runs."""
+
+    sizes: tuple[str, ...]
+    variants: tuple[str, ...]
+    learning_rates: tuple[float, ...]
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ConfigError("sweep: expected positive learning_rates and steps")
+
+
+@dataclass(frozen=True)
 class Variant:
     """A residual design: its slug, its label in tables and figures, and its settings of `ModelConfig`."""
 
@@ -295,6 +315,7 @@ class Scale:
     evaluation: EvalConfig
     cost: CostConfig
     execution: ExecutionConfig
+    sweep: SweepConfig
 
     def __post_init__(self) -> None:
         if set(self.sizes) != {"small", "medium"}:
@@ -400,6 +421,8 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml  # here: a machine without it can still build and time models
+
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -5,7 +5,9 @@
   function of the lock file. `config/package_docs.json` holds what was found when the manifest was made; a build checks
   it and names the package that differs. `python -m ddl.corpus --write-manifest` makes it again.
 - `text`: a .txt file (one document), a .jsonl or .parquet file (one document a row, key "text"), or a folder of these.
-- `fineweb-edu`: a dataset of the Hugging Face hub at a pinned revision, streamed: nothing is kept.
+
+Two more need no documents in memory: `fineweb-edu`, a dataset of the Hugging Face hub (`ddl.hub`), and `shards`, token
+shards that are there already (`ddl.data`).
 """
 
 import argparse
@@ -229,7 +231,7 @@ def write_package_manifest(packages: Iterable[str], manifest: Path = PACKAGE_MAN
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# text and fineweb-edu
+# text
 
 
 def read_text(path: Path) -> list[Document]:
@@ -281,41 +283,6 @@ def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value
-
-
-def stream_dataset(config: CorpusConfig) -> Iterator[Document]:
-    """The documents of a hub dataset (or of a local folder that `datasets` can load), one at a time.
-
-    Raises:
-        CorpusError: the dataset cannot be reached or read, or a row has no text.
-    """
-    for index, row in enumerate(_stream_rows(config)):
-        if not isinstance(row.get("text"), str):
-            raise CorpusError(f"dataset {config.dataset}: every row needs a string under the key 'text'")
-        yield Document(id=str(row.get("id", index)), source=config.dataset, text=row["text"])
-
-
-def _stream_rows(config: CorpusConfig) -> Iterator[dict[str, Any]]:
-    from datasets import load_dataset
-
-    where = f"dataset {config.dataset} {config.dataset_config or '(no configuration)'} at {config.revision}"
-    try:
-        yield from load_dataset(
-            config.dataset,
-            name=config.dataset_config or None,
-            split="train",
-            streaming=True,
-            revision=config.revision,
-        )
-    except OSError as error:
-        raise CorpusError(
-            f"{where}: not reachable ({type(error).__name__}): where there is a network, fetch the parquet files of "
-            f"this configuration with `hf download {config.dataset} --repo-type dataset --revision {config.revision} "
-            "--include GLOB --local-dir DIR` (GLOB is 'sample/100BT/*' for sample-100BT), then set corpus.dataset to "
-            "DIR and corpus.dataset_config to ''"
-        ) from None
-    except ValueError as error:
-        raise CorpusError(f"{where}: not readable: {' '.join(str(error).split())}") from None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from ddl.config import ConfigError, Scale, load_scale
+from ddl.distributed import Processes
+from ddl.learner import Learner
 from ddl.model import LanguageModel, parameter_count
 from ddl.provenance import peak_resident_bytes, provenance, user_errors, write_json
-from ddl.train import make_optimizer
 
 BASELINE = "baseline"
 
@@ -27,28 +28,22 @@ class Subject:
     """One variant under measurement: a training step and an inference pass on random tokens."""
 
     def __init__(self, scale: Scale, size: str, variant: str) -> None:
-        recipe = scale.training
-        torch.set_num_threads(recipe.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16")
+        processes = Processes()
+        self.device = processes.device
         self.model = LanguageModel(scale.model(size, variant)).to(self.device)
-        self.optimizer = make_optimizer(self.model, recipe)
+        self.learner = Learner(self.model, scale.training, processes)
         shape = (scale.cost.batch_sequences, scale.sequence_length)
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(0, scale.tokenizer.vocab_size, shape, generator=generator).to(self.device)
 
     def train_step(self) -> None:
-        """Forward, backward and optimiser step of one batch."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast:
-            loss = self.model.loss(self.ids, self.ids)
-        loss.backward()
-        self.optimizer.step()
+        """One step of training, as runs make it."""
+        self.learner.step([(self.ids, self.ids)], self.learner.recipe.learning_rate)
 
     @torch.no_grad()
     def inference(self) -> None:
         """Forward pass of one batch with its logits, as scoring and prefill do."""
-        with self.autocast:
+        with self.learner.autocast():
             self.model(self.ids)
 
     def seconds(self, work: Any) -> float:

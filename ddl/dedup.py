@@ -7,7 +7,7 @@ validation document goes when too many of its word shingles occur anywhere in tr
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,6 @@ NEAR_DEFINITION = (
     f"{EXACT_DEFINITION}; near: a validation document of whose distinct {SHINGLE_WORDS}-word shingles (lower-case "
     f"runs of letters, digits and underscores) at least {MAX_SHARED:.0%} occur in the training documents is removed"
 )
-STREAM_DEFINITION = (
-    f"{EXACT_DEFINITION} (repeats within the training split of a stream are kept, as remembering it would not fit "
-    "memory); near: none removed"
-)
 
 _WORD = re.compile(r"\w+")
 # Odd factors, one a place in the shingle: a shingle's hash is the sum of word hash x factor modulo 2^64.
@@ -45,45 +41,13 @@ class Split:
     exact_removed: int
     near_removed: int
 
-    def __iter__(self) -> Iterator[tuple[str, Document]]:
-        """("val" or "train", document), validation first: who takes a part of training still sees all of it."""
-        for document in self.val:
-            yield "val", document
-        for document in self.train:
-            yield "train", document
-
     def report(self) -> dict[str, Any]:
         """What was removed, for the manifest."""
-        return _report(NEAR_DEFINITION, self.exact_removed, self.near_removed)
-
-
-class StreamSplit:
-    """The same for documents that come one at a time and are not kept; to be iterated once. See `STREAM_DEFINITION`."""
-
-    def __init__(self, documents: Iterable[Document], val_fraction: float) -> None:
-        self._documents, self._val_fraction = documents, val_fraction
-        self._exact_removed = 0
-
-    def __iter__(self) -> Iterator[tuple[str, Document]]:
-        """("val" or "train", document) in the order of the stream."""
-        seen = set()
-        for document in self._documents:
-            key = text_key(document.text)
-            if not in_validation(key, self._val_fraction):
-                yield "train", document
-            elif key in seen:
-                self._exact_removed += 1
-            else:
-                seen.add(key)
-                yield "val", document
-
-    def report(self) -> dict[str, Any]:
-        """What was removed so far, for the manifest."""
-        return _report(STREAM_DEFINITION, self._exact_removed, 0)
-
-
-def _report(definition: str, exact_removed: int, near_removed: int) -> dict[str, Any]:
-    return {"near_definition": definition, "exact_removed": exact_removed, "near_removed": near_removed}
+        return {
+            "near_definition": NEAR_DEFINITION,
+            "exact_removed": self.exact_removed,
+            "near_removed": self.near_removed,
+        }
 
 
 def text_key(text: str) -> bytes:

@@ -1,15 +1,23 @@
-"""Evaluate a trained model: validation loss (Table 3) and the eight tasks (Tables 1, 2, 7, 8).
+"""Evaluate a model: the eight tasks (Tables 1, 2, 7, 8) and, with the data of a scale, the validation loss (Table 3).
 
-`python -m ddl.evaluate --scale laptop --run results/laptop/runs/small/ddl-cc/seed0 --data results/laptop/data --out D`
-writes validation.json over the whole validation split, 0shot.json and 1shot.json. In place of `--run`,
-`--random-init --size small --variant baseline` evaluates untrained weights: a control that has to come out at chance.
+A folder with a model, of `ddl.train` or of transformers, on the paper's benchmarks or on the offline tasks of a scale:
+
+    python -m ddl.evaluate --run DIR
+    python -m ddl.evaluate --run DIR --items results/laptop/data/tasks --tasks doc_order doc_pair --shots 0 --out D
+
+As the workflow does it, with the settings, data and tokenizer of a scale, validation loss included:
+
+    python -m ddl.evaluate --scale laptop --data results/laptop/data --run results/laptop/runs/small/ddl-cc/seed0 \\
+        --out D
+
+In place of `--run`, `--random-init --size small --variant baseline` evaluates untrained weights there: a control that
+has to come out at chance. `--out` gets `<n>shot.json`, `<n>shot.parquet` with a row an item, and validation.json.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +25,18 @@ import torch
 import torch.nn.functional as F
 
 from ddl.config import SHOTS, ConfigError, Scale, load_scale
-from ddl.harness import (
-    HarnessError,
-    Scorer,
-    TaskSpec,
-    benchmark_manager,
-    benchmark_task_specs,
-    harness_model,
-    head,
-    offline_manager,
-    offline_task_specs,
-    prepare_environment,
-    run_tasks,
-)
+from ddl.harness import HarnessError, open_tasks, prepare_environment, run_tasks, task_folder
 from ddl.model import LanguageModel, ModelFileError, load_model
-from ddl.provenance import provenance, user_errors, write_json
+from ddl.prefetch import FOLDER
+from ddl.provenance import atomic, provenance, user_errors, write_json
+from ddl.scoring import BATCH_TOKENS, ScoringError, head
 from ddl.sequences import TokenSequences, load_manifest
 from ddl.shards import DataError
-from ddl.tasks import TaskError, load_tasks
-from ddl.tokenizer import TokenizerError, load_tokenizer
+from ddl.tokenizer import TokenizerError
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
+    import pandas as pd
+    from lm_eval.api.model import TemplateLM
 
 
 class EvaluationError(ValueError):
@@ -64,7 +62,7 @@ def validation_loss(
             hidden = model.hidden(inputs.to(device)).flatten(0, 1)
             parts = [
                 F.cross_entropy(logits, part, reduction="none")
-                for logits, part in head(model, hidden, targets.to(device).flatten())
+                for logits, part in head(model.logits, hidden, targets.to(device).flatten())
             ]
         losses.append(torch.cat(parts).view(len(inputs), -1).double().mean(1).cpu())
     means = torch.cat(losses)
@@ -77,61 +75,72 @@ def validation_loss(
     }
 
 
-def evaluate_tasks(scale: Scale, model: LanguageModel, data: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(shots, result of `ddl.harness.run_tasks`) for 0 and 1 shot.
+def evaluate_tasks(
+    lm: "TemplateLM", folder: Path, out: Path | None, names: Sequence[str] = (), shots: Iterable[int] = SHOTS
+) -> dict[int, dict[str, Any]]:
+    """Run the tasks of a folder, print a line for every number, and write the files if there is an `out`.
+
+    Returns:
+        Number of demonstrations -> result of `ddl.harness.run_tasks`.
 
     Raises:
-        TaskError: offline items that are missing or changed.
-        HarnessError: a benchmark that is neither cached nor reachable.
+        HarnessError: items that are missing or changed.
     """
-    prepare_environment(offline=scale.evaluation.tasks == "offline")
-    tokenizer = load_tokenizer(data / load_manifest(data / "manifest.json")["tokenizer"]["file"])
-    scorer = Scorer(model, scale.evaluation.batch_tokens, getattr(torch, scale.training.dtype))
-    lm = harness_model(scorer, tokenizer)
-    with task_manager(scale, data / "tasks") as (manager, specs):
-        for shots in SHOTS:
-            yield shots, run_tasks(lm, manager, specs, shots)
+    results = {}
+    with open_tasks(folder, names) as tasks:
+        for count in shots:
+            started = time.monotonic()
+            results[count], items = run_tasks(lm, tasks, count)
+            report(count, results[count], time.monotonic() - started)
+            if out:
+                write_json(out / f"{count}shot.json", {"shots": count} | results[count] | {"provenance": provenance()})
+                write_items(out / f"{count}shot.parquet", items)
+    return results
 
 
-@contextmanager
-def task_manager(scale: Scale, directory: Path) -> Iterator[tuple["TaskManager", tuple[TaskSpec, ...]]]:
-    """The tasks that the scale asks for, in the paper's column order; `directory` holds the offline ones."""
-    if scale.evaluation.tasks == "benchmarks":
-        yield benchmark_manager(), benchmark_task_specs()
-        return
-    manifest = load_tasks(directory)
-    with offline_manager(directory, manifest) as manager:
-        yield manager, offline_task_specs(manifest)
+def write_items(path: Path, items: "pd.DataFrame") -> None:
+    """Write a row an item (`ddl.harness.run_tasks`) as compressed Parquet: equal items, equal bytes."""
+    with atomic(path) as temporary:
+        items.to_parquet(temporary, engine="pyarrow", compression="zstd", index=False)
 
 
-def evaluate_model(scale: Scale, model: LanguageModel, data: Path, out: Path) -> None:
-    """Write `<n>shot.json` and validation.json to `out`, and print a line for every number.
-
-    Tasks come first: if their data are missing, that shows at once.
-    """
-    vocab_size = load_manifest(data / "manifest.json")["tokenizer"]["vocab_size"]
-    if (model.config.vocab_size, model.config.sequence_length) != (vocab_size, scale.sequence_length):
-        raise EvaluationError(
-            f"expected a model with vocabulary {vocab_size} ({data}) and sequences of {scale.sequence_length} tokens "
-            f"({scale.name}), found {model.config.vocab_size} and {model.config.sequence_length}"
-        )
-    started = time.monotonic()
-    for shots, result in evaluate_tasks(scale, model, data):
-        write_json(out / f"{shots}shot.json", {"shots": shots} | result | {"provenance": provenance()})
-        for name, task in result["tasks"].items():
-            print(
-                f"{shots}-shot {name} ({task['column']}): {task['metric']} {100 * task['value']:.1f} "
-                f"+- {100 * task['stderr']:.1f} %, chance {100 * task['chance']:.1f} %, n {task['n']}"
-            )
-        mean = result["average"]
+def report(shots: int, result: dict[str, Any], seconds: float) -> None:
+    """Print a line for every task and one for the average."""
+    for name, task in result["tasks"].items():
         print(
-            f"{shots}-shot average: {100 * mean['value']:.1f} +- {100 * mean['stderr']:.1f} %, "
-            f"chance {100 * mean['chance']:.1f} %, {time.monotonic() - started:.1f} s",
-            flush=True,
+            f"{shots}-shot {name} ({task['column']}): {task['metric']} {100 * task['value']:.1f} "
+            f"+- {100 * task['stderr']:.1f} %, chance {100 * task['chance']:.1f} %, n {task['n']}"
         )
-        started = time.monotonic()
+    mean = result["average"]
+    print(
+        f"{shots}-shot average: {100 * mean['value']:.1f} +- {100 * mean['stderr']:.1f} %, "
+        f"chance {100 * mean['chance']:.1f} %, {seconds:.1f} s",
+        flush=True,
+    )
+
+
+def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, out: Path) -> None:
+    """Everything that a scale wants to know of a model: its tasks, and the loss on the whole validation split.
+
+    Tasks come first: if their items are missing, that shows at once.
+
+    Raises:
+        EvaluationError: the model is not of this scale.
+    """
+    from ddl.adapter import DDL
+
+    tokenizer = load_manifest(data / "manifest.json")["tokenizer"]
+    if (model.config.vocab_size, model.config.sequence_length) != (tokenizer["vocab_size"], scale.sequence_length):
+        raise EvaluationError(
+            f"expected a model with vocabulary {tokenizer['vocab_size']} ({data}) and sequences of "
+            f"{scale.sequence_length} tokens ({scale.name}), "
+            f"found {model.config.vocab_size} and {model.config.sequence_length}"
+        )
+    batch_tokens = scale.evaluation.batch_tokens
+    evaluate_tasks(DDL(model, data / tokenizer["file"], batch_tokens), items, out)
+    started = time.monotonic()
     sequences = TokenSequences(data / "manifest.json", "val", scale.sequence_length)
-    loss = validation_loss(model, sequences, scale.evaluation.batch_tokens, getattr(torch, scale.training.dtype))
+    loss = validation_loss(model, sequences, batch_tokens, getattr(torch, scale.training.dtype))
     write_json(out / "validation.json", loss | {"provenance": provenance()})
     print(
         f"validation: loss {loss['val_loss']:.4f} nats, perplexity {loss['val_perplexity']:.2f}, "
@@ -141,20 +150,41 @@ def evaluate_model(scale: Scale, model: LanguageModel, data: Path, out: Path) ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: evaluate one model."""
+    """Command line: evaluate one model; see the module."""
     parser = argparse.ArgumentParser(prog="python -m ddl.evaluate", description="Evaluate one model.")
-    parser.add_argument("--scale", required=True, help="a name in config/scales")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="folder of a trained model")
     source.add_argument("--random-init", action="store_true", help="untrained weights of --size and --variant")
     parser.add_argument("--size", help="with --random-init: small or medium")
     parser.add_argument("--variant", help="with --random-init: a name in config/variants.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="results/<scale>/data")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--scale", help="with --data: settings of this name in config/scales, and validation loss")
+    parser.add_argument("--data", type=Path, help="with --scale: results/<scale>/data")
+    parser.add_argument("--items", type=Path, help=f"folder of tasks, {FOLDER} unless the scale has its own")
+    parser.add_argument("--tasks", nargs="+", default=[], help="some of the tasks, by the names of the harness")
+    parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), help="demonstrations in a prompt")
+    parser.add_argument("--out", type=Path, help="folder of the results; with --scale needed, else printing may do")
     arguments = parser.parse_args(argv)
     if arguments.random_init != (arguments.size is not None and arguments.variant is not None):
         parser.error("--random-init needs --size and --variant, which --run reads from its folder")
-    with user_errors(ConfigError, DataError, TaskError, TokenizerError, ModelFileError, HarnessError, EvaluationError):
+    if (arguments.scale is None) != (arguments.data is None) or (arguments.random_init and not arguments.scale):
+        parser.error("--scale and --data belong together, and --random-init needs them")
+    if arguments.scale and (arguments.out is None or arguments.tasks or arguments.shots != list(SHOTS)):
+        parser.error("--scale needs --out and runs all tasks with 0 and 1 shot")
+    prepare_environment()
+    with user_errors(
+        ConfigError, DataError, TokenizerError, ModelFileError, HarnessError, ScoringError, EvaluationError
+    ):
+        if arguments.scale is None:
+            from ddl.adapter import DDL
+
+            evaluate_tasks(
+                DDL(arguments.run, batch_tokens=BATCH_TOKENS),
+                arguments.items or FOLDER,
+                arguments.out,
+                arguments.tasks,
+                arguments.shots,
+            )
+            return
         scale = load_scale(arguments.scale)
         torch.set_num_threads(scale.training.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -162,7 +192,8 @@ def main(argv: list[str] | None = None) -> None:
             model = LanguageModel(scale.model(arguments.size, arguments.variant)).to(device).eval()
         else:
             model = load_model(arguments.run, device)
-        evaluate_model(scale, model, arguments.data, arguments.out)
+        items = arguments.items or task_folder(scale, arguments.data)
+        evaluate_model(scale, model, arguments.data, items, arguments.out)
 
 
 if __name__ == "__main__":

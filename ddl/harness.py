@@ -1,36 +1,34 @@
-"""The language-model evaluation harness: how it sees the model, and the tasks it runs.
+"""The tasks of a folder as lm-evaluation-harness runs them.
 
-The harness makes prompts and computes scores; it asks the model for log-likelihoods of continuations, which `Scorer`
-gives it. It is imported inside the functions that need it, because it takes seconds and reads the environment.
+A folder holds items and a manifest; `ddl.tasks` makes one offline, `ddl.prefetch` one of the paper's eight benchmarks.
+The harness makes prompts from them by its own task definitions, asks the model, and computes the accuracies. It is
+imported inside the functions that need it, because that takes seconds and reads the environment.
 """
 
-import functools
 import io
 import json
 import math
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch import Tensor
 
-from ddl.model import LanguageModel
-from ddl.tokenizer import end_of_text_id
+from ddl.config import Scale
+from ddl.prefetch import FOLDER
+from ddl.provenance import sha256_file
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.api.task import ConfigurableTask
 
-HEAD_TOKENS = 1024  # at a time: the logits of a whole batch are gigabytes at GPT-2's vocabulary
 SEED = 1234  # of the demonstrations and of the global generators, the harness' own default
 
 
@@ -39,272 +37,125 @@ class HarnessError(ValueError):
 
 
 @dataclass(frozen=True)
-class TaskSpec:
-    """One column of the tables: which harness task it is, by which metric, and what guessing scores."""
+class Task:
+    """One column of the tables: by which metric it is scored, what guessing scores, and the harness' task."""
 
     column: str
-    task: str
     metric: str
     chance: float
-    dataset: tuple[str, ...] = ()  # on the hub: name and, if it has several, configuration
+    task: "ConfigurableTask"
 
 
-def benchmark_task_specs() -> tuple[TaskSpec, ...]:
-    """The paper's eight benchmarks under the harness' names.
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of tasks, once every file is the one it lists.
 
-    Length-normalised accuracy where the harness offers it, plain accuracy for the other two. Chance of ARC counts its
-    few questions with three or five choices as four.
+    Raises:
+        HarnessError: naming the file that is missing or changed, and the command that makes it.
     """
-    return (
-        TaskSpec("ARC-C", "arc_challenge", "acc_norm", 1 / 4, ("allenai/ai2_arc", "ARC-Challenge")),
-        TaskSpec("ARC-E", "arc_easy", "acc_norm", 1 / 4, ("allenai/ai2_arc", "ARC-Easy")),
-        TaskSpec("Hellaswag", "hellaswag", "acc_norm", 1 / 4, ("Rowan/hellaswag",)),
-        TaskSpec("OpenBookQA", "openbookqa", "acc_norm", 1 / 4, ("allenai/openbookqa", "main")),
-        TaskSpec("PIQA", "piqa", "acc_norm", 1 / 2, ("baber/piqa",)),
-        TaskSpec("SciQ", "sciq", "acc_norm", 1 / 4, ("allenai/sciq",)),
-        TaskSpec("Social IQA", "social_iqa", "acc", 1 / 3, ("lighteval/siqa",)),
-        TaskSpec("WG", "winogrande", "acc", 1 / 2, ("allenai/winogrande", "winogrande_xl")),
-    )
+    path = folder / "manifest.json"
+    remedy = "run python -m ddl.tasks"
+    if folder == FOLDER:
+        remedy = f"on a machine with a network run python -m ddl.prefetch, and copy {FOLDER} here"
+    try:
+        manifest = json.loads(path.read_text())
+        entries = [task[split] for task in manifest["tasks"].values() for split in ("train", "test")]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise HarnessError(f"{path}: not found or no manifest of tasks: {remedy}") from None
+    for entry in entries:
+        file = folder / entry["file"]
+        if not file.is_file():
+            raise HarnessError(f"{file}: not found, expected the items listed in {path.name}: {remedy}")
+        if sha256_file(file) != entry["sha256"]:
+            raise HarnessError(f"{file}: not the items listed in {path.name}, SHA-256 differs: {remedy}")
+    return manifest
 
 
-def offline_task_specs(manifest: dict[str, Any]) -> tuple[TaskSpec, ...]:
-    """The tasks of a manifest that `ddl.tasks` wrote."""
-    return tuple(
-        TaskSpec(task["column"], name, task["metric"], task["chance"]) for name, task in manifest["tasks"].items()
-    )
+def task_folder(scale: Scale, data: Path) -> Path:
+    """Where the tasks of a scale are; `data` is results/<scale>/data."""
+    return data / "tasks" if scale.evaluation.tasks == "offline" else FOLDER
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
-
-
-def head(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and targets, `HEAD_TOKENS` at a time.
-
-    Args:
-        hidden: [N, d], of `LanguageModel.hidden`.
-        targets: int64 [N].
-
-    Yields:
-        (logits [n, vocab_size] in fp32, targets [n]).
-    """
-    for part, target in zip(hidden.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
-        yield model.logits(part), target
-
-
-class Scorer:
-    """Log-likelihoods of continuations under a language model.
-
-    Args:
-        model: in evaluation mode, on the device where it is to run.
-        batch_tokens: of one forward pass, padding included.
-        dtype: the forward pass runs in, by autocast where it is not float32; log-probabilities are float32 always.
-    """
-
-    def __init__(self, model: LanguageModel, batch_tokens: int, dtype: torch.dtype = torch.float32) -> None:
-        self.model, self.batch_tokens, self.dtype = model, batch_tokens, dtype
-        self.device = model.embedding.weight.device
-        self.length = model.config.sequence_length
-
-    def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Score (context, continuation) token ids, neither of them empty.
-
-        What does not fit the model loses context on the left.
-
-        Returns:
-            For each pair, in order: (log p(continuation | context) in nats, whether greedy decoding would produce it).
-
-        Raises:
-            HarnessError: an empty context, or a continuation that is empty or longer than the model's sequences.
-        """
-        # Two pairs can make the same input and split it at different places. One row of a batch serves both, but
-        # each is scored at its own positions.
-        members: dict[tuple[int, ...], list[int]] = {}
-        for index, (context, continuation) in enumerate(pairs):
-            if not context or not 1 <= len(continuation) <= self.length:
-                raise HarnessError(
-                    f"request {index}: expected some context and 1 to {self.length} tokens of continuation, "
-                    f"found {len(context)} and {len(continuation)}"
-                )
-            members.setdefault(tuple((context + continuation)[-self.length - 1 : -1]), []).append(index)
-        results: list[tuple[float, bool]] = [(math.nan, False)] * len(pairs)
-        for inputs in self.batches(members):
-            wanted = [(row, index) for row, ids in enumerate(inputs) for index in members[ids]]
-            targets = [pairs[index][1] for _, index in wanted]
-            scores = self.forward(inputs, [row for row, _ in wanted], targets)
-            for (_, index), score in zip(wanted, scores, strict=True):
-                results[index] = score
-        return results
-
-    def batches(self, inputs: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Inputs from the longest to the shortest, as many at a time as fit; the order they come in does not matter."""
-        ordered = sorted(inputs, key=lambda ids: (-len(ids), ids))
-        start = 0
-        while start < len(ordered):
-            stop = start + max(1, self.batch_tokens // len(ordered[start]))
-            yield ordered[start:stop]
-            start = stop
-
-    @torch.inference_mode()
-    def forward(
-        self, inputs: list[tuple[int, ...]], rows: list[int], targets: list[list[int]]
-    ) -> list[tuple[float, bool]]:
-        """Score `targets[i]` at the last positions of input `rows[i]`.
-
-        Padding stands on the right, where a causal model does not see it. The head is applied to the scored positions
-        only: it is the larger part of the work of a small model.
-        """
-        width = len(inputs[0])
-        padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in inputs], device=self.device)
-        lengths = [len(target) for target in targets]
-        starts = [len(inputs[row]) - length for row, length in zip(rows, lengths, strict=True)]
-        spans = zip(rows, starts, lengths, strict=True)
-        where = torch.tensor(
-            [row * width + start + i for row, start, length in spans for i in range(length)], device=self.device
-        )
-        token = torch.tensor([token for target in targets for token in target], device=self.device)
-        log_p, greedy = [], []
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self.model.hidden(padded).flatten(0, 1)[where]
-            for logits, part in head(self.model, hidden, token):
-                log_p.append(-F.cross_entropy(logits, part, reduction="none"))
-                greedy.append(logits.argmax(1) == part)
-        return [
-            (float(part.sum()), bool(hit.all()))
-            for part, hit in zip(
-                torch.cat(log_p).cpu().split(lengths), torch.cat(greedy).cpu().split(lengths), strict=True
-            )
-        ]
-
-
-def harness_model(scorer: Scorer, tokenizer: Tokenizer) -> "TemplateLM":
-    """The model as the harness wants it. A prompt gets no token in front; an empty one is the end-of-text token."""
-    from lm_eval.api.model import TemplateLM
-
-    @functools.lru_cache(maxsize=1024)  # the choices of an item follow one another and share their prompt
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-
-    class HarnessModel(TemplateLM):
-        @property
-        def eot_token_id(self) -> int:
-            return end_of_text_id(tokenizer)
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            return encode(string)
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-
-        def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-            return scorer.score([(context, continuation) for _, context, continuation in requests])
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            raise NotImplementedError("none of the tasks asks for the likelihood of a whole text")
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            raise NotImplementedError("none of the tasks asks for generated text")
-
-    return HarnessModel()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tasks
-
-
-def prepare_environment(offline: bool) -> None:
-    """Quiet libraries, and no network for offline tasks; read when `datasets` is imported, so call this before."""
-    os.environ |= {
-        "LMEVAL_LOG_LEVEL": "ERROR",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+def prepare_environment() -> None:
+    """Quiet libraries and no network; read when `datasets` is imported, so call this before."""
+    os.environ |= {"LMEVAL_LOG_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 @contextmanager
-def offline_manager(directory: Path, manifest: dict[str, Any]) -> Iterator["TaskManager"]:
-    """A harness task manager of the offline tasks alone; its definitions and caches live as long as the block."""
-    import datasets
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+def open_tasks(folder: Path, names: Sequence[str] = ()) -> Iterator[dict[str, Task]]:
+    """The tasks of a folder, name -> task, in the paper's column order; their caches live as long as the block.
 
-    datasets.disable_progress_bars()
-    winogrande = Path(lm_eval.__file__).parent / "tasks" / "winogrande" / "default.yaml"
-    with tempfile.TemporaryDirectory(prefix="ddl-tasks-") as temporary:
-        for name, task in manifest["tasks"].items():
-            files = {split: str((directory / task[split]["file"]).resolve()) for split in ("train", "test")}
-            definition: dict[str, Any] = {
-                "task": name,
-                "dataset_path": "json",
-                "dataset_name": None,
-                # A cache of its own: the shared one serves old items for a file of equal size and date.
-                "dataset_kwargs": {"data_files": files, "cache_dir": f"{temporary}/cache"},
-                "training_split": "train",
-                "validation_split": None,
-                "test_split": "test",
-                "fewshot_split": "train",
-            }
-            if task["winogrande"]:
-                definition["include"] = str(winogrande)
-            else:
-                definition |= {
-                    "output_type": "multiple_choice",
-                    "doc_to_text": "query",
-                    "doc_to_choice": "choices",
-                    "doc_to_target": "gold",
-                    "metric_list": [
-                        {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-                        for metric in dict.fromkeys(("acc", "acc_norm", task["metric"]))
-                    ],
-                }
-            # JSON is YAML, and needs no care with quotes.
-            Path(temporary, f"{name}.yaml").write_text(json.dumps(definition))
-        yield TaskManager(include_path=temporary, include_defaults=False)
-
-
-def benchmark_manager() -> "TaskManager":
-    """The harness' own task manager; scanning its thousands of definitions takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-def load_task(manager: "TaskManager", spec: TaskSpec, shots: int) -> Any:
-    """The harness task of a column, set to `shots` demonstrations.
+    Args:
+        names: those wanted; all if there are none.
 
     Raises:
-        HarnessError: naming the dataset that is neither cached nor reachable.
+        HarnessError: items that are missing or changed, or a name that the folder does not have.
     """
-    try:
-        task = manager.load([spec.task])["tasks"][spec.task]
-    except (OSError, ValueError) as error:
-        if not spec.dataset:
-            raise
-        arguments = ", ".join(repr(part) for part in spec.dataset)
-        raise HarnessError(
-            f"{spec.task}: dataset {' '.join(spec.dataset)} is neither cached nor reachable "
-            f"({type(error).__name__}): with a network run "
-            f'python -c "from datasets import load_dataset; load_dataset({arguments})"'
-        ) from None
-    task.set_config(key="num_fewshot", value=shots)
-    task.set_fewshot_seed(seed=SEED)  # the sampler has a state: without this a second model would see other prompts
-    return task
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    manifest = load_manifest(folder)
+    for name in names:
+        if name not in manifest["tasks"]:
+            raise HarnessError(f"{folder}: no task {name!r}, expected some of {', '.join(manifest['tasks'])}")
+    wanted = {name: entry for name, entry in manifest["tasks"].items() if not names or name in names}
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="ddl-tasks-") as temporary:
+        for name, entry in wanted.items():
+            # JSON is YAML, and needs no care with quotes. A cache of its own: the shared one serves old items for a
+            # file of equal size and date.
+            text = json.dumps({"task": name, **definition(folder, entry, f"{temporary}/cache")})
+            Path(temporary, f"{name}.yaml").write_text(text)
+        # Without the harness' own definitions, of which there are thousands, this takes no time.
+        manager = TaskManager(include_path=temporary, include_defaults=False)
+        loaded = manager.load(list(wanted))["tasks"]
+        yield {
+            name: Task(entry["column"], entry["metric"], entry["chance"], loaded[name])
+            for name, entry in wanted.items()
+        }
 
 
-def run_tasks(lm: "TemplateLM", manager: "TaskManager", specs: Sequence[TaskSpec], shots: int) -> dict[str, Any]:
+def definition(folder: Path, entry: dict[str, Any], cache: str) -> dict[str, Any]:
+    """How the harness is to read a task of a manifest: a benchmark by its own definition, with other files."""
+    import lm_eval
+
+    shipped = Path(lm_eval.__file__).parent / "tasks"
+    scored = entry.get("split", "test")
+    files = {"train": folder / entry["train"]["file"], scored: folder / entry["test"]["file"]}
+    data: dict[str, Any] = {
+        "dataset_path": "parquet" if "definition" in entry else "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {k: str(v.resolve()) for k, v in files.items()}, "cache_dir": cache},
+    }
+    if "definition" in entry:
+        return {"include": str(shipped / entry["definition"]), **data}
+    data |= {"training_split": "train", "fewshot_split": "train", "validation_split": None, "test_split": "test"}
+    if entry["winogrande"]:
+        return {"include": str(shipped / "winogrande" / "default.yaml"), **data}
+    return data | {
+        "output_type": "multiple_choice",
+        "doc_to_text": "query",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in dict.fromkeys(("acc", "acc_norm", entry["metric"]))
+        ],
+    }
+
+
+def run_tasks(lm: "TemplateLM", tasks: dict[str, Task], shots: int) -> tuple[dict[str, Any], pd.DataFrame]:
     """Evaluate every task with `shots` demonstrations.
 
     Returns:
         "tasks": task -> column, metric, value, stderr, n, chance, acc, acc_norm; "average": value, stderr, chance;
-        all fractions, standard errors of the items' mean as the harness has them.
-
-    Raises:
-        HarnessError: a dataset is missing.
+        all fractions, standard errors of the items' mean as the harness has them. And a row an item: task, item (its
+        place in the split), gold, correct (by the task's metric), log_likelihoods of the choices in nats.
     """
     from lm_eval import evaluate
 
-    loaded = {spec.task: load_task(manager, spec, shots) for spec in specs}
+    for task in tasks.values():
+        task.task.set_config(key="num_fewshot", value=shots)
+        task.task.set_fewshot_seed(seed=SEED)  # the sampler has a state: a second model would see other prompts
     random.seed(0)  # as the harness' command line does, for tasks that draw from the global generators
     np.random.seed(SEED)
     torch.manual_seed(SEED)
@@ -312,31 +163,56 @@ def run_tasks(lm: "TemplateLM", manager: "TaskManager", specs: Sequence[TaskSpec
     with redirect_stderr(io.StringIO()):  # progress bars without a switch; errors are exceptions and come through
         output = evaluate(
             lm=lm,
-            task_dict={"tasks": loaded, "groups": {}, "group_map": {}},
-            log_samples=False,
+            task_dict={"tasks": {name: task.task for name, task in tasks.items()}, "groups": {}, "group_map": {}},
+            log_samples=True,
             bootstrap_iters=1,  # standard errors of means have a closed form, but 0 would switch them off
         )
     results = {}
-    for spec in specs:
-        found = output["results"][spec.task]
-        results[spec.task] = {
-            "column": spec.column,
-            "metric": spec.metric,
-            "value": found[f"{spec.metric},none"],
-            "stderr": found[f"{spec.metric}_stderr,none"],
-            "n": output["n-samples"][spec.task]["effective"],
-            "chance": spec.chance,
+    for name, task in tasks.items():
+        found = output["results"][name]
+        results[name] = {
+            "column": task.column,
+            "metric": task.metric,
+            "value": found[f"{task.metric},none"],
+            "stderr": found[f"{task.metric}_stderr,none"],
+            "n": output["n-samples"][name]["effective"],
+            "chance": task.chance,
             "acc": found["acc,none"],
             "acc_norm": found.get("acc_norm,none"),  # tasks in the form of WinoGrande and Social IQA have none
         }
-    return {"tasks": results, "average": average(list(results.values()))}
+    rows = [
+        {
+            "task": name,
+            "item": sample["doc_id"],
+            "gold": gold_index(task.task, sample["doc"]),
+            "correct": bool(sample[task.metric]),
+            "log_likelihoods": [float(score) for score, _ in sample["filtered_resps"]],
+        }
+        for name, task in tasks.items()
+        for sample in output["samples"][name]
+    ]
+    return {"tasks": results, "average": average(list(results.values()))}, pd.DataFrame(rows)
+
+
+def gold_index(task: "ConfigurableTask", doc: dict[str, Any]) -> int:
+    """Which choice of an item is right, as the harness finds it."""
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    return gold if isinstance(gold, int) else task.doc_to_choice(doc).index(gold)
+
+
+def solved(task: "ConfigurableTask", doc: dict[str, Any]) -> str:
+    """The text of an item with its right answer, as a model without demonstrations sees it."""
+    choice = task.doc_to_choice(doc)[gold_index(task, doc)]
+    before, after = (choice, task.doc_to_target(doc)) if task.multiple_input else (task.doc_to_text(doc), choice)
+    return f"{before}{task.config.target_delimiter}{after}"
 
 
 def average(results: list[dict[str, Any]]) -> dict[str, float]:
     """The unweighted mean over tasks, as in the tables of the paper.
 
     Its standard error takes the errors of the tasks for independent, which holds as far as no item serves two tasks;
-    between two models on the same items errors are correlated, so it does not bound their difference.
+    between two models on the same items errors are correlated, so it does not bound their difference
+    (`ddl.uncertainty` does).
     """
     n = len(results)
     return {

@@ -5,16 +5,18 @@ from typing import Any
 import pandas as pd
 
 from ddl.config import SHOTS, Scale, load_scale, to_mapping
+from ddl.downstream import gains, published_gains
 from ddl.provenance import finite
 from ddl.results import BASELINE, Record, Results, by_key, over_seeds, published
+from ddl.uncertainty import Z
 
-NOISE = 2.0  # standard errors of a difference below which it is called noise
 COST_PARTS = ("tok_per_s", "ratio")
 
 
 def collect(results: Results) -> Record:
     """The content of numbers.json as plain values."""
     ours, theirs = measured(results), published_numbers(results)
+    gained = {size: {f"{shots}shot": gains(results, size, shots) for shots in SHOTS} for size in results.sizes}
     missing = [
         {"name": f"{size}/{slug}: {key}", "reason": run["reason"] or "the file has no such number"}
         for size, runs in ours.items()
@@ -36,7 +38,8 @@ def collect(results: Results) -> Record:
         "variants": [{"slug": slug, "label": variant.label} for slug, variant in results.variants.items()],
         "runs": ours,
         "published": theirs,
-        "comparison": {size: compare(ours[size], theirs[size]) for size in results.sizes},
+        "comparison": {size: compare(ours[size], theirs[size], gained[size]) for size in results.sizes},
+        "gains": {"ours": gained, "published": published_gains()},
         "evaluation": _evaluation(results),
         "provenance": _provenance(results),
         "missing": missing,
@@ -99,7 +102,7 @@ def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
     return table
 
 
-def compare(ours: dict[str, Record], theirs: dict[str, Record]) -> Record:
+def compare(ours: dict[str, Record], theirs: dict[str, Record], gained: dict[str, dict[str, Record]]) -> Record:
     """How the variants stand against the baseline at one size, in our runs and in the paper's."""
     both = [slug for slug in ours if slug != BASELINE and None not in (ours[slug]["delta"], theirs[slug]["delta"])]
     same = sum((ours[slug]["delta"] < 0) == (theirs[slug]["delta"] < 0) for slug in both)
@@ -116,23 +119,18 @@ def compare(ours: dict[str, Record], theirs: dict[str, Record]) -> Record:
         }
         for shots in SHOTS:
             result[name] |= _compare_accuracy(table, f"avg_{shots}shot")
+    for shots in SHOTS:
+        differences = gained[f"{shots}shot"].values()
+        beyond = sum(difference["separated"] for difference in differences) if differences else None
+        result["ours"][f"avg_{shots}shot_beyond_noise"] = beyond
     return result
 
 
 def _compare_accuracy(table: dict[str, Record], key: str) -> Record:
-    """Counts of variants above the baseline, and of differences beyond the noise (null where no error is known)."""
-    base, error = table[BASELINE], f"{key}_stderr"
+    """Counts of variants above the baseline."""
+    base = table[BASELINE]
     others = [row for slug, row in table.items() if slug != BASELINE and None not in (row[key], base[key])]
-    beyond = None
-    if others and all(row.get(error) is not None for row in (base, *others)):
-        beyond = sum(
-            abs(row[key] - base[key]) > NOISE * float(row[error] ** 2 + base[error] ** 2) ** 0.5 for row in others
-        )
-    return {
-        f"{key}_compared": len(others),
-        f"{key}_higher": sum(row[key] > base[key] for row in others),
-        f"{key}_beyond_noise": beyond,
-    }
+    return {f"{key}_compared": len(others), f"{key}_higher": sum(row[key] > base[key] for row in others)}
 
 
 def _add_deltas(rows: dict[str, Record]) -> None:
@@ -180,7 +178,7 @@ def _corpus(results: Results) -> Record:
 
 def _evaluation(results: Results) -> Record:
     """Tasks in the paper's column order, items a task and chance, from whatever evaluation is there."""
-    record: Record = {"noise_stderrs": NOISE}
+    record: Record = {"noise_stderrs": Z}
     for shots in SHOTS:
         frame = results.downstream(shots)
         found = frame.dropna(subset=["value"]).drop_duplicates("column")

@@ -1,5 +1,6 @@
 """Where a result came from: commit, versions, device and time, written beside every result; and files written whole."""
 
+import ast
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -75,12 +76,23 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(settings: Any, files: Iterable[Path]) -> str:
-    """SHA-256 over settings and the contents of files: equal iff a checkpoint of one may serve the other."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(files):
-        digest.update(f"\n{path.name} {sha256_file(path)}".encode())
-    return digest.hexdigest()
+def package_code(file: Path) -> dict[str, str]:
+    """A file of this package and all that it imports from it, wherever the import stands: path -> SHA-256."""
+    package = ROOT / "ddl"
+    found, todo = {package / "__init__.py"}, [file.resolve()]
+    while todo:
+        found.add(path := todo.pop())
+        names: list[str] = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for parts in (name.split(".") for name in names if name.startswith("ddl.")):
+            module = package.joinpath(*parts[1:])
+            candidates = {module.with_suffix(".py"), module / "__init__.py", module.parent / "__init__.py"}
+            todo += [path for path in candidates - found - set(todo) if path.is_file()]
+    return {path.relative_to(package).as_posix(): sha256_file(path) for path in sorted(found)}
 
 
 @contextmanager
@@ -96,6 +108,9 @@ def atomic(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the new name too
+        os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

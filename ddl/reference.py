@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ddl.budget import budget_part
 from ddl.config import ROOT, ConfigError, load_variants
 from ddl.provenance import user_errors, write_json, write_text
 from ddl.results import BASELINE
@@ -31,6 +32,7 @@ KEPT = (
     "runs/*/*/seed*/metrics.jsonl",
     "runs/*/*/seed*/provenance.json",
     "evals/**/*.json",
+    "contamination.json",
     "cost/*/*.json",
     "tables/*.csv",
     "figures/figure2.png",
@@ -40,6 +42,7 @@ STAGES = {  # benchmark files -> stage, in the order of the workflow
     "tasks.tsv": "offline tasks",
     "train/*.tsv": "twelve trainings",
     "evaluate/*.tsv": "evaluations",
+    "contamination.tsv": "contamination check",
     "cost/*.tsv": "cost measurements",
     "notebooks/*.tsv": "notebooks, figures, tables",
     "numbers.tsv": "numbers",
@@ -124,7 +127,9 @@ def readme_parts(folder: Path) -> dict[str, str]:
     return {
         "results": results_part(folder, numbers),
         "times": times_part(json.loads((folder / "times.json").read_text()), numbers),
+        "budget": budget_part(),
         "bias": bias_part(REFERENCE / "value-bias", numbers),
+        "kernels": kernels_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
         "claims": claims_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
@@ -210,9 +215,7 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
 
 def generation_part(path: Path) -> str:
     """Tokens a second of text generation, from the newest rows that benchmarks/generation.py wrote."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    rows = [row for row in rows if row["commit"] == rows[-1]["commit"]]
+    rows = newest_rows(path)
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     columns = [(size, cache) for size in sizes for cache in ("True", "False")]
     heads = [f"{size}, {'cache' if cache == 'True' else 'no cache'}" for size, cache in columns]
@@ -221,6 +224,49 @@ def generation_part(path: Path) -> str:
     for slug, variant in load_variants().items():
         cells = [_number(speeds.get((slug, *column)), "{:,.0f}") for column in columns]
         lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def newest_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV that is added to, of its newest commit."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["commit"] == rows[-1]["commit"]]
+
+
+def kernels_part(folder: Path) -> str:
+    """Bytes that the fused step moves, and the gradient's error with stored and with rebuilt states."""
+    width = 768
+    lines = [
+        f"| fused step, d = {width}, bf16: vectors of d numbers per token | floor | ours, states stored | ours, states "
+        "rebuilt | eager PyTorch | authors' kernels |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    names = {"step": "d_v = 1", "step_cc": "CC, d_v = 4", "step_tc": "TC, d_v = 4"}
+    counted = {
+        (row["operation"], row["direction"], row["states"]): row
+        for row in newest_rows(folder / "bytes.csv")
+        if int(row["d"]) == width
+    }
+    for operation, name in names.items():
+        for direction in ("forward", "backward"):
+            stored, rebuilt = (counted[operation, direction, states] for states in ("stored", "rebuilt"))
+            figures = [stored["floor"], stored["ours"], rebuilt["ours"], stored["eager"], stored["authors"]]
+            cells = [f"{float(figure) / (2 * width):.1f}" for figure in figures]
+            if stored["authors"] == stored["eager"]:
+                cells[-1] = "not fused"
+            lines.append(f"| {name}, {direction} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| error of the gradient against fp64 | layers | fp32: stored | rebuilt | bf16, state in fp32: stored "
+        "| rebuilt | bf16, state in bf16: stored | rebuilt |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    labels = load_variants()
+    errors: dict[tuple[str, str], list[str]] = {}
+    for row in newest_rows(folder / "gradient_error.csv"):
+        errors.setdefault((labels[row["variant"]].label, row["layers"]), []).append(f"{float(row['error']):.2e}")
+    lines += [f"| {label} | {layers} | {' | '.join(found)} |" for (label, layers), found in errors.items()]
     return "\n".join(lines)
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ddl.config import ROOT, Scale, load_scale, scale_names
+from ddl.config import ROOT, Scale, load_scale, scale_names, to_mapping
 
 PUBLISHED_DIR = ROOT / "paper" / "published"
+REFERENCE_DIR = ROOT / "results" / "reference"
 # The names of the variants in the published tables.
 PUBLISHED_NAMES = {
     "baseline": "Baseline",
@@ -25,6 +27,15 @@ PUBLISHED_NAMES = {
     "ddl-cc": "DDL-CC",
 }
 BASELINE = "baseline"
+COST_NUMBERS = (
+    *(
+        f"{mode}_{what}_{part}"
+        for mode in ("train", "inference")
+        for what in ("tok_per_s", "ratio")
+        for part in ("median", "p20", "p80")
+    ),
+    *("params", "peak_mem_bytes", "peak_mem_factor"),
+)
 TASK_COLUMNS = ("ARC-C", "ARC-E", "Hellaswag", "OpenBookQA", "PIQA", "SciQ", "Social IQA", "WG")
 
 Record = dict[str, Any]
@@ -115,6 +126,18 @@ class Results:
         """The same columns, less those of a run, for a model with its initial weights: the tasks' own check."""
         return _task_frame(self._tasks(f"evals/random-init/{shots}shot.json"))
 
+    def outcomes(self, size: str, variant: str, seed: int, shots: int) -> dict[str, np.ndarray]:
+        """Column -> right (1) or wrong (0), int8, of each item that a run answered; empty if none were kept."""
+        name = f"evals/{size}/{variant}/seed{seed}/{shots}shot"
+        if not (self.path / f"{name}.parquet").is_file():
+            return {}
+        items = pd.read_parquet(self.path / f"{name}.parquet", columns=["task", "correct"])
+        tasks = self._json(f"{name}.json")["tasks"]
+        return {
+            tasks[task]["column"]: found["correct"].to_numpy().astype(np.int8)
+            for task, found in items.groupby("task", sort=False)
+        }
+
     def _tasks(self, name: str) -> list[Record]:
         found = self._json(name)
         tasks = {entry["column"]: {**entry, "task": task} for task, entry in found.get("tasks", {}).items()}
@@ -140,9 +163,7 @@ class Results:
                     elif key not in ("size", "variant"):
                         row[key] = value
                 rows.append(row)
-        spreads = ("train_tok_per_s", "inference_tok_per_s", "train_ratio", "inference_ratio")
-        numeric = tuple(f"{name}_{part}" for name in spreads for part in ("median", "p20", "p80"))
-        return _frame(rows, numeric=(*numeric, "params", "peak_mem_bytes", "peak_mem_factor"))
+        return _frame(rows, COST_NUMBERS)
 
     def manifest(self) -> Record:
         """The manifest of the corpus, empty if there is none."""
@@ -197,6 +218,32 @@ def published(name: str) -> pd.DataFrame:
     if "model" in frame:
         frame["variant"] = frame["model"].map({label: slug for slug, label in PUBLISHED_NAMES.items()})
     return frame
+
+
+def gpu_cost(size: str) -> dict[str, Record]:
+    """What benchmarks/gpu.py measured at the paper's shape of a size: variant -> the numbers of `Results.cost`.
+
+    Of all kept runs the newest that measured the baseline, executed as the paper scale says; empty if none did.
+    """
+    frames = [pd.read_csv(file) for file in sorted(REFERENCE_DIR.glob("*/end_to_end.csv"))]
+    if not frames:
+        return {}
+    rows = pd.concat(frames, ignore_index=True)
+    paper = load_scale("paper")
+    wanted = to_mapping(paper.sizes[size]) | to_mapping(paper.execution) | {"device_type": "cuda"}
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    measured = rows[(rows["variant"] == BASELINE) & rows["tok_per_s"].notna()]
+    found: dict[str, Record] = {}
+    for row in _records(rows[rows["utc"] == measured["utc"].max()].fillna({"reason": ""})):
+        head = {name: row[name] for name in ("device", "params", "reason")}
+        record = found.setdefault(row["variant"], dict.fromkeys(COST_NUMBERS, float("nan")) | head)
+        for name in ("tok_per_s", "ratio"):
+            for part, column in (("median", name), ("p20", f"{name}_p20"), ("p80", f"{name}_p80")):
+                record[f"{row['mode']}_{name}_{part}"] = row[column]
+        if row["mode"] == "train":
+            record |= {name: row[name] for name in ("peak_mem_bytes", "peak_mem_factor")}
+    return found
 
 
 def by_key(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Record]:

@@ -3,17 +3,16 @@
 A shard is 256 little-endian int32 (20240520, version 1, number of tokens, zeros) and then the tokens as uint16.
 """
 
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ddl.provenance import atomic, sha256_file
+from ddl.provenance import atomic
 
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
+SPLITS = ("train", "val")
 
 
 class DataError(ValueError):
@@ -24,14 +23,17 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
     """Write tokens, integers [n], as one shard.
 
     Raises:
-        DataError: a token does not fit into 16 bits.
+        DataError: a token does not fit into 16 bits, or the file cannot be written whole; then there is none.
     """
     check_range(tokens, 1 << 16, path)
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        file.write(header.tobytes())
-        file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
+    try:
+        with atomic(path) as temporary, open(temporary, "wb") as file:
+            file.write(header.tobytes())
+            file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def open_shard(path: Path) -> np.ndarray:
@@ -76,45 +78,3 @@ def check_range(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
     largest = int(tokens.max())
     if largest >= vocab_size:
         raise DataError(f"{path}: expected tokens below the vocabulary size {vocab_size}, found {largest}")
-
-
-class ShardWriter:
-    """Collects tokens and writes `<split>_000000.bin`, ... of exactly `shard_tokens` tokens, the last one shorter."""
-
-    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.shards: list[dict[str, Any]] = []
-        self.tokens = 0
-        self._pending: list[np.ndarray] = []
-        self._pending_tokens = 0
-
-    def write(self, tokens: np.ndarray) -> None:
-        """Add tokens, uint16 [n]."""
-        self.tokens += len(tokens)
-        while len(tokens):
-            part, tokens = np.split(tokens, [self.shard_tokens - self._pending_tokens])
-            self._pending.append(part)
-            self._pending_tokens += len(part)
-            if self._pending_tokens == self.shard_tokens:
-                self._flush()
-
-    def close(self) -> None:
-        """Write the last shard and remove higher-numbered ones of an earlier build.
-
-        Raises:
-            DataError: there are no tokens at all.
-        """
-        if self._pending:
-            self._flush()
-        if not self.shards:
-            raise DataError(f"the {self.split} split is empty: the corpus is too small for corpus.val_fraction")
-        for path in self.folder.glob(f"{self.split}_*.bin"):
-            if re.fullmatch(r".*_\d{6}\.bin", path.name) and path.name > self.shards[-1]["file"]:
-                path.unlink()
-
-    def _flush(self) -> None:
-        tokens = np.concatenate(self._pending)
-        path = self.folder / f"{self.split}_{len(self.shards):06d}.bin"
-        write_shard(path, tokens)
-        self.shards.append({"file": path.name, "tokens": len(tokens), "sha256": sha256_file(path)})
-        self._pending, self._pending_tokens = [], 0

@@ -15,7 +15,16 @@ from typing import Any
 import pandas as pd
 
 from ddl.provenance import write_text
-from ddl.results import BASELINE, TASK_COLUMNS, Record, Results, by_key, over_seeds, published
+from ddl.results import (
+    BASELINE,
+    COST_NUMBERS,
+    Record,
+    Results,
+    by_key,
+    gpu_cost,
+    over_seeds,
+    published,
+)
 
 DASH = "–"
 DETAILS = {" ±": "± {}", " range": "({})"}
@@ -93,61 +102,11 @@ def loss_table(results: Results) -> pd.DataFrame:
     return mark_best(pd.DataFrame(rows), columns, lower=True, second=False)
 
 
-def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
-    """Tables 1, 2 (one shot), 7, 8 (zero shots): accuracy in percent; ours with standard errors, then the published."""
-    offline = results.scale.evaluation.tasks == "offline"
-    ours = results.downstream(shots)
-    ours = ours[ours["size"] == size]
-    columns = (*TASK_COLUMNS, "Avg.")
-    block = f"Ours ({results.scale_phrase}, {'offline stand-in tasks' if offline else 'benchmarks'})"
-    heads = [_task_row(ours, columns, offline), _chance_row(ours, columns)]
-    heads.append(_accuracy_row("Untrained (small)", results.untrained(shots), columns))
-    rows = [
-        _accuracy_row(variant.label, ours[ours["variant"] == slug], columns)
-        for slug, variant in results.variants.items()
-    ]
-    measured = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
-    theirs = _published_downstream(results, size, shots, columns)
-    frame = pd.concat([pd.DataFrame(heads).assign(block=block), measured.assign(block=block), theirs])
-    return frame.fillna("").reset_index(drop=True)[["block", *frame.columns.drop("block")]]
-
-
-def _task_row(ours: pd.DataFrame, columns: Iterable[str], offline: bool) -> dict[str, str]:
-    found = by_key(ours.dropna(subset=["task"]), "column")
-    names = {name: f"{row['task']}, {row['metric']}" for (name,), row in found.items()}
-    row = {name: names.get(name, "mean" if name == "Avg." else DASH) for name in columns}
-    return {"Model": "Stand-in task, metric" if offline else "Task, metric", **row, "reason": ""}
-
-
-def _chance_row(ours: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
-    chance = ours.groupby("column", sort=False)["chance"].mean()
-    return {"Model": "Chance", **{name: cell(100 * chance[name], 2) for name in columns}, "reason": ""}
-
-
-def _accuracy_row(label: str, found: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
-    """Means over the seeds of accuracy and of its standard error over items, in percent."""
-    row = {"Model": label}
-    for column in columns:
-        part = found[found["column"] == column]
-        row[column] = cell(100 * part["value"].mean(), 2)
-        row[f"{column} ±"] = cell(100 * part["stderr"].mean(), 2)
-    return {**row, "reason": "; ".join(dict.fromkeys(text for text in found["reason"] if text))}
-
-
-def _published_downstream(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
-    paper = published("downstream_accuracy")
-    paper = paper[(paper["size"] == size) & (paper["num_fewshot"] == shots)]
-    values = by_key(paper, "variant", "task")
-    rows = []
-    for slug, variant in results.variants.items():
-        row = {name: cell(values.get((slug, name), {}).get("accuracy_percent"), 2) for name in columns}
-        rows.append({"Model": variant.label, **row, "reason": "not in the paper" if DASH in row.values() else ""})
-    frame = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
-    return frame.assign(block="Published (paper scale, benchmarks)", **{f"{name} ±": "" for name in columns})
-
-
 def cost_table(results: Results, size: str) -> pd.DataFrame:
-    """Tables 4, 5: parameters, quality, throughput with its ratio to the baseline, and peak memory."""
+    """Tables 4, 5: parameters, quality, throughput with its ratio to the baseline, and peak memory.
+
+    Three blocks: the runs of this scale, the paper's shapes on a GPU (`gpu_cost`), and the published values.
+    """
     cost = by_key(results.cost(), "size", "variant")
     loss = over_seeds(results.validation(), "val_loss")
     one_shot = results.downstream(1)
@@ -159,13 +118,36 @@ def cost_table(results: Results, size: str) -> pd.DataFrame:
         key = (size, slug)
         row = {"block": block, "Model": variant.label, "Params": count(cost[key]["params"])}
         row |= {"Val loss": cell(loss[key].mean, 4), "Avg eval": cell(100 * average[key].mean, 2)}
-        for kind in ("train", "inference"):
-            row |= _speed(kind, cost[key], slug)
-        row["Peak memory (GB)"] = significant(cost[key]["peak_mem_bytes"] / 1e9)
-        row["Peak-memory factor"] = cell(cost[key]["peak_mem_factor"], 2)
+        row |= _measured_cost(cost[key], slug)
         texts = dict.fromkeys([cost[key]["reason"], loss[key].reason, average[key].reason])
         rows.append({**row, "reason": "; ".join(text for text in texts if text)})
-    return pd.DataFrame(rows + _published_cost(results, size)).fillna("")
+    return pd.DataFrame(rows + _gpu_cost(results, size) + _published_cost(results, size)).fillna("")
+
+
+def _gpu_cost(results: Results, size: str) -> list[Record]:
+    """The rows of what was measured on a GPU with fresh weights; one row of dashes if there is none."""
+    measured = gpu_cost(size)
+    nothing: Record = dict.fromkeys(COST_NUMBERS, float("nan"))
+    if not measured:
+        models = {"All designs": (BASELINE, nothing | {"reason": "benchmarks/gpu.py has not been run on a GPU yet"})}
+    else:
+        nothing |= {"reason": "not in the GPU run that is kept"}
+        models = {variant.label: (slug, measured.get(slug, nothing)) for slug, variant in results.variants.items()}
+    device = measured[BASELINE]["device"] if measured else "GPU"
+    rows = []
+    for label, (slug, cost) in models.items():
+        row = {"block": f"Ours (the paper's shapes, {device})", "Model": label, "Params": count(cost["params"], 4)}
+        row |= {"Val loss": DASH, "Avg eval": DASH, **_measured_cost(cost, slug)}
+        rows.append({**row, "reason": cost["reason"] or "speed is measured with fresh weights"})
+    return rows
+
+
+def _measured_cost(cost: Record, slug: str) -> dict[str, str]:
+    """The columns of speed and memory."""
+    row = _speed("train", cost, slug) | _speed("inference", cost, slug)
+    row["Peak memory (GB)"] = significant(cost["peak_mem_bytes"] / 1e9)
+    row["Peak-memory factor"] = cell(cost["peak_mem_factor"], 2)
+    return row
 
 
 def _speed(kind: str, cost: Record, slug: str) -> dict[str, str]:

@@ -246,31 +246,6 @@ def guess(task: Task, rows: list[dict[str, Any]], score: Callable[[str], float])
     return {"value": value, "stderr": math.sqrt(variance / n), "ok": ok}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading them back
-
-
-def load_tasks(directory: Path) -> dict[str, Any]:
-    """The manifest of offline tasks, once every item file is the one it lists.
-
-    Raises:
-        TaskError: naming the file that is missing or changed.
-    """
-    path = directory / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-        entries = [task[split] for task in manifest["tasks"].values() for split in ("train", "test")]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise TaskError(f"{path}: not found or no manifest of offline tasks: run python -m ddl.tasks") from None
-    for entry in entries:
-        file = directory / entry["file"]
-        if not file.is_file():
-            raise TaskError(f"{file}: not found, expected the items listed in {path.name}: run python -m ddl.tasks")
-        if sha256_file(file) != entry["sha256"]:
-            raise TaskError(f"{file}: not the items listed in {path.name}, SHA-256 differs: run python -m ddl.tasks")
-    return manifest
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line: build the tasks and print one line each."""
     parser = argparse.ArgumentParser(description="Build the offline tasks from held-out documents.")

@@ -3,6 +3,8 @@
 - `bpe`: byte-level byte-pair encoding trained on the training split only. Id 0 is the end-of-text token.
 - `gpt2`: the published tokenizer, from the Hugging Face hub at a pinned revision; its end-of-text token is 50256.
 
+Either may be read from files of one's own instead.
+
 `save_tokenizer` puts it beside a model in the files that `AutoTokenizer` of transformers reads.
 """
 
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ddl.config import TokenizerConfig
 from ddl.provenance import atomic, write_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -47,26 +50,65 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return _plain(tokenizer)
 
 
-def download_gpt2() -> Tokenizer:
-    """The GPT-2 tokenizer at its pinned revision, from the hub or its cache.
+def ready_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer of these settings where it is not to be trained: the one at `config.path`, or the published one.
 
     Raises:
-        TokenizerError: it is not in the cache and cannot be reached, or is not the 50,257-token one.
+        TokenizerError: it cannot be found, or is not of the expected size.
     """
-    from huggingface_hub import constants, hf_hub_download
+    if config.path:
+        where, tokenizer = config.path, read_tokenizer(Path(config.path))
+    elif config.name == "gpt2":
+        downloaded = download_gpt2()
+        where, tokenizer = str(downloaded), load_tokenizer(downloaded)
+    else:
+        return None
+    found = tokenizer.get_vocab_size()
+    if config.name == "gpt2" and found != GPT2_TOKENS:
+        raise TokenizerError(f"{where}: expected the {GPT2_TOKENS} tokens of GPT-2, found {found}")
+    if found > config.vocab_size:
+        raise TokenizerError(f"{where}: tokenizer.vocab_size is {config.vocab_size}, found {found} tokens")
+    return tokenizer
+
+
+def download_gpt2() -> Path:
+    """The tokenizer.json of GPT-2 at its pinned revision, from the hub or its cache.
+
+    Raises:
+        TokenizerError: it is not in the cache and cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
 
     try:
-        path = hf_hub_download(GPT2_REPOSITORY, "tokenizer.json", revision=GPT2_REVISION)
+        return Path(hf_hub_download(GPT2_REPOSITORY, "tokenizer.json", revision=GPT2_REVISION))
     except OSError as error:
         raise TokenizerError(
-            f"the GPT-2 tokenizer cannot be downloaded ({type(error).__name__}): with a network run "
-            f"`hf download {GPT2_REPOSITORY} tokenizer.json --revision {GPT2_REVISION}`, and copy the folder "
-            f"models--{GPT2_REPOSITORY.replace('/', '--')} that it makes to {constants.HF_HUB_CACHE}"
+            f"the GPT-2 tokenizer cannot be downloaded ({type(error).__name__}): put tokenizer.json, or vocab.json and "
+            f"merges.txt, of {GPT2_REPOSITORY} at revision {GPT2_REVISION} into a folder and set tokenizer.path to it"
         ) from None
-    tokenizer = load_tokenizer(Path(path))
-    if tokenizer.get_vocab_size() != GPT2_TOKENS:
-        raise TokenizerError(f"{path}: expected {GPT2_TOKENS} tokens, found {tokenizer.get_vocab_size()}")
-    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json, or a folder with one or with the vocab.json and merges.txt of a byte-level BPE.
+
+    Raises:
+        TokenizerError: as `load_tokenizer`.
+    """
+    vocabulary, merges = path / "vocab.json", path / "merges.txt"
+    if not path.is_dir():
+        return load_tokenizer(path)
+    if not vocabulary.is_file() or not merges.is_file():
+        return load_tokenizer(path / "tokenizer.json")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    except Exception as error:  # the library raises nothing more specific
+        raise TokenizerError(f"{path}: no byte-level BPE: {' '.join(str(error).split())}") from None
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise TokenizerError(f"{vocabulary}: expected a token {END_OF_TEXT}, found none")
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return _plain(tokenizer)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

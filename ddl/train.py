@@ -1,43 +1,43 @@
 """Train one of the twelve models: `python -m ddl.train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
 
-The same seed, machine and thread count give the same loss curve to the bit, also across an interruption: the order of
-the data is a function of (seed, step), and a checkpoint holds everything else. Checkpoints lie under a fingerprint of
-the settings, the data and the code that is running, so that none is ever resumed by another model than its own.
+The same seed, machine and thread count give the same loss curve and weights to the bit, also across an interruption at
+any moment: the order of the data is a function of (seed, step), nothing else in training is random, and a checkpoint
+holds the rest, which is weights, optimiser states, the step and the records. With `--processes N` the same batches are
+shared among N processes; the curve is then the same to rounding.
 """
 
 import argparse
 import dataclasses
-import json
 import math
 import signal
 import sys
 import time
 from pathlib import Path
-from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ddl.batches import TrainingBatches, check_shares, validation_batch
+from ddl.checkpoints import Checkpoints, Origin
 from ddl.config import ConfigError, Scale, TrainConfig, load_scale, to_mapping
+from ddl.distributed import Processes, add_processes, start_processes
+from ddl.learner import Learner, learning_rate
+from ddl.metrics import Metrics, line
 from ddl.model import LanguageModel, parameter_count, save_model
-from ddl.provenance import atomic, fingerprint, finite, peak_resident_bytes, provenance, user_errors, write_json
-from ddl.sequences import TokenSequences, load_manifest, sequence_order
+from ddl.provenance import finite, package_code, peak_resident_bytes, provenance, user_errors, write_json
+from ddl.sequences import TokenSequences, load_manifest
 from ddl.shards import DataError
+from ddl.stops import NotFiniteError, TrainingError, explained, not_finite
 from ddl.tokenizer import TokenizerError, save_tokenizer
 
-KEPT_CHECKPOINTS = 2
-
-
-class TrainingError(ValueError):
-    """Training cannot go on: the message says why and at which step."""
+COMPUTATION = ("kernels", "state_memory")  # settings of a model that change rounding at most
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run has done so far; together with model and optimiser, the whole of its state."""
+    """What a run has done so far; together with weights and optimiser states, the whole of its state."""
 
     step: int = 0
     seconds: float = 0.0
@@ -61,13 +61,14 @@ class Run:
         self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
         self.config = scale.model(size, variant)
         self.recipe: TrainConfig = scale.training
-        torch.set_num_threads(self.recipe.threads)
-        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.train_data = TokenSequences(data, "train", scale.sequence_length)
-        self.val_data = TokenSequences(data, "val", scale.sequence_length)
-        self.model = LanguageModel(self.config, seed).to(self.device)
-        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.processes = Processes()
+        manifest = load_manifest(data)
+        self.tokenizer = data.parent / manifest["tokenizer"]["file"]
+        train, val = (TokenSequences(data, split, scale.sequence_length) for split in ("train", "val"))
+        self.batches = TrainingBatches(train, self.recipe, seed, self.processes)
+        self.validation, self.validation_sequences = validation_batch(val, self.recipe, self.processes)
+        model = LanguageModel(self.config, seed).to(self.processes.device)
+        self.learner = Learner(model, self.recipe, self.processes)
         self.progress = Progress()
         self.settings = {
             "scale": scale.name,
@@ -77,11 +78,14 @@ class Run:
             "model": to_mapping(self.config),
             "training": to_mapping(self.recipe),
         }
-        manifest = load_manifest(data)
-        self.tokenizer = data.parent / manifest["tokenizer"]["file"]
-        tokens = {name: [shard["sha256"] for shard in split["shards"]] for name, split in manifest["splits"].items()}
-        self.fingerprint = fingerprint({"settings": self.settings, "data": tokens}, running_code())
-        self.checkpoints = out / "checkpoints" / self.fingerprint[:16]
+        shards = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
+        model_settings = {name: value for name, value in to_mapping(self.config).items() if name not in COMPUTATION}
+        determining = {"model": model_settings, "training": self.recipe.determining()}
+        origin = Origin(self.settings | determining, shards, running_code())
+        self.checkpoints = Checkpoints(out, origin)
+        self.metrics: Metrics | None = None
+        self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms that are still on the device
+        self.grad_norm = math.nan
         self.stop_signal: int | None = None
 
     def train(self) -> bool:
@@ -89,171 +93,161 @@ class Run:
 
         Returns:
             Whether it is done; False after SIGINT or SIGTERM, with the step that it reached saved.
+
+        Raises:
+            TrainingError: why the run cannot go on; the checkpoints are those of before.
         """
-        recipe = self.recipe
-        print(
-            f"{self.size}/{self.variant}/seed{self.seed} on {self.device}: "
+        recipe, count = self.recipe, self.processes.count
+        self.say(
+            f"{self.size}/{self.variant}/seed{self.seed} on {count} x {self.processes.device.type}: "
             f"{parameter_count(self.config)['total']:,} parameters, {recipe.steps} steps of "
-            f"{recipe.batch_sequences} x {self.scale.sequence_length} tokens, fingerprint {self.fingerprint[:16]}",
-            flush=True,
+            f"{recipe.batch_sequences} x {self.scale.sequence_length} tokens, "
+            f"fingerprint {self.checkpoints.folder.name}"
         )
-        self.resume()
-        save_tokenizer(self.tokenizer, self.out)  # first: without one there is nothing to train for
         previous = {name: signal.signal(name, self.request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with open(self.out / "metrics.jsonl", "w", encoding="utf-8") as metrics:
-                metrics.writelines(json.dumps(record) + "\n" for record in self.progress.records)
-                self.steps(metrics)
+            with explained(self.checkpoints.folder, self.processes.name):
+                self.resume()
+                if not self.processes.leads:
+                    self.steps()
+                else:
+                    save_tokenizer(self.tokenizer, self.out)  # first: without one there is nothing to train for
+                    with Metrics(self.out, self.progress.records, recipe.tensorboard) as self.metrics:
+                        self.steps()
+                done = self.progress.step == recipe.steps
+                if done:
+                    self.finish()
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)
-        if self.progress.step < self.recipe.steps:
-            print(f"stopped after step {self.progress.step}; the next start continues there", flush=True)
-            return False
-        self.finish()
-        return True
+        if not done:
+            self.say(f"stopped after step {self.progress.step}; the next start continues there")
+        return done
 
-    def steps(self, metrics: Any) -> None:
-        """The loop over optimiser steps; one record every `log_interval` and at every validation."""
+    def steps(self) -> None:
+        """The loop over optimiser steps; one record every `log_interval` and at every validation.
+
+        The host waits for the device at records, validations and checkpoints only.
+        """
         recipe, progress = self.recipe, self.progress
         if progress.step == 0:
-            self.record(metrics, train_loss=None, val_loss=self.validate(), lr=0.0, grad_norm=None, tok_per_s=None)
-        losses = [torch.tensor(loss, device=self.device) for loss in progress.losses]
-        clock = time.perf_counter()
+            self.record(train_loss=None, val_loss=self.validate(), lr=0.0, grad_norm=None, tok_per_s=None)
         logged_step, logged_seconds = progress.step, progress.seconds
-        while progress.step < recipe.steps and not self.stop_signal:
+        clock = time.perf_counter()
+        for batch in self.batches.stream(range(progress.step, recipe.steps)):
             lr = learning_rate(progress.step, recipe)
-            loss, grad_norm = self.step(lr)
-            losses.append(loss)
+            self.unchecked.append(self.learner.step(batch, lr))
             progress.step += 1
             validates = progress.step % recipe.val_interval == 0 or progress.step == recipe.steps
-            if progress.step % recipe.log_interval == 0 or validates:
-                train_loss = torch.stack(losses).mean().item()
-                if not math.isfinite(train_loss) or not math.isfinite(grad_norm.item()):
-                    raise TrainingError(
-                        f"step {progress.step}: loss {train_loss}, gradient norm {grad_norm.item()}: not finite; "
-                        f"the last good checkpoint is in {self.checkpoints}"
-                    )
+            records = progress.step % recipe.log_interval == 0 or validates
+            stops = self.stops(agreed=records)
+            saves = progress.step % recipe.checkpoint_interval == 0 or progress.step == recipe.steps or stops
+            if records or saves:
+                self.check()
                 progress.seconds += time.perf_counter() - clock
+            if records:
                 tokens = (progress.step - logged_step) * recipe.batch_sequences * self.scale.sequence_length
                 self.record(
-                    metrics,
-                    train_loss=train_loss,
+                    train_loss=torch.tensor(progress.losses).mean().item(),
                     val_loss=self.validate() if validates else None,
                     lr=lr,
-                    grad_norm=grad_norm.item(),
+                    grad_norm=self.grad_norm,
                     tok_per_s=tokens / max(progress.seconds - logged_seconds, 1e-9),
                 )
-                losses = []
+                progress.losses = []
                 logged_step, logged_seconds = progress.step, progress.seconds
-                clock = time.perf_counter()
-            if progress.step % recipe.checkpoint_interval == 0 or progress.step == recipe.steps or self.stop_signal:
-                progress.seconds += time.perf_counter() - clock
-                progress.losses = [loss.item() for loss in losses]
+            if saves:
                 self.save_checkpoint()
+            if stops:
+                return
+            if records or saves:
                 clock = time.perf_counter()
 
-    def step(self, lr: float) -> tuple[Tensor, Tensor]:
-        """One optimiser step: mean loss of the batch and gradient norm before clipping, both on the device."""
-        recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        indices = self.batch_indices(self.progress.step)
-        parts = indices.reshape(-1, recipe.micro_batch_sequences)
-        total = torch.zeros((), device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in parts:
-            with self.autocast():
-                loss = self.model.loss(*self.tensors(self.train_data, part)) / len(parts)
-            loss.backward()
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.grad_clip)
-        self.optimizer.step()
-        return total, norm
+    def check(self) -> None:
+        """Bring the losses since the last call to the host, and stop where a step was not finite.
 
-    def batch_indices(self, step: int) -> np.ndarray:
-        """The sequences of one batch: epochs are permutations, laid end to end."""
-        count, size = len(self.train_data), self.recipe.batch_sequences
-        if count < size:
-            raise DataError(f"training split: expected at least {size} sequences, found {count}")
-        first = step * size
-        epochs = range(first // count, (first + size - 1) // count + 1)
-        order = np.concatenate([sequence_order(count, self.seed, epoch) for epoch in epochs])
-        offset = first - epochs[0] * count
-        return order[offset : offset + size]
+        Raises:
+            NotFiniteError: naming the first such step; no checkpoint has been written since.
+        """
+        losses = self.processes.mean(torch.stack([loss for loss, _ in self.unchecked])).tolist()
+        norms = torch.stack([norms for _, norms in self.unchecked])
+        totals = torch.linalg.vector_norm(norms, dim=1).tolist()
+        for index, (loss, total) in enumerate(zip(losses, totals, strict=True)):
+            if not math.isfinite(loss) or not math.isfinite(total):
+                step = self.progress.step - len(losses) + index + 1
+                named = self.learner.model.named_parameters()
+                names = [name for name, parameter in named if parameter.grad is not None]
+                by_name = dict(zip(names, norms[index].tolist(), strict=True))
+                raise NotFiniteError(
+                    f"{not_finite(step, loss, by_name)}; the checkpoints in {self.checkpoints.folder} are of steps "
+                    "before it; a lower training.learning_rate or more warmup_steps may help"
+                )
+        self.progress.losses += losses
+        self.grad_norm = totals[-1]
+        self.unchecked = []
 
-    @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss in nats over the fixed validation sequences, spread evenly over the split."""
-        count = min(self.recipe.val_sequences, len(self.val_data))
-        indices = np.linspace(0, len(self.val_data) - 1, count).astype(np.int64)
-        total = 0.0
-        for part in np.array_split(indices, math.ceil(count / self.recipe.micro_batch_sequences)):
-            with self.autocast():
-                total += self.model.loss(*self.tensors(self.val_data, part)).item() * len(part)
-        return total / count
+        """Mean loss in nats over the fixed validation sequences."""
+        loss = self.processes.sum(self.learner.evaluate(self.validation)).item() / self.validation_sequences
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"step {self.progress.step}: validation loss {loss}: not finite")
+        return loss
 
-    def tensors(self, data: TokenSequences, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        inputs, targets = data.batch(indices)
-        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.dtype == "bfloat16")
-
-    def record(self, metrics: Any, **values: float | None) -> None:
+    def record(self, **values: float | None) -> None:
         """Append one record to the metrics and print it for people."""
-        progress, recipe = self.progress, self.recipe
-        tokens = progress.step * recipe.batch_sequences * self.scale.sequence_length
+        progress = self.progress
+        tokens = progress.step * self.recipe.batch_sequences * self.scale.sequence_length
         record = {"step": progress.step, "tokens": tokens, **values}
         progress.records.append(record)
-        metrics.write(json.dumps(record) + "\n")
-        metrics.flush()
-        parts = [f"{self.size}/{self.variant}  step {progress.step}/{recipe.steps} {progress.step / recipe.steps:.0%}"]
-        if record["train_loss"] is not None:
-            parts.append(f"loss {record['train_loss']:.4f}")
-        if record["val_loss"] is not None:
-            parts.append(f"val {record['val_loss']:.4f}")
-        if record["tok_per_s"]:
-            left = (recipe.steps - progress.step) * progress.seconds / max(progress.step, 1)
-            parts += [f"lr {record['lr']:.2e}", f"|g| {record['grad_norm']:.2f}", f"{record['tok_per_s']:,.0f} tok/s"]
-            parts.append(f"ETA {int(left // 60)}m{int(left % 60):02d}s")
-        print("  ".join(parts), flush=True)
+        if self.metrics:
+            self.metrics.write(record)
+        self.say(f"{self.size}/{self.variant}  {line(record, self.recipe.steps, progress.seconds)}")
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.processes.leads:
+            print(text, flush=True)
 
     def save_checkpoint(self) -> None:
-        """Write the state whole, keep the newest `KEPT_CHECKPOINTS`."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": dataclasses.asdict(self.progress),
-        }
-        with atomic(self.checkpoints / f"step{self.progress.step:08d}.pt") as temporary:
-            torch.save(state, temporary)
-        for old in sorted(self.checkpoints.glob("step*.pt"))[:-KEPT_CHECKPOINTS]:
-            old.unlink()
+        """Write the state of the run."""
+        state = self.learner.state()
+        if self.processes.leads:
+            self.checkpoints.save(self.progress.step, {**state, "progress": dataclasses.asdict(self.progress)})
 
     def resume(self) -> None:
-        """Load the newest checkpoint of this fingerprint; a damaged one is named and the one before it is taken."""
-        for path in sorted(self.checkpoints.glob("step*.pt"), reverse=True):
-            try:
-                state = torch.load(path, map_location=self.device, weights_only=True)
-            except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-                print(f"{path}: damaged, left out ({type(error).__name__})", flush=True)
-                continue
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+        """Take over the newest checkpoint of this origin, if there is one."""
+        if self.processes.leads:
+            self.checkpoints.tidy()
+        state = self.checkpoints.newest(self.say)
+        if state is None:
+            self.checkpoints.compare_others(self.recipe.steps, self.say)
+        else:
+            self.learner.load(state)
             self.progress = Progress(**state["progress"])
-            print(f"resumed from step {self.progress.step} ({path})", flush=True)
-            return
+        starts = self.processes.gather((self.checkpoints.folder.name, self.progress.step))
+        if len(set(starts)) > 1:
+            raise TrainingError(f"the processes would start from different checkpoints: {starts}")
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop at the end of this step; a second signal stops at once."""
-        if self.stop_signal:
+        if self.stop_signal and self.processes.count == 1:  # torchrun itself sends one after the terminal's
             raise KeyboardInterrupt
         self.stop_signal = number
 
+    def stops(self, agreed: bool) -> bool:
+        """Whether a signal asks to stop after this step. Several processes ask each other at records only."""
+        asked = self.stop_signal is not None
+        return any(self.processes.gather(asked)) if agreed else asked and self.processes.count == 1
+
     def finish(self) -> None:
         """Write model, summary and provenance."""
-        save_model(self.model, self.out)
+        state = self.learner.state()
+        if not self.processes.leads:
+            return
+        with torch.device("meta"):
+            model = LanguageModel(self.config)
+        model.load_state_dict(state["model"], assign=True)
+        save_model(model, self.out)
         counts = parameter_count(self.config)
         last = self.progress.records[-1]
         write_json(
@@ -270,38 +264,16 @@ class Run:
                 "steps": last["step"],
                 "tokens": last["tokens"],
                 "seconds": self.progress.seconds,
-                "peak_mem_bytes": peak_memory(self.device),
+                "peak_mem_bytes": peak_memory(self.processes.device),
             },
         )
-        write_json(
-            self.out / "provenance.json",
-            {"settings": self.settings, "fingerprint": self.fingerprint, **provenance()},
-        )
+        source = {"fingerprint": self.checkpoints.origin.fingerprint, "processes": self.processes.count}
+        write_json(self.out / "provenance.json", {"settings": self.settings, **source, **provenance()})
 
 
-def make_optimizer(model: LanguageModel, recipe: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices only: not on norms, biases, gates' biases and convolution taps."""
-    matrices = [weight for _, weight in model.named_matrices()]
-    chosen = {id(weight) for weight in matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
-
-
-def learning_rate(step: int, recipe: TrainConfig) -> float:
-    """Linear warm-up over `warmup_steps`, then a cosine from the peak to the floor at the last step."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    share = (step - recipe.warmup_steps) / max(recipe.steps - 1 - recipe.warmup_steps, 1)
-    floor = recipe.min_learning_rate
-    return floor + (recipe.learning_rate - floor) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def running_code() -> list[Path]:
-    """The files of this package that are loaded now."""
-    modules = [module for name, module in sys.modules.items() if name == "ddl" or name.startswith("ddl.")]
-    files = {Path(module.__file__) for module in modules if module.__file__} | {Path(__file__)}
-    return sorted(file.resolve() for file in files)
+def running_code() -> dict[str, str]:
+    """The files of this package that training may run, with their SHA-256."""
+    return package_code(Path(__file__))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -320,9 +292,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", required=True, type=int)
     parser.add_argument("--data", required=True, type=Path, help="folder with the manifest of the token shards")
     parser.add_argument("--out", required=True, type=Path, help="folder of the run")
+    add_processes(parser)
     args = parser.parse_args(argv)
     with user_errors(ConfigError, DataError, TokenizerError, TrainingError):
-        run = Run(load_scale(args.scale), args.size, args.variant, args.seed, args.data / "manifest.json", args.out)
+        scale = load_scale(args.scale)
+        check_shares(scale.training, args.processes)
+        start_processes(args.processes, "ddl.train", sys.argv[1:] if argv is None else argv)
+        run = Run(scale, args.size, args.variant, args.seed, args.data / "manifest.json", args.out)
         if not run.train():
             raise SystemExit(130)
 

@@ -14,11 +14,15 @@
 # # Does the lower loss help on tasks?
 #
 # The paper scores its models on eight multiple-choice benchmarks with one example in the prompt (Tables 1 and 2) and
-# with none (Tables 7 and 8). This notebook sets the same four tables from our evaluations, with standard errors, and
-# puts the published ones below. At the offline scales the eight benchmarks are not to be had, so a column holds a
-# stand-in: a task made from held-out documents that has the number of choices of the benchmark and nothing else in
-# common with it. The first row of each table names it, the next two say what guessing scores and what the small
-# baseline scores before training: a task on which these two differ by more than their noise would be flawed.
+# with none (Tables 7 and 8). This notebook sets the same four tables from our evaluations and asks of every
+# difference, ours and the paper's, whether it is larger than its noise. At the offline scales a column holds a
+# stand-in for its benchmark, which `08_tasks` describes. The first row of each table names it, the next two say what
+# guessing scores and what the small baseline scores before training.
+#
+# Accuracies have the standard error of a mean over the items of the task. A difference to the baseline has more to go
+# by: all designs answer the same items, so it is taken item by item, and what is hard for both drops out. Its 95 %
+# interval is that of a bootstrap which draws items, and seeds where there are several. **Bold** is a difference whose
+# interval leaves out zero; among 45 differences of a table two or three are bold by chance.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -26,22 +30,26 @@ results = "results/laptop"
 # %%
 import pandas as pd
 
-from ddl.numbers import NOISE, measured, published_numbers
+from ddl.config import SHOTS
+from ddl.downstream import differences, downstream_table, published_accuracy, published_gains
 from ddl.report import scale_note
-from ddl.results import Results
-from ddl.tables import cell, downstream_table, write_table
+from ddl.results import BASELINE, TASK_COLUMNS, Results
+from ddl.tables import DASH, cell, write_table
 
 data = Results(results)
+several = len(data.scale.seeds) > 1
 print(scale_note(data))
 
 
 # %%
 def accuracy_table(number: int, size: str, shots: int) -> object:
     """Write one of the four tables and show it."""
-    caption = f"{shots}-shot accuracy in percent, {size} models: ours with standard errors, then the published values."
+    caption = f"{shots}-shot accuracy in percent, {size} models: ours, their differences to the baseline, the paper's."
     note = (
-        f"{scale_note(data)}. Best of each column and block in bold, second underlined, as printed. "
-        f"± is the standard error over the items of a task: a difference within about {NOISE:g} of them is noise."
+        f"{scale_note(data)}. ± is the standard error over the items of a task; the published tables have none, so "
+        "theirs is the binomial one of the benchmark's number of items. Bold differences have an interval without zero"
+        f"{'' if several else '; with one seed it says nothing about another'}. Bold and underlined published values, "
+        "best and second, are the paper's."
     )
     return write_table(downstream_table(data, size, shots), results, f"table{number}", caption, note)
 
@@ -67,37 +75,102 @@ accuracy_table(8, "medium", 0)
 # %% [markdown]
 # ## The averages against the baseline
 #
-# Points by which the average of a design differs from the baseline's; for ours, with the standard error of the
-# difference of two independent averages. All designs answer the same items, so the true error of a difference is
-# smaller.
+# Points by which the eight-task average of a design differs from the baseline's: ours with the paired 95 % interval,
+# the paper's with the standard error of a difference of two independent averages.
 
 # %%
-ours, paper = measured(data), published_numbers(data)
+paper = published_accuracy()
 
 
-def difference(rows: dict, slug: str, key: str) -> str:
-    """Average of a design minus the baseline's, in points, with its standard error where one is known."""
-    mine, base = rows[slug], rows["baseline"]
-    if None in (mine[key], base[key]):
-        return cell(None)
-    errors = [row.get(f"{key}_stderr") for row in (mine, base)]
-    error = f" ± {100 * sum(e**2 for e in errors) ** 0.5:.2f}" if None not in errors else ""
-    return f"{100 * (mine[key] - base[key]):+.2f}{error}"
+def ours(slug: str, size: str, shots: int) -> str:
+    """Our difference of the averages and its interval, in points."""
+    found = differences(data, size, shots).get(slug, {}).get("Avg.")
+    if found is None:
+        return DASH
+    return f"{100 * found.value:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+
+
+def theirs(slug: str, size: str, shots: int) -> str:
+    """The paper's, with its standard error."""
+    if (size, shots, slug, "Avg.") not in paper:
+        return DASH
+    (value, error), (base, base_error) = paper[size, shots, slug, "Avg."], paper[size, shots, BASELINE, "Avg."]
+    return f"{100 * (value - base):+.2f} ± {100 * (error**2 + base_error**2) ** 0.5:.2f}"
 
 
 pd.DataFrame(
     {
-        f"{size}, {shots}-shot, {name}": {slug: difference(rows[size], slug, f"avg_{shots}shot") for slug in rows[size]}
-        for shots in (1, 0)
+        f"{size}, {shots}-shot, {whose}": {slug: of(slug, size, shots) for slug in data.variants if slug != BASELINE}
+        for shots in reversed(SHOTS)
         for size in data.sizes
-        for name, rows in (("ours", ours), ("published", paper))
+        for whose, of in (("ours", ours), ("published", theirs))
     }
 )
+
+# %% [markdown]
+# ## How many of the paper's gains exceed their noise?
+#
+# The paper prints no standard errors. Each of its accuracies is a count of right answers among a known number of
+# items, which implies the binomial standard error $\sqrt{p\,(1 - p) / n}$, between 0.5 points (Hellaswag) and 2.2
+# (OpenBookQA); two accuracies, taken for independent, differ by noise of $\sqrt{2}$ times that.
+
+# %%
+gains = published_gains()
+for name, what in (("cells", "single tasks"), ("averages", "averages")):
+    found = gains[name]
+    print(
+        f"{what}: {found['higher']} of {found['compared']} published accuracies are above their baseline, "
+        f"{found['higher_beyond_noise']} of them by more than {gains['stderrs']} standard errors"
+        f" ({found['lower_beyond_noise']} below by as much)"
+    )
+
+# %% [markdown]
+# If nothing had changed, one gain in forty would exceed 1.96 standard errors by chance. The models answer the same
+# items, though, and their errors are correlated: with the paper's answers at hand, a paired comparison would have
+# less noise by a factor of $\sqrt{1 - \rho}$ at a correlation of $\rho$. How strongly the answers of two of *our*
+# models are correlated says how much that could be. The consistent sign of the averages is a further hint which this
+# count leaves out. So the count does not say that the gains are not there. It says that the printed numbers alone do
+# not show them.
+
+# %%
+correlations = {}
+for size in data.sizes:
+    for shots in SHOTS:
+        base = data.outcomes(size, BASELINE, data.scale.seeds[0], shots)
+        for slug in data.variants:
+            answers = data.outcomes(size, slug, data.scale.seeds[0], shots)
+            if slug != BASELINE and base and answers:
+                found = pd.Series([pd.Series(answers[name]).corr(pd.Series(base[name])) for name in TASK_COLUMNS])
+                correlations.setdefault(slug, {})[f"{size}, {shots}-shot"] = cell(found.mean(), 2)
+pd.DataFrame(correlations).T
+
+# %% [markdown]
+# ## Without the items that the training data touch
+#
+# The average over the tasks, in percent, of all items and of those that share no thirteen tokens in a row with the
+# training data (`08_tasks`). What a model gains by having seen an item is the difference of the two.
+
+# %%
+items = data.path / "contamination.parquet"
+overlap = pd.read_parquet(items) if items.is_file() else None
+rows = {}
+for slug in data.variants:
+    for size in data.sizes:
+        for shots in SHOTS:
+            name = data.path / f"evals/{size}/{slug}/seed{data.scale.seeds[0]}/{shots}shot.parquet"
+            if overlap is None or not name.is_file():
+                continue
+            found = pd.read_parquet(name, columns=["task", "item", "correct"]).merge(overlap, on=["task", "item"])
+            clean = found[~(found["share_13"] > 0)]
+            pair = [part.groupby("task")["correct"].mean().mean() for part in (found, clean)]
+            rows.setdefault(slug, {})[f"{size}, {shots}-shot"] = " / ".join(cell(100 * value, 1) for value in pair)
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ## What was and was not shown
 #
 # The tables show whether models of this scale have learned anything that these tasks ask for (compare the chance row)
-# and how the designs differ. They do not show that the paper's ranking holds: the paper's differences between
-# averages are of the order of a point, which is about the size of the standard errors here, its own table has no
-# standard errors, and a stand-in task measures what its name says and not what the benchmark of its column measures.
+# and which designs differ from the baseline by more than the choice of items explains. With one seed they do not show
+# that another training run would give the same order. They do not show that the paper's ranking holds: most of its
+# differences are within the noise of their own number of items, and a stand-in task measures what its name says and
+# not what the benchmark of its column measures.

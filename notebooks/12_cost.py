@@ -14,7 +14,8 @@
 # # What does the rewrite cost?
 #
 # The paper's Tables 4 and 5 put parameters, loss and accuracy beside throughput and peak memory. This notebook sets
-# both tables from our measurements. Tokens per second of two machines do not compare, ratios to the baseline of the
+# both tables from our measurements: of the models of this scale, and of models of the paper's shapes on a GPU, where
+# `benchmarks/gpu.py` has measured them. Tokens per second of two machines do not compare, ratios to the baseline of the
 # same machine do to some degree: both are shown, ours first.
 
 # %% tags=["parameters"]
@@ -39,7 +40,7 @@ data.cost().dropna(axis="columns", how="all").groupby("size").first().filter(
 # %%
 def costs(number: int, size: str) -> object:
     """Write one of the two tables and show it."""
-    caption = f"Cost and quality of the {size} models: ours on this machine, then the published values."
+    caption = f"Cost and quality of the {size} models: ours at this scale and at the paper's shapes, then the paper's."
     note = (
         f"{scale_note(data)}. A ratio is to the baseline of the same block; ours is the median over rounds in which "
         "the designs take turns, in brackets its 20th and 80th percentile. Avg eval is the one-shot average in percent."
@@ -84,7 +85,8 @@ if handles:
 # %% [markdown]
 # ## What was and was not shown
 #
-# The ratios show what the rewrite costs at these shapes on this device with this implementation. They are not the
-# paper's ratios: it measured wide models on four GPUs with fused kernels, where the rewrite is bound by memory
-# traffic; at small widths and on a processor the fixed cost of each operation weighs more. Peak memory is what
-# `peak_mem_kind` above says; on another kind of device it is another quantity, and only its factors may be compared.
+# The first block shows what the rewrite costs at the shapes of this scale, on this device, with this implementation.
+# Its ratios are not the paper's: it measured wide models on four GPUs with fused kernels, where the rewrite is bound by
+# memory traffic; at small widths and on a processor the fixed cost of each operation weighs more. The second block has
+# the paper's shapes on one GPU, or a dash until they are measured on one. Peak memory is what `peak_mem_kind` above
+# says; on another kind of device it is another quantity, and only its factors may be compared.

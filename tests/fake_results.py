@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ddl.config import SHOTS, load_scale
 from ddl.results import TASK_COLUMNS
 
+N = 400  # items of a task
 TASKS = dict(
     zip(
         TASK_COLUMNS,
@@ -21,7 +23,7 @@ TASKS = dict(
             ("doc_number", 0.5),
             ("doc_last_word", 0.25),
             ("doc_function_word", 1 / 3),
-            ("doc_swap", 0.5),
+            ("doc_pair", 0.5),
         ),
         strict=True,
     )
@@ -58,11 +60,15 @@ def write(root: Path, scale_name: str = "laptop") -> Path:
                 validation |= {"val_perplexity": math.exp(final + 0.01), "provenance": PROVENANCE}
                 _json(results / f"evals/{run}/validation.json", validation)
                 for shots in SHOTS:
-                    _json(results / f"evals/{run}/{shots}shot.json", _evaluation(shots, index, random))
+                    _evaluation(results / f"evals/{run}", shots, index, random)
             _json(results / f"cost/{size}/{variant}.json", _cost(size, variant, index))
     for shots in SHOTS:
-        _json(results / f"evals/random-init/{shots}shot.json", _evaluation(shots, -10, random))
+        _evaluation(results / "evals/random-init", shots, -10, random)
     _json(results / "data/manifest.json", MANIFEST)
+    overlap = [
+        {"task": name, "item": item, "share_13": item % 10 / 10} for name, _ in TASKS.values() for item in range(N)
+    ]
+    pd.DataFrame(overlap).to_parquet(results / "contamination.parquet")
     return results
 
 
@@ -78,16 +84,19 @@ def _curve(training: Any, length: int, final: float, random: np.random.Generator
     return records
 
 
-def _evaluation(shots: int, index: int, random: np.random.Generator) -> dict[str, Any]:
-    tasks = {}
+def _evaluation(folder: Path, shots: int, index: int, random: np.random.Generator) -> None:
+    """`<shots>shot.json` and `.parquet`; the answers to the easier items are the same in all runs."""
+    tasks, items = {}, []
     for column, (name, chance) in TASKS.items():
         value = round(chance + 0.1 + 0.01 * index + 0.02 * random.standard_normal(), 4)
-        tasks[name] = {"column": column, "metric": "acc", "value": value, "stderr": 0.0238, "n": 400, "chance": chance}
+        tasks[name] = {"column": column, "metric": "acc", "value": value, "stderr": 0.0238, "n": N, "chance": chance}
         tasks[name] |= {"acc": value, "acc_norm": None}
+        items += [{"task": name, "item": item, "correct": item < value * N} for item in range(N)]
     mean = sum(task["value"] for task in tasks.values()) / len(tasks)
     chance = sum(task["chance"] for task in tasks.values()) / len(tasks)
     average = {"value": mean, "stderr": 0.0084, "chance": chance}
-    return {"shots": shots, "tasks": tasks, "average": average, "provenance": PROVENANCE}
+    _json(folder / f"{shots}shot.json", {"shots": shots, "tasks": tasks, "average": average, "provenance": PROVENANCE})
+    pd.DataFrame(items).to_parquet(folder / f"{shots}shot.parquet")
 
 
 def _cost(size: str, variant: str, index: int) -> dict[str, Any]:

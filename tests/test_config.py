@@ -130,6 +130,7 @@ def test_every_setting_is_read_somewhere():
         "CorpusConfig",
         "TokenizerConfig",
         "TrainConfig",
+        "SweepConfig",
         "EvalConfig",
         "CostConfig",
     ):

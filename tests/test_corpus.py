@@ -1,19 +1,17 @@
 """Documents: the same on every machine, of the pinned versions, and never on both sides of the split."""
 
 import ast
-import dataclasses
 import json
 import random
 import re
 from importlib import metadata
-from pathlib import Path
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from ddl import dedup
-from ddl.config import ROOT, CorpusConfig, load_scale, scale_names
+from ddl.config import ROOT, ConfigError, CorpusConfig, load_scale, scale_names
 from ddl.corpus import (
     PACKAGE_MANIFEST,
     CorpusError,
@@ -24,7 +22,6 @@ from ddl.corpus import (
     read_corpus,
     read_package,
     read_text,
-    stream_dataset,
     summarise_package,
     write_package_manifest,
 )
@@ -256,33 +253,27 @@ def test_missing_or_empty_path_is_refused(tmp_path):
         read_text(tmp_path)
 
 
-def hub_folder(folder: Path, **columns: list) -> CorpusConfig:
-    folder.mkdir(exist_ok=True)
-    parquet.write_table(pyarrow.table(columns), folder / "train.parquet")
-    return CorpusConfig("fineweb-edu", 0.1, dataset=str(folder), revision="main")
-
-
-def test_stream_yields_the_rows_of_a_dataset(tmp_path):
-    corpus = hub_folder(tmp_path / "hub", text=["one", "two"], id=["x", "y"])
-    assert [(row.id, row.text) for row in stream_dataset(corpus)] == [("x", "one"), ("y", "two")]
-
-
-def test_stream_without_text_or_configuration_is_refused(tmp_path):
-    corpus = hub_folder(tmp_path / "hub", body=["one"])
-    with pytest.raises(CorpusError, match="every row needs a string under the key 'text'"):
-        list(stream_dataset(corpus))
-    with pytest.raises(CorpusError, match=r"not readable: .*sample-1"):
-        list(stream_dataset(dataclasses.replace(corpus, dataset_config="sample-1")))
-
-
-def test_unreachable_dataset_says_what_to_prefetch(monkeypatch):
-    def offline(*arguments, **options):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr("datasets.load_dataset", offline)
-    corpus = CorpusConfig("fineweb-edu", 0.1, dataset="owner/name", dataset_config="part", revision="abc")
-    with pytest.raises(CorpusError, match=r"owner/name part at abc: not reachable .*hf download owner/name .*abc"):
-        list(stream_dataset(corpus))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "text", "path": "x"}, "corpus.val_fraction: needed by the corpus 'text'"),
+        ({"name": "text", "path": "x", "val_fraction": 0.5}, r"corpus.val_fraction: expected a number in \(0, 0.5\)"),
+        ({"name": "fineweb-edu", "dataset": "a/b", "revision": "c"}, "corpus.val_tokens: needed by"),
+        (
+            {"name": "fineweb-edu", "dataset": "a/b", "revision": "c", "val_tokens": 9, "val_fraction": 0.1},
+            "corpus.val_fraction: not read by the corpus 'fineweb-edu'",
+        ),
+        ({"name": "shards", "train_shards": "a"}, "corpus.val_shards: needed by the corpus 'shards'"),
+        (
+            {"name": "shards", "train_shards": "a", "val_shards": "b", "max_train_tokens": 1},
+            "corpus.max_train_tokens: not read by the corpus 'shards'",
+        ),
+        ({"name": "text", "path": "x", "val_fraction": 0.1, "shard_tokens": 0}, "expected positive numbers of tokens"),
+    ],
+)
+def test_settings_that_a_corpus_needs_or_does_not_read_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        CorpusConfig(**settings)
 
 
 # -- split and duplicates
@@ -347,14 +338,3 @@ def test_side_of_a_document_does_not_depend_on_the_others():
     joined = dedup.split_documents(documents(*(words(9000 + seed, 40) for seed in range(100)), *texts), 0.2)
     assert {document.text for document in alone.val} <= {document.text for document in joined.val}
     assert 20 <= len(alone.val) <= 60  # 40 expected, standard deviation 5.7
-
-
-def test_stream_split_keeps_repeats_of_validation_out():
-    val, train = on_side(True, lambda seed: words(seed, 20)), on_side(False, lambda seed: words(seed, 20))
-    split = dedup.StreamSplit(documents(train, val, val.upper(), train.upper()), 0.3)
-    assert [(side, document.text) for side, document in split] == [
-        ("train", train),
-        ("val", val),
-        ("train", train.upper()),
-    ]
-    assert split.report()["exact_removed"] == 1

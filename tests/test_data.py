@@ -4,29 +4,26 @@ import dataclasses
 import json
 import random
 import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
-import pyarrow
 import pytest
 import torch
-from pyarrow import parquet
+from fineweb import VOCAB, prose, served, write_fineweb, write_gpt2_files
 
-from ddl import data
+from ddl import data, hub
 from ddl import sequences as sequences_module
+from ddl import tokenizer as tokenizer_module
 from ddl.config import CorpusConfig, Scale, TokenizerConfig, load_scale
 from ddl.dedup import in_validation, text_key
 from ddl.provenance import sha256_file, write_json
 from ddl.sequences import TokenSequences, load_manifest, sequence_order
-from ddl.shards import DataError, ShardWriter, read_shard, write_shard
-from ddl.tokenizer import TokenizerError, load_tokenizer, train_bpe
-
-VOCAB = 300
-
-
-def prose(seed: int, count: int = 60) -> str:
-    generator = random.Random(seed)
-    stems = ["direction", "gate", "value", "residual", "householder", "readout", "the", "of", "é"]
-    return " ".join(generator.choice(stems) + str(generator.randrange(9)) for _ in range(count))
+from ddl.shards import DataError, read_shard, write_shard
+from ddl.tokenizer import TokenizerError, end_of_text_id, load_tokenizer, train_bpe
 
 
 def small_scale(corpus: CorpusConfig) -> Scale:
@@ -65,7 +62,7 @@ def listed(tmp_path):
 
 
 def test_two_builds_are_the_same_to_the_byte(text_scale, tmp_path):
-    manifests = [data.build(text_scale, tmp_path / name) for name in ("one", "two")]
+    manifests = [data.build(text_scale, tmp_path / name, 1) for name in ("one", "two")]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert len(files) >= 6
     for file in files:
@@ -78,7 +75,7 @@ def test_two_builds_are_the_same_to_the_byte(text_scale, tmp_path):
 
 def test_manifest_describes_what_was_written(text_scale, tmp_path):
     out = tmp_path / "data"
-    manifest = data.build(text_scale, out)
+    manifest = data.build(text_scale, out, 1)
     assert json.loads((out / "manifest.json").read_text()) == manifest == load_manifest(out / "manifest.json")
     assert set(manifest) == {"corpus", "tokenizer", "splits", "deduplication", "documents", "provenance"}
     assert manifest["tokenizer"]["sha256"] == sha256_file(out / "tokenizer.json")
@@ -94,7 +91,7 @@ def test_manifest_describes_what_was_written(text_scale, tmp_path):
 
 
 def test_shards_hold_every_document_after_an_end_of_text_token(text_scale, tmp_path):
-    manifest = data.build(text_scale, tmp_path / "data")
+    manifest = data.build(text_scale, tmp_path / "data", 1)
     tokenizer = load_tokenizer(tmp_path / "data" / "tokenizer.json")
     assert len(manifest["splits"]["train"]["shards"]) > 1
     for split in ("train", "val"):
@@ -115,7 +112,7 @@ def test_tokenizer_learns_from_training_documents_only(tmp_path):
     texts = held_out(True, 0) + held_out(False, 1000)
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data.build(small_scale(CorpusConfig("text", 0.3, path=str(path))), tmp_path / "data")
+    data.build(small_scale(CorpusConfig("text", 0.3, path=str(path))), tmp_path / "data", 1)
     learned = load_tokenizer(tmp_path / "data" / "tokenizer.json").get_vocab()
     assert not [token for token in learned if "zyz" in token]
     assert [token for token in train_bpe(texts, VOCAB).get_vocab() if "zyz" in token], "the test could not fail"
@@ -123,8 +120,8 @@ def test_tokenizer_learns_from_training_documents_only(tmp_path):
 
 def test_training_tokens_are_limited_to_the_token(text_scale, tmp_path):
     corpus = dataclasses.replace(text_scale.corpus, max_train_tokens=2000)
-    full = data.build(text_scale, tmp_path / "full")
-    cut = data.build(dataclasses.replace(text_scale, corpus=corpus), tmp_path / "cut")
+    full = data.build(text_scale, tmp_path / "full", 1)
+    cut = data.build(dataclasses.replace(text_scale, corpus=corpus), tmp_path / "cut", 1)
     assert cut["splits"]["train"]["tokens"] == 2000
     assert cut["splits"]["val"] == full["splits"]["val"]
     first = [
@@ -135,17 +132,17 @@ def test_training_tokens_are_limited_to_the_token(text_scale, tmp_path):
 
 
 def test_smaller_rebuild_leaves_no_shard_of_the_larger_one(text_scale, tmp_path):
-    data.build(text_scale, tmp_path / "data")
+    data.build(text_scale, tmp_path / "data", 1)
     corpus = dataclasses.replace(text_scale.corpus, shard_tokens=10**6)
-    data.build(dataclasses.replace(text_scale, corpus=corpus), tmp_path / "data")
+    data.build(dataclasses.replace(text_scale, corpus=corpus), tmp_path / "data", 1)
     assert sorted(path.name for path in (tmp_path / "data").glob("*.bin")) == ["train_000000.bin", "val_000000.bin"]
 
 
 def test_failed_build_leaves_no_manifest(text_scale, tmp_path, monkeypatch):
-    data.build(text_scale, tmp_path / "data")
+    data.build(text_scale, tmp_path / "data", 1)
     tokenizer = TokenizerConfig("bpe", 60_000)
     with pytest.raises(TokenizerError, match="too small"):
-        data.build(dataclasses.replace(text_scale, tokenizer=tokenizer), tmp_path / "data")
+        data.build(dataclasses.replace(text_scale, tokenizer=tokenizer), tmp_path / "data", 1)
     with pytest.raises(DataError, match=r"manifest\.json: No such file or directory: `python -m ddl\.data`"):
         load_manifest(tmp_path / "data" / "manifest.json")
 
@@ -153,32 +150,191 @@ def test_failed_build_leaves_no_manifest(text_scale, tmp_path, monkeypatch):
 def test_corpus_too_small_to_split_is_refused(tmp_path):
     (tmp_path / "one.txt").write_text(prose(0))
     with pytest.raises(DataError, match=r"the (train|val) split is empty: .*val_fraction"):
-        data.build(small_scale(CorpusConfig("text", 0.3, path=str(tmp_path / "one.txt"))), tmp_path / "data")
+        data.build(small_scale(CorpusConfig("text", 0.3, path=str(tmp_path / "one.txt"))), tmp_path / "data", 1)
 
 
-def test_streamed_corpus_is_split_limited_and_not_kept(tmp_path, monkeypatch):
+@pytest.fixture
+def stream_scale(tmp_path, monkeypatch) -> Scale:
+    """A scale whose corpus is 300 documents and their repeats, in parquet files as those of FineWeb-Edu."""
+    monkeypatch.setattr(hub, "BLOCK_ROWS", 20)
     texts = [prose(seed) for seed in range(300)]
-    (tmp_path / "hub").mkdir()
-    parquet.write_table(pyarrow.table({"text": texts + texts}), tmp_path / "hub" / "train.parquet")
-    bpe = train_bpe(texts, VOCAB)
-    monkeypatch.setattr(data, "download_gpt2", lambda: bpe)
-    corpus = CorpusConfig("fineweb-edu", 0.2, dataset=str(tmp_path / "hub"), revision="main", shard_tokens=10_000)
-    scale = dataclasses.replace(small_scale(corpus), tokenizer=TokenizerConfig("gpt2", 50_304))
-    manifest = data.build(scale, tmp_path / "data")
-    val = [text for text in texts if in_validation(text_key(text), 0.2)]
+    corpus = write_fineweb(tmp_path / "hub", [texts[:150], texts[150:] + texts], rows=10)
+    tokenizer = TokenizerConfig("bpe", VOCAB, path=str(write_gpt2_files(tmp_path / "gpt2")))
+    return dataclasses.replace(
+        load_scale("smoke"), corpus=dataclasses.replace(corpus, shard_tokens=10_000), tokenizer=tokenizer
+    )
+
+
+def documents_of(folder: Path, split: str) -> list[str]:
+    """The texts in the shards of a split."""
+    manifest = load_manifest(folder / "manifest.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    shards = [read_shard(folder / shard["file"], VOCAB) for shard in manifest["splits"][split]["shards"]]
+    tokens = np.concatenate(shards)
+    starts = np.flatnonzero(tokens == end_of_text_id(tokenizer))
+    assert starts[0] == 0
+    return [tokenizer.decode(part[1:].tolist()) for part in np.split(tokens, starts[1:])]
+
+
+def test_stream_holds_out_its_first_tokens_and_their_repeats(stream_scale, tmp_path):
+    out = tmp_path / "data"
+    manifest = data.build(stream_scale, out, 1)
+    blocks = hub.open_dataset(stream_scale.corpus).blocks
+    stream = [text for block in blocks for text in block.texts()]
+    val, train = documents_of(out, "val"), documents_of(out, "train")
+    assert manifest["splits"]["val"]["tokens"] == 5_000
+    last = next(number for number, text in enumerate(stream) if text.startswith(val[-1]))  # it is cut at the limit
+    assert val[:-1] == list(dict.fromkeys(stream[:last]))
+    assert train == [text for text in stream[last + 1 :] if text not in stream[: last + 1]]
+    removed = len(stream) - len(val) - len(train)
+    assert manifest["deduplication"]["exact_removed"] == removed > 0
+    assert manifest["splits"]["train"]["documents"] == len(train)
+    assert manifest["splits"]["train"]["bytes"] == sum(len(text.encode()) for text in train)
     assert manifest["documents"] is None
-    assert not (tmp_path / "data" / "documents").exists()
-    assert manifest["deduplication"]["exact_removed"] == len(val)
-    assert manifest["splits"]["val"]["documents"] == len(val)
-    assert manifest["splits"]["train"]["documents"] == 2 * (300 - len(val))
-    assert manifest["tokenizer"]["vocab_size"] == 50_304
+    assert not (out / "documents").exists()
+    assert manifest["tokenizer"]["end_of_text_id"] == VOCAB - 1
 
-    corpus = dataclasses.replace(corpus, max_train_tokens=3000)
-    manifest = data.build(dataclasses.replace(scale, corpus=corpus), tmp_path / "cut")
-    assert manifest["splits"]["train"]["tokens"] == 3000
 
-    with pytest.raises(TokenizerError, match="'bpe' is trained on a corpus in memory"):
-        data.build(small_scale(corpus), tmp_path / "bpe")
+def test_validation_of_a_stream_does_not_depend_on_how_much_is_trained_on(stream_scale, tmp_path):
+    full = data.build(stream_scale, tmp_path / "full", 1)
+    corpus = dataclasses.replace(stream_scale.corpus, max_train_tokens=12_345)
+    cut = data.build(dataclasses.replace(stream_scale, corpus=corpus), tmp_path / "cut", 1)
+    assert cut["splits"]["val"] == full["splits"]["val"]
+    assert cut["splits"]["train"]["tokens"] == 12_345
+    assert cut["splits"]["train"]["shards"][0] == full["splits"]["train"]["shards"][0]
+
+
+def test_shards_do_not_depend_on_the_number_of_processes_nor_on_where_the_files_are(stream_scale, tmp_path):
+    one = data.build(stream_scale, tmp_path / "one", 1)
+    with served(tmp_path / "hub") as url:
+        remote = dataclasses.replace(stream_scale, corpus=dataclasses.replace(stream_scale.corpus, dataset=url))
+        two = data.build(remote, tmp_path / "two", 2)
+    assert len(one["splits"]["train"]["shards"]) > 2
+    assert one["splits"] == two["splits"]
+
+
+def test_a_stream_needs_a_tokenizer_that_is_there(stream_scale, tmp_path):
+    scale = dataclasses.replace(stream_scale, tokenizer=TokenizerConfig("bpe", VOCAB))
+    with pytest.raises(TokenizerError, match=r"'bpe' is trained on documents in memory: .* or a tokenizer\.path"):
+        data.build(scale, tmp_path / "data", 1)
+
+
+def test_gpt2_from_files_of_ones_own(stream_scale, tmp_path, monkeypatch):
+    tokenizer = dataclasses.replace(stream_scale.tokenizer, name="gpt2", vocab_size=50_304)
+    scale = dataclasses.replace(stream_scale, tokenizer=tokenizer)
+    with pytest.raises(TokenizerError, match=f"gpt2: expected the 50257 tokens of GPT-2, found {VOCAB}"):
+        data.build(scale, tmp_path / "data", 1)
+    monkeypatch.setattr(tokenizer_module, "GPT2_TOKENS", VOCAB)
+    manifest = data.build(scale, tmp_path / "data", 1)
+    assert (manifest["tokenizer"]["name"], manifest["tokenizer"]["vocab_size"]) == ("gpt2", 50_304)
+
+
+def test_validation_that_is_resumed_still_leaves_out_repeats_of_its_first_part(stream_scale, tmp_path):
+    corpus = dataclasses.replace(stream_scale.corpus, val_tokens=30_000, shard_tokens=10_000)
+    scale = dataclasses.replace(stream_scale, corpus=corpus)
+    whole = data.build(scale, tmp_path / "data", 1)
+    record = json.loads((tmp_path / "data" / "journal.json").read_text())
+    entries = record["splits"]["val"]
+    assert entries[0]["counts"]["removed"] < entries[1]["counts"]["removed"] < entries[2]["counts"]["removed"]
+    for finished in (1, 2):
+        record["splits"] = {"val": entries[:finished]}
+        write_json(tmp_path / "data" / "journal.json", record)
+        resumed = data.build(scale, tmp_path / "data", 1)
+        assert (resumed["splits"], resumed["deduplication"]) == (whole["splits"], whole["deduplication"])
+
+
+BUILD_AND_ANNOUNCE = """
+import json, sys
+from pathlib import Path
+from ddl import data, hub
+from ddl.config import Scale, from_mapping
+hub.BLOCK_ROWS = 20
+scale = from_mapping(Scale, json.loads(Path(sys.argv[1]).read_text()), "test")
+print("started", flush=True)
+data.build(scale, Path(sys.argv[2]), 1)
+"""
+
+
+def test_killed_at_any_moment_a_build_ends_with_the_same_shards_and_writes_none_twice(stream_scale, tmp_path):
+    corpus = dataclasses.replace(stream_scale.corpus, shard_tokens=1_000)
+    scale = dataclasses.replace(stream_scale, corpus=corpus)
+    started = time.monotonic()
+    whole = data.build(scale, tmp_path / "whole", 1)
+    seconds = time.monotonic() - started
+    settings = dataclasses.asdict(scale)
+    write_json(tmp_path / "scale.json", json.loads(json.dumps(settings)))
+    out, generator = tmp_path / "data", random.Random(0)
+    finished: dict[str, int] = {}
+    killed_at = []
+    for _ in range(8):
+        command = [sys.executable, "-c", BUILD_AND_ANNOUNCE, str(tmp_path / "scale.json"), str(out)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            time.sleep(generator.uniform(0, seconds / 4))
+            process.kill()
+        for name, written in finished.items():
+            assert (out / name).stat().st_mtime_ns == written, "a finished shard was written again"
+        if (out / "journal.json").is_file():
+            splits = json.loads((out / "journal.json").read_text())["splits"].values()
+            names = [entry["file"] for entries in splits for entry in entries]
+            finished = {name: (out / name).stat().st_mtime_ns for name in names}
+        killed_at.append(len(finished))
+    assert len({*killed_at} - {0, len(whole["splits"]["train"]["shards"])}) > 1, "the test killed nothing at work"
+    assert data.build(scale, out, 1)["splits"] == whole["splits"]
+    for name, written in finished.items():
+        assert (out / name).stat().st_mtime_ns == written
+    assert not list(out.glob(".*.tmp"))
+
+
+# -- existing shards
+
+
+@pytest.fixture
+def shard_scale(tmp_path) -> Scale:
+    """A scale of existing shards: two for training, one for validation."""
+    for name, first in (("fineweb_train_000001", 0), ("fineweb_train_000002", 40), ("fineweb_val_000000", 90)):
+        write_shard(tmp_path / "there" / f"{name}.bin", np.array([VOCAB - 1, *range(first, first + 40), VOCAB - 1, 7]))
+    patterns = {f"{split}_shards": str(tmp_path / "there" / f"fineweb_{split}_*.bin") for split in ("train", "val")}
+    tokenizer = TokenizerConfig("bpe", VOCAB, path=str(write_gpt2_files(tmp_path / "gpt2")))
+    return dataclasses.replace(load_scale("smoke"), corpus=CorpusConfig("shards", **patterns), tokenizer=tokenizer)
+
+
+def test_existing_shards_are_listed_where_they_lie(shard_scale, tmp_path):
+    manifest = data.build(shard_scale, tmp_path / "data", 2)
+    train = manifest["splits"]["train"]
+    assert (train["documents"], train["bytes"], train["tokens"]) == (4, None, 86)
+    path = tmp_path / "there" / "fineweb_train_000001.bin"
+    assert train["shards"][0] == {"file": str(path), "tokens": 43, "sha256": sha256_file(path)}
+    sequences = TokenSequences(tmp_path / "data" / "manifest.json", "train", 14)
+    assert len(sequences) == 6
+    assert sequences.batch([3])[0].tolist() == [[VOCAB - 1, *range(40, 53)]]
+
+
+def test_existing_shards_that_do_not_fit_are_refused_by_name(shard_scale, tmp_path):
+    def build(**changes) -> None:
+        corpus = dataclasses.replace(shard_scale.corpus, **changes)
+        data.build(dataclasses.replace(shard_scale, corpus=corpus), tmp_path / "data", 1)
+
+    with pytest.raises(DataError, match=r"corpus\.val_shards: no file is called /no/such/\*\.bin"):
+        build(val_shards="/no/such/*.bin")
+    with pytest.raises(DataError, match=r"val_000000\.bin: both in corpus\.train_shards and in corpus\.val_shards"):
+        build(train_shards=str(tmp_path / "there" / "*.bin"))
+    write_shard(tmp_path / "there" / "fineweb_train_000003.bin", np.array([VOCAB]))
+    with pytest.raises(DataError, match=r"train_000003\.bin: expected tokens below the vocabulary size 300, found 300"):
+        build()
+    (tmp_path / "there" / "fineweb_train_000003.bin").write_bytes(header(magic=20240801) + bytes(8))
+    with pytest.raises(DataError, match=r"train_000003\.bin: not a token shard"):
+        build()
+
+
+# -- the command
+
+
+def test_command_limits_the_training_tokens(text_scale, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load_scale", lambda name: text_scale)
+    data.main(["--scale", "any", "--out", str(tmp_path / "data"), "--max-tokens", "2000", "--workers", "1"])
+    manifest = load_manifest(tmp_path / "data" / "manifest.json")
+    assert manifest["splits"]["train"]["tokens"] == manifest["corpus"]["max_train_tokens"] == 2000
 
 
 def test_command_reports_a_user_error_in_one_line(capsys, tmp_path):
@@ -213,6 +369,17 @@ def test_token_that_does_not_fit_is_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_shard_that_does_not_fit_on_the_disk_is_named_and_nothing_is_left(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"x\.bin: cannot be written: File too large"):
+            write_shard(tmp_path / "x.bin", np.arange(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def header(magic: int = 20240520, version: int = 1, count: int = 4) -> bytes:
     return np.array([magic, version, count] + [0] * 253, dtype="<i4").tobytes()
 
@@ -239,16 +406,6 @@ def test_damaged_shard_is_refused_by_name(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(DataError, match=re.escape(f"{path}: {message}")):
         read_shard(path, 10)
-
-
-def test_writer_fills_shards_exactly(tmp_path):
-    writer = ShardWriter(tmp_path, "train", 10)
-    for part in np.split(np.arange(30, dtype=np.uint16), [3, 3, 8, 29]):
-        writer.write(part)
-    writer.close()
-    assert [shard["tokens"] for shard in writer.shards] == [10, 10, 10]
-    found = np.concatenate([read_shard(tmp_path / shard["file"], 30) for shard in writer.shards])
-    np.testing.assert_array_equal(found, np.arange(30))
 
 
 # -- sequences

@@ -3,33 +3,22 @@
 import json
 import math
 import os
-import random
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from offline_data import documents, offline_scale, write_data
 
-from ddl.evaluate import EvaluationError, evaluate_model, evaluate_tasks, main, validation_loss
-from ddl.harness import (
-    HarnessError,
-    Scorer,
-    TaskSpec,
-    average,
-    benchmark_task_specs,
-    harness_model,
-    load_task,
-    offline_manager,
-    offline_task_specs,
-    prepare_environment,
-    run_tasks,
-)
+from ddl.adapter import DDL
+from ddl.evaluate import EvaluationError, evaluate_model, evaluate_tasks, main, validation_loss, write_items
+from ddl.harness import HarnessError, average, open_tasks, prepare_environment, run_tasks
 from ddl.model import LanguageModel, save_model
 from ddl.provenance import sha256_file, write_json
 from ddl.sequences import TokenSequences
 from ddl.shards import write_shard
-from ddl.tasks import TASKS, TaskError, build_tasks
+from ddl.tasks import TASKS, build_tasks
 from ddl.tokenizer import load_tokenizer
 
 ITEMS = 24
@@ -37,7 +26,7 @@ ITEMS = 24
 
 @pytest.fixture(scope="module", autouse=True)
 def offline():
-    prepare_environment(offline=True)
+    prepare_environment()
 
 
 @pytest.fixture(scope="module")
@@ -56,99 +45,19 @@ def model():
     return model.eval()
 
 
+def harness_model(data, model):
+    return DDL(model, data / "tokenizer.json", device="cpu")
+
+
 @pytest.fixture(scope="module")
 def results(data, model):
-    return dict(evaluate_tasks(offline_scale(ITEMS), model, data))
+    return evaluate_tasks(harness_model(data, model), data / "tasks", None)
 
 
 def naive(model, context, continuation):
-    """One request by itself: log-probability of each token of the continuation from the whole prefix before it."""
-    total, greedy = 0.0, True
-    for position, token in enumerate(continuation):
-        prefix = (context + continuation[:position])[
-            -(model.config.sequence_length - len(continuation) + 1 + position) :
-        ]
-        log_p = model(torch.tensor([prefix]))[0, -1].double().log_softmax(0)
-        total += float(log_p[token])
-        greedy &= int(log_p.argmax()) == token
-    return total, greedy
-
-
-def assert_same(found, expected):
-    assert len(found) == len(expected)
-    for (score, greedy), (expected_score, expected_greedy) in zip(found, expected, strict=True):
-        assert score == pytest.approx(expected_score, abs=1e-4)
-        assert greedy == expected_greedy
-
-
-@pytest.fixture
-def requests(tiny_config):
-    """Random requests, each also split at every other place, so that many share an input and differ in the split."""
-    rng = random.Random(0)
-    pairs = []
-    for _ in range(12):
-        tokens = [rng.randrange(61) for _ in range(rng.randrange(3, 17))]
-        pairs += [(tokens[:split], tokens[split:]) for split in range(1, len(tokens))]
-        pairs.append((tokens[:1], [*tokens[1:-1], (tokens[-1] + 1) % 61]))  # the same input, another last token
-    rng.shuffle(pairs)
-    return pairs
-
-
-@pytest.mark.parametrize("variant", ["baseline", "ddl-cc", "ddl-tc"])
-def test_scores_agree_with_one_request_at_a_time(tiny_config, requests, variant):
-    model = LanguageModel(tiny_config(variant)).eval()
-    with torch.no_grad():
-        model.embedding.weight.mul_(20)
-    with torch.no_grad():
-        expected = [naive(model, *pair) for pair in requests]
-    assert len({score for score, _ in expected}) > 100
-    assert_same(Scorer(model, batch_tokens=64).score(requests), expected)
-    assert_same(Scorer(model, batch_tokens=1).score(requests), expected)
-
-
-def test_greedy_continuations_are_recognised(tiny_config):
-    model = LanguageModel(tiny_config("baseline")).eval()
-    tokens = [5]
-    with torch.no_grad():
-        for _ in range(4):
-            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
-    wrong = [*tokens[1:4], (tokens[4] + 1) % 61]
-    found = Scorer(model, 64).score([(tokens[:1], tokens[1:]), (tokens[:1], wrong)])
-    assert [greedy for _, greedy in found] == [True, False]
-
-
-def test_scores_do_not_depend_on_the_order_of_requests(tiny_config, requests):
-    scorer = Scorer(LanguageModel(tiny_config("ddl-cc")).eval(), batch_tokens=64)
-    forward = scorer.score(requests)
-    assert_same(scorer.score(requests[::-1])[::-1], forward)
-
-
-def test_long_prompts_lose_their_left_end(tiny_config):
-    scorer = Scorer(LanguageModel(tiny_config("ddl-cc")).eval(), batch_tokens=64)
-    tokens = [index % 61 for index in range(40)]
-    long, short, shorter = scorer.score(
-        [(tokens[:37], tokens[37:]), (tokens[23:37], tokens[37:]), (tokens[24:37], tokens[37:])]
-    )
-    assert long == short  # 17 tokens: 16 inputs and the last target
-    assert long != shorter
-
-
-@pytest.mark.parametrize("pair", [([], [1]), ([1], []), ([1], [1] * 17)], ids=["no context", "nothing", "too long"])
-def test_requests_that_cannot_be_scored_are_refused(tiny_config, pair):
-    scorer = Scorer(LanguageModel(tiny_config("baseline")).eval(), batch_tokens=64)
-    with pytest.raises(HarnessError, match="request 0: expected some context and 1 to 16 tokens of continuation"):
-        scorer.score([pair])
-
-
-def test_an_empty_prompt_becomes_the_end_of_text_token(data, model):
-    from lm_eval.api.instance import Instance
-
-    tokenizer = load_tokenizer(data / "tokenizer.json")
-    lm = harness_model(Scorer(model, 1024), tokenizer)
-    request = Instance(request_type="loglikelihood", doc={}, arguments=("", " the array"), idx=0)
-    with torch.no_grad():
-        expected = naive(model, [0], tokenizer.encode(" the array").ids)
-    assert_same(lm.loglikelihood([request]), [expected])
+    """Log-probability of a continuation, from one forward pass of its own."""
+    log_p = model(torch.tensor([context + continuation[:-1]]))[0, len(context) - 1 :].double().log_softmax(1)
+    return float(log_p[torch.arange(len(continuation)), torch.tensor(continuation)].sum())
 
 
 def rows(data, name):
@@ -167,10 +76,10 @@ def accuracy(data, model, task):
         else:
             pairs = [(row["query"], f" {choice}") for choice in row["choices"]]
             gold = row["gold"]
-        scores = [naive(model, encode(context).ids, encode(text).ids)[0] for context, text in pairs]
+        scores = [naive(model, encode(context).ids, encode(text).ids) for context, text in pairs]
         if task.metric == "acc_mutual_info":
             scores = [
-                score - naive(model, [0], encode(text).ids)[0] for score, (_, text) in zip(scores, pairs, strict=True)
+                score - naive(model, [0], encode(text).ids) for score, (_, text) in zip(scores, pairs, strict=True)
             ]
         hits += int(np.argmax(scores)) == gold
     return hits / ITEMS
@@ -202,17 +111,13 @@ def test_average_is_the_plain_mean(results):
 
 
 def test_demonstrations_precede_the_item_and_nothing_is_cut_off(data, model):
+    lm = harness_model(data, model)
     seen = []
-
-    class Spy(Scorer):
-        def score(self, pairs):
-            seen.extend(pairs)
-            return super().score(pairs)
-
+    score = lm.scorer.score
+    lm.scorer.score = lambda pairs, progress=False: seen.extend(pairs) or score(pairs, progress)
+    with open_tasks(data / "tasks") as tasks:
+        run_tasks(lm, tasks, shots=1)
     tokenizer = load_tokenizer(data / "tokenizer.json")
-    manifest = json.loads((data / "tasks" / "manifest.json").read_text())
-    with offline_manager(data / "tasks", manifest) as manager:
-        run_tasks(harness_model(Spy(model, 4096), tokenizer), manager, offline_task_specs(manifest), shots=1)
     demos = [json.loads(line)["query"] for line in (data / "tasks" / "doc_order.train.jsonl").read_text().splitlines()]
     queries = {row["query"] for row in rows(data, "doc_order")}
     prompts = {tokenizer.decode(context) for context, _ in seen}
@@ -222,20 +127,39 @@ def test_demonstrations_precede_the_item_and_nothing_is_cut_off(data, model):
     assert max(len(context) + len(text) for context, text in seen) <= model.config.sequence_length + 1
 
 
-def test_repeated_runs_are_identical(data, model, results):
-    again = dict(evaluate_tasks(offline_scale(ITEMS), model, data))
-    assert again == results
+def test_repeated_runs_write_identical_files(data, model, results, tmp_path):
+    for name in ("first", "second"):
+        assert evaluate_tasks(harness_model(data, model), data / "tasks", tmp_path / name) == results
+    for shots in (0, 1):
+        first, second = (tmp_path / name / f"{shots}shot.parquet" for name in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_items_are_kept_with_what_a_comparison_needs(data, model, results, tmp_path):
+    evaluate_tasks(harness_model(data, model), data / "tasks", tmp_path)
+    items = pd.read_parquet(tmp_path / "0shot.parquet")
+    assert list(items.columns) == ["task", "item", "gold", "correct", "log_likelihoods"]
+    assert items.groupby("task", sort=False)["correct"].mean().to_dict() == pytest.approx(
+        {name: task["value"] for name, task in results[0]["tasks"].items()}
+    )
+    for task in TASKS:
+        found = items[items["task"] == task.name]
+        assert found["item"].tolist() == list(range(ITEMS))
+        gold = [int(row["answer"]) - 1 if task.winogrande else row["gold"] for row in rows(data, task.name)]
+        assert found["gold"].tolist() == gold
+        if task.metric == "acc":
+            answers = [int(np.argmax(scores)) for scores in found["log_likelihoods"]]
+            assert (np.array(answers) == gold).tolist() == found["correct"].tolist()
+    write_items(tmp_path / "again.parquet", items)
+    assert (tmp_path / "again.parquet").stat().st_size < 60 * len(items)  # compressed
 
 
 def test_new_items_under_the_same_size_and_date_are_seen(data, model, tmp_path):
     manifest = json.loads((data / "tasks" / "manifest.json").read_text())
-    manifest["tasks"] = {"doc_order": manifest["tasks"]["doc_order"]}
-    specs = offline_task_specs(manifest)
+    entry = manifest["tasks"]["doc_order"]
     for split in ("test", "train"):
         name = f"doc_order.{split}.jsonl"
         (tmp_path / name).write_bytes((data / "tasks" / name).read_bytes())
-    lm = harness_model(Scorer(model, 4096), load_tokenizer(data / "tokenizer.json"))
-
     path = tmp_path / "doc_order.test.jsonl"
     stamp = path.stat()
     values = []
@@ -244,8 +168,10 @@ def test_new_items_under_the_same_size_and_date_are_seen(data, model, tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in changed))
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         assert path.stat().st_size == stamp.st_size
-        with offline_manager(tmp_path, manifest) as manager:
-            values.append(run_tasks(lm, manager, specs, shots=0)["tasks"]["doc_order"]["value"])
+        entry["test"]["sha256"] = sha256_file(path)
+        write_json(tmp_path / "manifest.json", {"tasks": {"doc_order": entry}})
+        found = evaluate_tasks(harness_model(data, model), tmp_path, None, shots=[0])
+        values.append(found[0]["tasks"]["doc_order"]["value"])
     assert sum(values) == pytest.approx(1.0)  # every prediction is right once
     assert len(set(values)) > 1
 
@@ -253,26 +179,8 @@ def test_new_items_under_the_same_size_and_date_are_seen(data, model, tmp_path):
 def test_changed_items_are_refused(data, model, tmp_path):
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tasks" / "doc_pair.test.jsonl").write_text("{}\n")
-    with pytest.raises(TaskError, match=r"doc_pair\.test\.jsonl: not the items listed"):
-        next(evaluate_tasks(offline_scale(ITEMS), model, tmp_path))
-
-
-def test_a_missing_benchmark_is_named():
-    class Manager:
-        def load(self, names):
-            raise ConnectionError("no network")
-
-    with pytest.raises(HarnessError, match=r"^arc_challenge: dataset allenai/ai2_arc ARC-Challenge is neither cached"):
-        load_task(Manager(), benchmark_task_specs()[0], 0)
-    with pytest.raises(ConnectionError):  # of a local task that would be no help
-        load_task(Manager(), TaskSpec("ARC-C", "doc_cloze_hard", "acc", 0.25), 0)
-
-
-def test_benchmarks_are_scored_by_the_metrics_of_the_paper():
-    metrics = {spec.task: spec.metric for spec in benchmark_task_specs()}
-    assert [name for name, metric in metrics.items() if metric == "acc"] == ["social_iqa", "winogrande"]
-    assert set(metrics.values()) == {"acc", "acc_norm"}
-    assert [spec.column for spec in benchmark_task_specs()] == [task.column for task in TASKS]
+    with pytest.raises(HarnessError, match=r"doc_pair\.test\.jsonl: not the items listed.*: run python -m ddl\.tasks"):
+        evaluate_tasks(harness_model(data, model), tmp_path / "tasks", None)
 
 
 def test_validation_loss_is_the_mean_over_all_sequences(tiny_config, tmp_path):
@@ -325,11 +233,22 @@ def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):
 def test_a_model_of_another_vocabulary_is_refused(data, tiny_config, tmp_path):
     model = LanguageModel(tiny_config("baseline")).eval()
     with pytest.raises(EvaluationError, match="expected a model with vocabulary 1024"):
-        evaluate_model(offline_scale(ITEMS), model, data, tmp_path)
+        evaluate_model(offline_scale(ITEMS), model, data, data / "tasks", tmp_path)
 
 
-def test_control_and_trained_run_exclude_each_other(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--random-init", "--scale", "smoke", "--data", "d", "--out", "o"],
+            "--random-init needs --size and --variant",
+        ),
+        (["--run", "r", "--scale", "smoke"], "--scale and --data belong together"),
+        (["--run", "r", "--scale", "smoke", "--data", "d"], "--scale needs --out"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        main(["--scale", "smoke", "--random-init", "--data", "d", "--out", "o"])
+        main(arguments)
     assert stopped.value.code == 2
-    assert "--random-init needs --size and --variant" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

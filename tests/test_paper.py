@@ -12,9 +12,10 @@ import typst
 
 from ddl import paper, report
 from ddl.config import ROOT
+from ddl.downstream import downstream_table
 from ddl.results import Results
 from ddl.results import published as published_table
-from ddl.tables import DASH, cost_table, downstream_table, loss_table, write_table
+from ddl.tables import DASH, cost_table, loss_table, write_table
 
 matplotlib.use("agg")
 

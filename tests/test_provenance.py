@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ddl.provenance import atomic, fingerprint, provenance, user_errors, write_json, write_text
+from ddl.config import ROOT
+from ddl.provenance import atomic, package_code, provenance, sha256_file, user_errors, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -28,17 +29,13 @@ def test_a_number_that_json_does_not_have_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fingerprint_depends_on_settings_contents_and_names_not_on_order_or_place(tmp_path):
-    for folder in ("a", "b"):
-        for name, text in (("x.py", "one"), ("y.py", "two")):
-            write_text(tmp_path / folder / name, text)
-    x, y = tmp_path / "a/x.py", tmp_path / "a/y.py"
-    base = fingerprint({"lr": 1}, [x, y])
-    assert fingerprint({"lr": 1}, [tmp_path / "b/y.py", tmp_path / "b/x.py"]) == base
-    assert fingerprint({"lr": 2}, [x, y]) != base
-    assert fingerprint({"lr": 1}, [x]) != base
-    y.write_text("three")
-    assert fingerprint({"lr": 1}, [x, y]) != base
+def test_code_of_a_module_is_all_that_it_imports_wherever_the_import_stands():
+    assert set(package_code(ROOT / "ddl/config.py")) == {"__init__.py", "config.py"}
+    found = package_code(ROOT / "ddl/train.py")
+    assert {"train.py", "model.py", "ops/__init__.py", "ops/rewrite.py", "provenance.py"} <= set(found)
+    assert "tables.py" not in found
+    assert found["model.py"] == sha256_file(ROOT / "ddl/model.py")
+    assert "results.py" in package_code(ROOT / "ddl/report.py")
 
 
 def test_provenance_names_code_versions_and_device():

@@ -10,9 +10,10 @@ import pytest
 
 from ddl import report
 from ddl.config import ROOT, load_scale, load_variants
+from ddl.downstream import downstream_table
 from ddl.numbers import collect
 from ddl.results import TASK_COLUMNS, Results, ResultsError, published
-from ddl.tables import DASH, cell, cost_table, count, downstream_table, loss_table, mark_best, significant, write_table
+from ddl.tables import DASH, cell, cost_table, count, loss_table, mark_best, significant, write_table
 
 matplotlib.use("agg")
 

@@ -10,9 +10,10 @@ from offline_data import documents, offline_scale, write_data
 
 from ddl import items
 from ddl.config import load_scale
+from ddl.harness import HarnessError, load_manifest
 from ddl.passages import Line, Statistics, read_documents, read_lines
 from ddl.provenance import write_json
-from ddl.tasks import TASKS, TaskError, build_tasks, chance_stderr, guess, load_tasks, main
+from ddl.tasks import TASKS, TaskError, build_tasks, chance_stderr, guess, main
 from ddl.tokenizer import load_tokenizer
 
 ITEMS, MANY_ITEMS = 40, 100
@@ -232,16 +233,16 @@ def test_a_check_shares_ties_and_fails_where_a_guess_works():
 def test_changed_or_missing_items_are_refused_by_name(data, built, tmp_path):
     for path in (data / "tasks").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert load_tasks(tmp_path) == built
+    assert load_manifest(tmp_path) == built
     changed = tmp_path / "doc_order.test.jsonl"
     changed.write_text(changed.read_text().replace('"gold": 0', '"gold": 1', 1))
-    with pytest.raises(TaskError, match=r"doc_order\.test\.jsonl: not the items listed in manifest\.json"):
-        load_tasks(tmp_path)
+    with pytest.raises(HarnessError, match=r"doc_order\.test\.jsonl: not the items listed in manifest\.json"):
+        load_manifest(tmp_path)
     changed.unlink()
-    with pytest.raises(TaskError, match=r"doc_order\.test\.jsonl: not found"):
-        load_tasks(tmp_path)
-    with pytest.raises(TaskError, match=r"no manifest of offline tasks"):
-        load_tasks(tmp_path / "nowhere")
+    with pytest.raises(HarnessError, match=r"doc_order\.test\.jsonl: not found"):
+        load_manifest(tmp_path)
+    with pytest.raises(HarnessError, match=r"no manifest of tasks: run python -m ddl\.tasks"):
+        load_manifest(tmp_path / "nowhere")
 
 
 def test_a_corpus_without_documents_is_one_line_and_exit_code_2(data, tmp_path, capsys):

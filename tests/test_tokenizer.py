@@ -4,17 +4,20 @@ import random
 import re
 
 import pytest
+from fineweb import VOCAB, prose, write_gpt2_files
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer, models
 
 from ddl import tokenizer as tokenizer_module
+from ddl.config import TokenizerConfig
 from ddl.tokenizer import (
     END_OF_TEXT,
     GPT2_REVISION,
     TokenizerError,
-    download_gpt2,
     end_of_text_id,
     load_tokenizer,
+    read_tokenizer,
+    ready_tokenizer,
     train_bpe,
 )
 
@@ -69,16 +72,17 @@ def test_unreadable_tokenizer_files_are_refused_by_name(tmp_path):
         load_tokenizer(path)
 
 
-def test_gpt2_without_a_network_says_which_file_to_put_where(monkeypatch):
+def test_gpt2_without_a_network_says_which_files_to_put_where(monkeypatch):
     def offline(*arguments, **options):
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    with pytest.raises(
-        TokenizerError, match=f"hf download .*tokenizer.json --revision {GPT2_REVISION}.* to /.*"
-    ) as error:
-        download_gpt2()
-    assert "\n" not in str(error.value)
+    with pytest.raises(TokenizerError) as error:
+        ready_tokenizer(TokenizerConfig("gpt2", 50_304))
+    assert str(error.value) == (
+        "the GPT-2 tokenizer cannot be downloaded (LocalEntryNotFoundError): put tokenizer.json, or vocab.json and "
+        f"merges.txt, of openai-community/gpt2 at revision {GPT2_REVISION} into a folder and set tokenizer.path to it"
+    )
 
 
 def test_gpt2_is_asked_for_at_its_revision_and_checked(monkeypatch, tmp_path):
@@ -91,9 +95,38 @@ def test_gpt2_is_asked_for_at_its_revision_and_checked(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", served)
     words = {f"w{row}": row for row in range(tokenizer_module.GPT2_TOKENS - 1)} | {END_OF_TEXT: 50_256}
     Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(tmp_path / "tokenizer.json"))
-    assert end_of_text_id(download_gpt2()) == 50_256
+    assert end_of_text_id(ready_tokenizer(TokenizerConfig("gpt2", 50_304))) == 50_256
     assert asked == [("openai-community/gpt2", "tokenizer.json", GPT2_REVISION)]
 
     Tokenizer(models.WordLevel({END_OF_TEXT: 0}, unk_token=END_OF_TEXT)).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(TokenizerError, match="expected 50257 tokens, found 1"):
-        download_gpt2()
+    with pytest.raises(TokenizerError, match="expected the 50257 tokens of GPT-2, found 1"):
+        ready_tokenizer(TokenizerConfig("gpt2", 50_304))
+
+
+def test_vocabulary_and_merges_give_the_same_tokens_as_the_tokenizer_they_are_of(tmp_path):
+    original = train_bpe([prose(seed) for seed in range(30)], VOCAB)
+    original.save(str(tmp_path / "tokenizer.json"))
+    read = read_tokenizer(write_gpt2_files(tmp_path / "gpt2"))
+    assert read.get_vocab_size() == VOCAB
+    assert end_of_text_id(read) == VOCAB - 1
+    assert read.decode([VOCAB - 1]) == original.decode([0]) == ""  # a special token
+    for text in (prose(99), f" two  spaces\n{END_OF_TEXT} naïve 漢字"):
+        assert [token - 1 for token in original.encode(text).ids] == read.encode(text).ids
+        assert read.decode(read.encode(text).ids) == text
+    for place in (tmp_path, tmp_path / "tokenizer.json"):
+        assert read_tokenizer(place).to_str() == original.to_str()
+
+
+def test_tokenizer_files_of_ones_own_that_do_not_fit_are_refused_by_name(tmp_path):
+    folder = write_gpt2_files(tmp_path / "gpt2")
+    with pytest.raises(TokenizerError, match=r"gpt2: tokenizer\.vocab_size is 257, found 300 tokens"):
+        ready_tokenizer(TokenizerConfig("bpe", 257, path=str(folder)))
+    (folder / "vocab.json").write_text('{"a": 0}')
+    with pytest.raises(TokenizerError, match=r"gpt2: no byte-level BPE: "):
+        read_tokenizer(folder)
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(TokenizerError, match=re.escape(f"vocab.json: expected a token {END_OF_TEXT}, found none")):
+        read_tokenizer(folder)
+    (folder / "merges.txt").unlink()
+    with pytest.raises(TokenizerError, match=r"gpt2/tokenizer\.json: no such tokenizer file"):
+        read_tokenizer(folder)

@@ -4,12 +4,12 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from project import copy_project
 
 from ddl.config import ROOT, load_scale, load_variants
 
@@ -35,22 +35,6 @@ def planned(folder: Path, *targets: str) -> dict[str, int]:
     jobs = {name: int(number) for name, number in (line.split() for line in table[1].splitlines())}
     jobs.pop("all", None)
     return jobs
-
-
-def copy_project(folder: Path) -> Path:
-    """The files that git tracks or would track, as they are now."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +95,7 @@ def imported(file: Path) -> set[Path]:
 def rules_with_code() -> dict[str, tuple[set[str], str]]:
     """Rule -> (files its `code` lists, its shell command), from the text of the Snakefile."""
     text = (ROOT / "Snakefile").read_text()
-    names = dict(re.findall(r"^(MODEL|TASKS|REPORT) = (\(.*?\))$", text, re.MULTILINE | re.DOTALL))
+    names = dict(re.findall(r"^(MODEL|TASKS|REPORT|TRAINING) = (\(.*?\))$", text, re.MULTILINE | re.DOTALL))
     tuples = {name: ast.literal_eval(value) for name, value in names.items()}
     rules = {}
     for name, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL):
@@ -159,6 +143,15 @@ def test_every_figure_and_table_has_a_short_name(project, name):
         assert name in planned(project, name)
 
 
+@pytest.mark.parametrize(("granted", "processes"), [(1, 1), (4, 4), (8, 4)])
+def test_a_training_gets_the_processes_that_its_resources_grant(project, granted, processes):
+    target = "results/paper/runs/small/baseline/seed0/summary.json"
+    done = snakemake(project, target, "-n", "-p", "--resources", f"gpu={granted}")
+    assert done.returncode == 0, done.stderr
+    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl.train" in line]
+    assert f"--processes {processes} " in command
+
+
 def test_a_wrong_config_key_stops_the_workflow_with_one_clear_line(project):
     path = project / "config/scales/smoke.yaml"
     original = path.read_text()
@@ -195,13 +188,27 @@ def test_one_call_builds_everything(finished):
     assert missing == []
     assert (results / "paper.pdf").read_bytes().startswith(b"%PDF")
     pages = sorted(path.name for path in (results / "notebooks").glob("*.html"))
-    assert pages == sorted(path.with_suffix(".html").name for path in (finished / "notebooks").glob("*.py"))
+    notebooks = {path.stem for path in (finished / "notebooks").glob("*.py")} - {"09_learning_rate"}
+    assert pages == sorted(f"{name}.html" for name in notebooks)
     for variant in load_variants():
         for size in ("small", "medium"):
             summary = json.loads((results / f"runs/{size}/{variant}/seed0/summary.json").read_text())
             assert 4.0 < summary["val_loss"] < 7.0  # learned something, from ln(1024) = 6.93 at the start
             scores = json.loads((results / f"evals/{size}/{variant}/seed0/0shot.json").read_text())
             assert len(scores["tasks"]) == 8
+
+
+@pytest.mark.dag
+def test_the_sweep_is_a_target_of_its_own_and_draws_every_point(finished):
+    sweep = load_scale("smoke").sweep
+    points = len(sweep.sizes) * len(sweep.variants) * len(sweep.learning_rates)
+    assert planned(finished, "sweep") == {"sweep_point": points, "sweep_rows": 1, "learning_rate": 1, "sweep": 1}
+    done = snakemake(finished, "sweep")
+    assert done.returncode == 0, done.stderr[-6000:]
+    results = finished / "results/smoke"
+    assert len((results / "sweep.csv").read_text().splitlines()) == 1 + points
+    assert "Which rate each design prefers" in (results / "notebooks/09_learning_rate.html").read_text()
+    assert (results / "figures/learning_rate.pdf").stat().st_size
 
 
 @pytest.mark.dag

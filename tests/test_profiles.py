@@ -1,0 +1,29 @@
+"""The profiles: what the one for Slurm replaces is repeated in it, and what it names exists."""
+
+import re
+
+import pytest
+import yaml
+
+from ddl.config import ROOT
+
+
+@pytest.fixture(scope="module")
+def profiles() -> dict[str, dict]:
+    return {name: yaml.safe_load((ROOT / f"profiles/{name}/config.yaml").read_text()) for name in ("default", "slurm")}
+
+
+def test_slurm_keeps_the_default_settings_but_for_the_limit_of_one_machine(profiles):
+    default = dict(profiles["default"])
+    assert default.pop("resources") == ["gpu=1"]
+    assert default.items() <= profiles["slurm"].items()
+    assert "resources" not in profiles["slurm"]
+
+
+def test_slurm_names_rules_that_exist_and_all_that_take_the_cores_of_one_machine(profiles):
+    text = (ROOT / "Snakefile").read_text()
+    slurm = profiles["slurm"]
+    rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL))
+    assert set(slurm["set-threads"]) | set(slurm["set-resources"]) <= set(rules)
+    takes_cores = {name for name, body in rules.items() if re.search(r"threads: (all_cores|threads_of_data)\n", body)}
+    assert set(slurm["set-threads"]) == takes_cores
