@@ -42,7 +42,8 @@ format: setup
 
 # Needs uv; the pins are the same for every platform and Python that the package supports.
 lock:
-	uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev pyproject.toml \
+	uv pip compile --universal --fork-strategy fewest --python-version 3.11 \
+		--extra dev --extra slurm --extra tensorboard pyproject.toml \
 		-o requirements.lock --no-header --no-annotate --quiet
 
 # The tables and the picture of the workflow in README.md, from committed results and from the Snakefile.

@@ -118,7 +118,7 @@ def _foreign(folder: Path, tokenizer: str | Path | None, device: torch.device) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         found = AutoTokenizer.from_pretrained(Path(tokenizer).parent if tokenizer else folder)
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{folder}: no causal model that transformers can read: {str(error).strip()}") from None
@@ -127,7 +127,7 @@ def _foreign(folder: Path, tokenizer: str | Path | None, device: torch.device) -
         return found.encode(text, add_special_tokens=False)
 
     begin = found.eos_token_id if found.bos_token_id is None else found.bos_token_id
-    return ForeignModel(model), functools.lru_cache(maxsize=1024)(encode), found.eos_token_id, begin
+    return ForeignModel(model.to(device)), functools.lru_cache(maxsize=1024)(encode), found.eos_token_id, begin
 
 
 def _encoder(tokenizer: Tokenizer) -> Encode:

@@ -10,7 +10,7 @@ import pandas as pd
 from ddl.prefetch import BENCHMARKS
 from ddl.results import BASELINE, TASK_COLUMNS, Record, Results, by_key, published
 from ddl.tables import DASH, cell, mark_best
-from ddl.uncertainty import Difference, Z, beyond_noise, binomial_stderr, paired_differences
+from ddl.uncertainty import Difference, beyond_noise, binomial_stderr, paired_differences
 
 
 def differences(results: Results, size: str, shots: int) -> dict[str, dict[str, Difference]]:
@@ -145,14 +145,15 @@ def gains(results: Results, size: str, shots: int) -> dict[str, Record]:
     }
 
 
-def published_gains() -> Record:
+def published_gains(correlation: float = 0.0) -> Record:
     """How many of the paper's accuracies above its baseline exceed the noise of their number of items.
 
-    The paper does not say which items a model got right, so its models count as independent. Errors of models that
-    answer the same items are correlated, and the noise of their difference is smaller by an unknown factor.
+    Args:
+        correlation: of the answers of a design and the baseline. The paper does not say which items its models got
+            right; 0 takes them for independent, and models that answer the same items are above that.
     """
     paper = published_accuracy()
-    record: Record = {"stderrs": Z}
+    record: Record = {"correlation": correlation}
     for name in ("cells", "averages"):
         pairs = [
             (found, paper[size, shots, BASELINE, column])
@@ -164,7 +165,7 @@ def published_gains() -> Record:
         record[name] = {
             "compared": len(pairs),
             "higher": len(higher),
-            "higher_beyond_noise": sum(beyond_noise(*ours, *base) for ours, base in higher),
-            "lower_beyond_noise": sum(beyond_noise(*ours, *base) for ours, base in lower),
+            "higher_beyond_noise": sum(beyond_noise(*ours, *base, correlation) for ours, base in higher),
+            "lower_beyond_noise": sum(beyond_noise(*ours, *base, correlation) for ours, base in lower),
         }
     return record

@@ -62,7 +62,7 @@ def cloze(line: Line, statistics: Statistics, rng: random.Random) -> Item | None
 
 
 def cloze_hard(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """The same, against words of the same document; none of the four is to be seen elsewhere in the passage."""
+    """A content word and what follows, against words of the same document; the passage shows none of the four."""
     passage = Counter(WORD.findall(" ".join((*line.before, *line.words)).lower()))
     candidates = [c for c in content_words(line, statistics, 3, len(line.words) - 1) if passage[c[1]] == 1]
     if not candidates:
@@ -140,7 +140,10 @@ def number(line: Line, statistics: Statistics, rng: random.Random) -> Item | Non
 
 
 def function_word(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """A preposition and what follows, against two other prepositions; the cell is the preposition."""
+    """A preposition and what follows, against two other prepositions.
+
+    The cell is the preposition.
+    """
     candidates = [i for i in range(2, len(line.words) - 3) if line.words[i] in PREPOSITIONS]
     if not candidates:
         return None

@@ -89,6 +89,7 @@ def stages(scale: Scale) -> dict[str, int]:
     return {
         "data.tsv": 1,
         "tasks.tsv": int(scale.evaluation.tasks == "offline"),
+        "contamination.tsv": 1,
         "train/*.tsv": trainings,
         "evaluate/*.tsv": trainings + 1,
         "cost/*.tsv": len(scale.sizes),

@@ -36,6 +36,8 @@ KEPT = (
     "cost/*/*.json",
     "tables/*.csv",
     "figures/figure2.png",
+    "sweep.csv",
+    "figures/learning_rate.png",
 )
 STAGES = {  # benchmark files -> stage, in the order of the workflow
     "data.tsv": "corpus, tokenizer, shards",

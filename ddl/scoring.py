@@ -26,6 +26,7 @@ HEAD_TOKENS = 1024  # at a time: the logits of a whole batch are gigabytes at GP
 SHORTEST_PREFIX = 8  # tokens; the second pass of a shorter one costs more than it saves
 LARGEST_GROUP = 8  # inputs that share a prefix
 SIMILAR = 0.85  # lengths of one batch are at least about this share of its longest: more is lost to padding
+SMALL = 1 / 4  # of a full batch: one that is smaller takes what is next, alike or not
 
 Pair = tuple[list[int], list[int]]
 Ids = tuple[int, ...]
@@ -171,18 +172,20 @@ class Scorer:
         A batch reads the shortest of its prefixes once a group, and every row is padded to the longest.
         """
         batch: list[Group] = []
-        prefix = rest = rows = 0  # the shortest prefix, the longest rest, rows of the batch
+        prefix = rest = rows = size = 0  # the shortest prefix, the longest rest, rows and tokens of the batch
         for group in sorted(groups, key=lambda group: (-grade(group.prefix), -group.rest, -group.prefix, group.inputs)):
             shorter, longer = min(prefix, group.prefix), max(rest + prefix, group.rest + group.prefix)
             tokens = (len(batch) + 1) * shorter + (rows + len(group.inputs)) * (longer - shorter)
-            alike = batch and grade(group.prefix) == grade(batch[0].prefix) and group.rest >= SIMILAR * batch[0].rest
-            if alike and tokens <= self.batch_tokens:
+            first = batch[0] if batch else group
+            alike = grade(group.prefix) == grade(first.prefix) and group.rest >= SIMILAR * first.rest
+            if batch and tokens <= self.batch_tokens and (alike or size < SMALL * self.batch_tokens):
                 batch.append(group)
-                prefix, rest, rows = shorter, longer - shorter, rows + len(group.inputs)
+                prefix, rest, rows, size = shorter, longer - shorter, rows + len(group.inputs), tokens
                 continue
             if batch:
                 yield batch
             batch, prefix, rest, rows = [group], group.prefix, group.rest, len(group.inputs)
+            size = prefix + rows * rest
         if batch:
             yield batch
 

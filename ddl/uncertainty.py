@@ -69,6 +69,11 @@ def interval(value: float, resampled: np.ndarray) -> Difference:
     return Difference(value, float(low), float(high))
 
 
-def beyond_noise(accuracy: float, stderr: float, other: float, other_stderr: float) -> bool:
-    """Whether two accuracies, taken for independent, differ by more than `Z` standard errors of their difference."""
-    return abs(accuracy - other) > Z * math.hypot(stderr, other_stderr)
+def beyond_noise(accuracy: float, stderr: float, other: float, other_stderr: float, correlation: float = 0.0) -> bool:
+    """Whether two accuracies differ by more than `Z` standard errors of their difference.
+
+    Args:
+        correlation: of the two models' answers over the items; 0 takes them for independent.
+    """
+    variance = stderr**2 + other_stderr**2 - 2 * correlation * stderr * other_stderr
+    return abs(accuracy - other) > Z * math.sqrt(variance)

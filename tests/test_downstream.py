@@ -119,6 +119,10 @@ def test_readme_quotes_those_counts():
     cells, averages = gains["cells"], gains["averages"]
     assert f"{cells['higher_beyond_noise']} of the {cells['higher']} gains" in text
     assert f"{averages['higher_beyond_noise']} of the {averages['higher']} averages" in text
+    correlation = re.search(r"as correlated as those of our models \((0\.\d+)\) it would be (\d+) and (\d+)\.", text)
+    gains = published_gains(float(correlation[1]))
+    counts = [gains[name]["higher_beyond_noise"] for name in ("cells", "averages")]
+    assert [int(correlation[2]), int(correlation[3])] == counts
 
 
 def test_numbers_hold_the_intervals(folder):

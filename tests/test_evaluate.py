@@ -11,7 +11,9 @@ import pytest
 import torch
 from offline_data import documents, offline_scale, write_data
 
+from ddl import contamination
 from ddl.adapter import DDL
+from ddl.config import ROOT
 from ddl.evaluate import EvaluationError, evaluate_model, evaluate_tasks, main, validation_loss, write_items
 from ddl.harness import HarnessError, average, open_tasks, prepare_environment, run_tasks
 from ddl.model import LanguageModel, save_model
@@ -181,6 +183,22 @@ def test_changed_items_are_refused(data, model, tmp_path):
     (tmp_path / "tasks" / "doc_pair.test.jsonl").write_text("{}\n")
     with pytest.raises(HarnessError, match=r"doc_pair\.test\.jsonl: not the items listed.*: run python -m ddl\.tasks"):
         evaluate_tasks(harness_model(data, model), tmp_path / "tasks", None)
+
+
+def test_the_data_card_shows_checks_and_overlaps(data, model, tmp_path, monkeypatch, capsys):
+    results = tmp_path / "smoke"
+    results.mkdir()
+    (results / "data").symlink_to(data)
+    evaluate_tasks(harness_model(data, model), data / "tasks", results / "evals/random-init")
+    contamination.main(["--scale", "smoke", "--data", str(data), "--out", str(results)])
+    source = (ROOT / "notebooks/08_tasks.py").read_text()
+    monkeypatch.chdir(ROOT)
+    exec(compile(source.replace('"results/laptop"', repr(str(results))), "08_tasks", "exec"), {"__name__": "08_tasks"})
+    printed = capsys.readouterr().out
+    first = rows(data, "doc_order")[0]
+    assert f"doc_order (OpenBookQA)\n{first['query']}\n" in printed
+    assert f"  -> {first['choices'][first['gold']]}\n" in printed
+    assert "farthest from chance: " in printed
 
 
 def test_validation_loss_is_the_mean_over_all_sequences(tiny_config, tmp_path):

@@ -57,8 +57,9 @@ def on_each_device(shapes: list[tuple[int, ...]]) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_outputs():
+def poisoned_outputs(monkeypatch):
     """torch.empty and its relatives return NaN."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -37,8 +37,9 @@ in_both_modes = pytest.mark.parametrize("in_place", [False, True], ids=["stored"
 
 
 @pytest.fixture(autouse=True)
-def poisoned_outputs():
+def poisoned_outputs(monkeypatch):
     """torch.empty and its relatives return NaN."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

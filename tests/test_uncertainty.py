@@ -93,3 +93,5 @@ def test_separated_means_without_zero():
 def test_beyond_noise_is_beyond_1_96_standard_errors():
     assert beyond_noise(0.5 + 0.0198, 0.006, 0.5, 0.008)
     assert not beyond_noise(0.5 + 0.0195, 0.006, 0.5, 0.008)
+    assert beyond_noise(0.515, 0.006, 0.5, 0.008, correlation=0.5)
+    assert not beyond_noise(0.512, 0.006, 0.5, 0.008, correlation=0.5)
