@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ddl.budget import budget_part
-from ddl.config import ROOT, ConfigError, load_variants
+from ddl.config import ROOT, ConfigError, load_scale, load_variants
 from ddl.provenance import user_errors, write_json, write_text
 from ddl.results import BASELINE
 
@@ -36,8 +36,6 @@ KEPT = (
     "cost/*/*.json",
     "tables/*.csv",
     "figures/figure2.png",
-    "sweep.csv",
-    "figures/learning_rate.png",
 )
 STAGES = {  # benchmark files -> stage, in the order of the workflow
     "data.tsv": "corpus, tokenizer, shards",
@@ -131,6 +129,7 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "times": times_part(json.loads((folder / "times.json").read_text()), numbers),
         "budget": budget_part(),
         "bias": bias_part(REFERENCE / "value-bias", numbers),
+        "rate": rate_part(REFERENCE / "learning-rate"),
         "kernels": kernels_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
         "claims": claims_part(),
@@ -226,6 +225,26 @@ def generation_part(path: Path) -> str:
     for slug, variant in load_variants().items():
         cells = [_number(speeds.get((slug, *column)), "{:,.0f}") for column in columns]
         lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rate_part(folder: Path) -> str:
+    """Validation losses over the learning rate, from a kept sweep."""
+    with open(folder / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scale, labels = load_scale(rows[0]["scale"]), load_variants()
+    rates = sorted({float(row["learning_rate"]) for row in rows})
+    losses = {(row["size"], row["variant"], float(row["learning_rate"])): float(row["val_loss"] or "inf") for row in rows}
+    lines = [
+        f"| validation loss after {int(rows[0]['tokens']):,} tokens | {' | '.join(f'{rate:g}' for rate in rates)} |",
+        f"|---|{'--:|' * len(rates)}",
+    ]
+    for size, variant in dict.fromkeys((row["size"], row["variant"]) for row in rows):
+        found = [losses[size, variant, rate] for rate in rates]
+        cells = [f"**{loss:.3f}**" if loss == min(found) else f"{loss:.3f}" for loss in found]
+        lines.append(f"| {size}, {labels[variant].label} | {' | '.join(cells)} |")
+    place = folder.relative_to(ROOT)
+    lines += ["", f"One seed; the scale trains at {scale.training.learning_rate:g}; files in [`{place}`]({place})."]
     return "\n".join(lines)
 
 

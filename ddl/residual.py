@@ -11,6 +11,7 @@ A new rule is one class with this `forward`, one line in `RULES` and one entry i
 second method, `step`, which goes on to the input of the next sublayer in one operation.
 """
 
+import abc
 import math
 
 import torch
@@ -182,16 +183,16 @@ class NoCompressor(nn.Module):
         return X
 
 
-class Compressor(nn.Module):
+class Compressor(nn.Module, abc.ABC):
     """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; a kind of it says its taps."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.compress = compress_reference if config.kernels == "reference" else compress
 
+    @abc.abstractmethod
     def taps(self) -> Tensor:
         """(K, d_v, d)."""
-        raise NotImplementedError
 
     def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
         """`window` holds the states before X."""

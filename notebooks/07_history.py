@@ -487,7 +487,7 @@ Markdown("\n".join(rows))
 
 # %%
 CLAIMS = pd.read_csv(ROOT / "paper" / "claims.csv", dtype=str)
-written = {path.name[:2] for path in (ROOT / "notebooks").glob("0*.py")}
+written = {path.name[:2] for path in (ROOT / "notebooks").glob("0[1-7]*.py")}
 named = {number.strip() for cell in CLAIMS["Notebook"] for number in cell.split(",")}
 assert named == written == {f"{n:02d}" for n in range(1, 8)}
 rows = [CLAIMS.columns, ["---"] * len(CLAIMS.columns), *CLAIMS.itertuples(index=False)]
