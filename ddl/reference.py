@@ -234,7 +234,9 @@ def rate_part(folder: Path) -> str:
         rows = list(csv.DictReader(file))
     scale, labels = load_scale(rows[0]["scale"]), load_variants()
     rates = sorted({float(row["learning_rate"]) for row in rows})
-    losses = {(row["size"], row["variant"], float(row["learning_rate"])): float(row["val_loss"] or "inf") for row in rows}
+    losses = {
+        (row["size"], row["variant"], float(row["learning_rate"])): float(row["val_loss"] or "inf") for row in rows
+    }
     lines = [
         f"| validation loss after {int(rows[0]['tokens']):,} tokens | {' | '.join(f'{rate:g}' for rate in rates)} |",
         f"|---|{'--:|' * len(rates)}",

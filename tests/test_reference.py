@@ -28,7 +28,9 @@ def run(tmp_path):
     return results
 
 
-@pytest.mark.parametrize("part", ["results", "times", "budget", "bias", "rate", "kernels", "generation", "claims", "workflow"])
+@pytest.mark.parametrize(
+    "part", ["results", "times", "budget", "bias", "rate", "kernels", "generation", "claims", "workflow"]
+)
 def test_readme_shows_what_the_committed_results_and_the_snakefile_say(part):
     content = readme_parts(ROOT / "results/reference" / SHOWN)[part]
     assert replace_part(README, part, content) == README, "run `make readme`"
