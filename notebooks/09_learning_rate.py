@@ -34,7 +34,7 @@ sweep = pd.read_csv(Path(results) / "sweep.csv", keep_default_na=False, na_value
 shared = data.scale.training.learning_rate
 print(
     f"{data.scale.title} scale: {sweep['steps'].max()} of {data.scale.training.steps} steps, "
-    f"{sweep['tokens'].max():,} tokens a run, seeds {sorted(sweep['seed'].unique())}; the shared rate is {shared:g}"
+    f"{sweep['tokens'].max():,} tokens a run, seeds {sweep['seed'].unique().tolist()}; the shared rate is {shared:g}"
 )
 
 # %% [markdown]
