@@ -13,11 +13,6 @@ from torch import Tensor
 from ddl.ops.dispatch import runs_triton, saved_dtype
 
 
-def features_innermost(tensor: Tensor) -> Tensor:
-    """The same (..., d, d_v) tensor with d adjacent in memory."""
-    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
 def shift_tokens(x: Tensor, steps: int) -> Tensor:
     """Row t becomes row t - steps along axis 1, zeros before the first token: causal by construction.
 
