@@ -49,4 +49,4 @@ lock:
 # The tables and the picture of the workflow in README.md, from committed results and from the Snakefile.
 REFERENCE ?= laptop-epyc
 readme: setup
-	$(BIN)/python -m ddl.reference readme --name $(REFERENCE)
+	$(BIN)/python -m ddl.reporting.keep_reference readme --name $(REFERENCE)

@@ -18,9 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Budget, Rows, first_line
 from ddl.config import ModelConfig
-from ddl.learner import compile_layers
-from ddl.model import LanguageModel, parameter_count
+from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.ops.cross_entropy import linear_cross_entropy
+from ddl.training.learner import compile_layers
 
 COLUMNS = (
     *("size", "variant", "kernels", "state_memory", "state_dtype", "dtype", "compiler", "mode"),

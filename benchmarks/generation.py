@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddl.cli import user_errors
 from ddl.config import ConfigError, Scale, load_scale
-from ddl.cost import spread
-from ddl.generate import GenerationError, generate
-from ddl.model import LanguageModel, ModelFileError, load_model
-from ddl.provenance import provenance, user_errors
+from ddl.model.generate import GenerationError, generate
+from ddl.model.language_model import LanguageModel
+from ddl.model.run_files import ModelFileError, load_model
+from ddl.provenance import provenance
+from ddl.training.cost import spread
 
 
 def seconds(model: LanguageModel, ids: Tensor, tokens: int, use_cache: bool) -> float:

@@ -18,8 +18,9 @@ import torch
 from benchmarks import end_to_end, kernels
 from benchmarks.end_to_end import PROFILED, Shape
 from benchmarks.measure import BenchmarkError, Budget, Rows, origin
-from ddl.config import ROOT
-from ddl.provenance import user_errors, write_text
+from ddl.cli import user_errors
+from ddl.files import write_text
+from ddl.layout import ROOT
 
 PAPER = {
     "small": Shape(12, 6, 768, vocab_size=50_304, sequence_length=1024, batch_sequences=32, dtype="bfloat16"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddl.config import ModelConfig, from_mapping, load_variants
-from ddl.model import LanguageModel
+from ddl.model.language_model import LanguageModel
 from ddl.provenance import provenance
 
 ARITHMETIC = {  # name -> autocast, dtype of the state

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddl.ops.compress import compress, compress_reference
 from ddl.ops.expand import expand_embedding, expand_reference
+from ddl.ops.fused_rewrite import step, step_reference
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
-from ddl.ops.step import step, step_reference
 
 EPS = 1e-5
 # Operation -> the numbers of value channels that the paper's models use it with.

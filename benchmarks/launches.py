@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddl.ops.compress_triton import compress_backward, compress_forward
 from ddl.ops.expand_triton import expand_backward, expand_forward
+from ddl.ops.fused_rewrite_triton import step_backward, step_forward
 from ddl.ops.rewrite_triton import rewrite_backward, rewrite_forward
-from ddl.ops.step_triton import step_backward, step_forward
 
 EPS = 1e-5
 WIDTHS = (768, 1024)  # of the small and the medium model

@@ -20,12 +20,13 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 
 from ddl.config import Scale, load_scale
-from ddl.cost import spread
-from ddl.learner import Learner
-from ddl.metrics import Metrics
-from ddl.provenance import provenance, sha256_file, write_json
-from ddl.shards import write_shard
-from ddl.train import Progress, Run
+from ddl.data.shard_format import write_shard
+from ddl.files import sha256_file, write_json
+from ddl.provenance import provenance
+from ddl.training.cost import spread
+from ddl.training.learner import Learner
+from ddl.training.metrics import Metrics
+from ddl.training.run import Progress, Run
 
 STEPS = 100  # a round
 STEP_SECONDS = 0.05
@@ -109,7 +110,7 @@ def clocks() -> np.ndarray:
 
 
 def write_data(folder: Path) -> Path:
-    """Random tokens, four rounds of them, as `python -m ddl.data` would leave them."""
+    """Random tokens, four rounds of them, as `ddl data` would leave them."""
     splits = {}
     for split, sequences in (("train", 4 * STEPS * SEQUENCES), ("val", 1)):
         path = folder / f"{split}_000000.bin"

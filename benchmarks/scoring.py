@@ -4,7 +4,7 @@
 
 `hf` is the harness' own adapter for transformers with batches of 32 requests (it needs `accelerate`; its cache of
 logits is off, because it mixes up requests that share an input and split it at different places), `whole` and `shared`
-are `ddl.adapter` without and with shared prefixes. Appends a row each to results/reference/scoring.csv.
+are our adapter without and with shared prefixes. Appends one row for each to results/reference/scoring.csv.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from ddl.adapter import DDL
-from ddl.config import ROOT
-from ddl.harness import SEED, open_tasks, prepare_environment
-from ddl.hf import DDLConfig, DDLForCausalLM
-from ddl.model import load_model
+from ddl.data.tokenizer import END_OF_TEXT
+from ddl.evaluation.lm_eval_model import DDL
+from ddl.evaluation.lm_eval_tasks import SEED, open_tasks, prepare_environment
+from ddl.layout import ROOT
+from ddl.model.run_files import load_model
+from ddl.model.transformers_model import DDLConfig, DDLForCausalLM
 from ddl.provenance import provenance
-from ddl.tokenizer import END_OF_TEXT
 
 ROUNDS = 3
 

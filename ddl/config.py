@@ -14,13 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-ROOT = Path(__file__).resolve().parent.parent
+from ddl.errors import UserError
+from ddl.layout import ROOT
+
 SCALES_DIR = ROOT / "config" / "scales"
 SHOTS = (0, 1)  # demonstrations before an item: Tables 7, 8 and Tables 1, 2
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that a user can put right: the message names the file and the key, what was found and what fits."""
 
 
@@ -34,7 +36,7 @@ class ModelConfig:
     width: int  # d
     heads: int
     # The residual design.
-    residual: str = "additive"  # a key of ddl.residual.RULES
+    residual: str = "additive"  # a key of ddl.model.residual.RULES
     value_channels: int = 1  # d_v
     compressor: Literal["none", "tc", "cc"] = "none"
     embed_conv: bool = False  # EC
@@ -279,7 +281,7 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The learning rates that `ddl.sweep` tries, and for which runs."""
+    """The learning rates that `ddl.training.study` tries, and for which runs."""
 
     sizes: tuple[str, ...]
     variants: tuple[str, ...]

@@ -35,7 +35,7 @@ from IPython.display import Markdown
 from sympy import Symbol
 
 from ddl.ops.rewrite import normalize_direction, rewrite_reference
-from ddl.report import set_style, source
+from ddl.reporting.notebook_style import set_style, source
 
 set_style()
 source(rewrite_reference)

@@ -29,9 +29,9 @@ import torch
 from IPython.display import Markdown
 
 from ddl.config import ModelConfig, from_mapping, load_variants
-from ddl.model import Block, LanguageModel
+from ddl.model.language_model import Block, LanguageModel
 from ddl.ops.rewrite import normalize_direction, rewrite_reference
-from ddl.report import set_style, source
+from ddl.reporting.notebook_style import set_style, source
 
 set_style()
 torch.set_num_threads(1)

@@ -26,10 +26,11 @@ from IPython.display import Markdown
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from ddl.config import load_scale
-from ddl.model import parameter_count
-from ddl.report import save_figure, set_style
-from ddl.results import published
-from ddl.tables import DASH, cell, count, write_table
+from ddl.model.language_model import parameter_count
+from ddl.reporting.figures import save_figure
+from ddl.reporting.notebook_style import set_style
+from ddl.reporting.read_results import published
+from ddl.reporting.table_format import DASH, cell, count, write_table
 
 scale = load_scale(Path(results).name)
 set_style()
@@ -263,6 +264,6 @@ Markdown("\n".join(lines))
 # **Shown:** the layout of a block and of the stack as the package implements it, and that its baseline has the
 # published shapes and the published numbers of parameters to within one million.
 #
-# **Not shown:** that the drawing and the code agree; no assertion can look at a picture. The tests of `ddl/model.py`
-# are what holds the code to the formulas. Exact parameter counts are not published, so a difference below a million
+# **Not shown:** that the drawing and the code agree; no assertion can look at a picture. The tests of the model are
+# what holds the code to the formulas. Exact parameter counts are not published, so a difference below a million
 # would go unnoticed here.

@@ -28,12 +28,12 @@ import torch
 from IPython.display import Markdown
 
 from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, load_variants
-from ddl.model import Block, LanguageModel, parameter_count
+from ddl.model.language_model import Block, LanguageModel, parameter_count
+from ddl.model.residual import COMPRESSORS, Delta, Expand, Gate, MLPDirection, Value, make_rule
 from ddl.ops.compress import compress_channels, compress_tokens
 from ddl.ops.expand import expand_embedding, repeat_embedding
 from ddl.ops.rewrite import rewrite_reference
-from ddl.report import set_style, source
-from ddl.residual import COMPRESSORS, Delta, Expand, Gate, MLPDirection, Value, make_rule
+from ddl.reporting.notebook_style import set_style, source
 
 set_style()
 torch.manual_seed(seed)

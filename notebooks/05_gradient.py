@@ -28,7 +28,8 @@ import torch
 from IPython.display import Markdown
 
 from ddl.config import ModelConfig, from_mapping, load_variants
-from ddl.model import LanguageModel
+from ddl.model.language_model import LanguageModel
+from ddl.model.residual import GATE_LOGIT_LIMIT, Delta
 from ddl.ops.rewrite import (
     gate_backward,
     normalize_direction,
@@ -36,8 +37,8 @@ from ddl.ops.rewrite import (
     rewrite_backward_reference,
     rewrite_reference,
 )
-from ddl.report import look, set_style, source
-from ddl.residual import GATE_LOGIT_LIMIT, Delta
+from ddl.reporting.figures import look
+from ddl.reporting.notebook_style import set_style, source
 
 set_style()
 source(rewrite_reference)

@@ -29,10 +29,10 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from ddl.config import ModelConfig, from_mapping, load_variants
-from ddl.model import LanguageModel, SwiGLU
+from ddl.model.language_model import LanguageModel, SwiGLU
+from ddl.model.residual import Additive, Delta
 from ddl.ops.rewrite import normalize_direction, rewrite_reference
-from ddl.report import set_style, source
-from ddl.residual import Additive, Delta
+from ddl.reporting.notebook_style import set_style, source
 
 set_style()
 torch.set_num_threads(1)

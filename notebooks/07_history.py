@@ -32,16 +32,12 @@ import torch
 from IPython.display import Markdown
 from sympy import Symbol
 
-from ddl.config import ROOT, ModelConfig, from_mapping, load_scale, load_variants
-from ddl.model import LanguageModel
-from ddl.ops.rewrite import (
-    normalize_direction,
-    rewrite_backward_reference,
-    rewrite_reference,
-    undo_rewrite_reference,
-)
-from ddl.report import set_style, source
-from ddl.residual import Delta
+from ddl.config import ModelConfig, from_mapping, load_scale, load_variants
+from ddl.layout import ROOT
+from ddl.model.language_model import LanguageModel
+from ddl.model.residual import Delta
+from ddl.ops.rewrite import normalize_direction, rewrite_backward_reference, rewrite_reference, undo_rewrite_reference
+from ddl.reporting.notebook_style import set_style, source
 
 set_style()
 torch.set_num_threads(1)

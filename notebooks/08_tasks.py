@@ -32,11 +32,11 @@ from pathlib import Path
 import pandas as pd
 
 from ddl.config import SHOTS
-from ddl.contamination import NGRAMS
-from ddl.harness import load_manifest, task_folder
-from ddl.results import Results
-from ddl.tables import DASH, cell
-from ddl.tasks import SIGMAS, TASKS, chance_stderr
+from ddl.evaluation.contamination import NGRAMS
+from ddl.evaluation.lm_eval_tasks import load_manifest, task_folder
+from ddl.evaluation.offline_tasks.build import SIGMAS, TASKS, chance_stderr
+from ddl.reporting.read_results import Results
+from ddl.reporting.table_format import DASH, cell
 
 data = Results(results)
 folder = task_folder(data.scale, Path(results) / "data")

@@ -25,8 +25,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ddl.report import label, look, save_figure, set_style
-from ddl.results import Results
+from ddl.reporting.figures import label, look, save_figure
+from ddl.reporting.notebook_style import set_style
+from ddl.reporting.read_results import Results
 
 set_style()
 data = Results(results)

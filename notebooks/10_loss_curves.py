@@ -24,10 +24,12 @@ results = "results/laptop"
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ddl.numbers import measured, published_numbers
-from ddl.report import draw_curves, save_figure, scale_note, set_style
-from ddl.results import Results
-from ddl.tables import loss_table, write_table
+from ddl.reporting.figures import draw_curves, save_figure, scale_note
+from ddl.reporting.loss_and_cost_tables import loss_table
+from ddl.reporting.notebook_style import set_style
+from ddl.reporting.quoted_numbers import measured, published_numbers
+from ddl.reporting.read_results import Results
+from ddl.reporting.table_format import write_table
 
 set_style()
 data = Results(results)

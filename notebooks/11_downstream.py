@@ -31,11 +31,12 @@ results = "results/laptop"
 import pandas as pd
 
 from ddl.config import SHOTS
-from ddl.downstream import differences, downstream_table, published_accuracy, published_gains
-from ddl.report import scale_note
-from ddl.results import BASELINE, TASK_COLUMNS, Results
-from ddl.tables import DASH, cell, write_table
-from ddl.uncertainty import Z
+from ddl.layout import BASELINE
+from ddl.reporting.accuracy_tables import differences, downstream_table, published_accuracy, published_gains
+from ddl.reporting.figures import scale_note
+from ddl.reporting.read_results import TASK_COLUMNS, Results
+from ddl.reporting.statistics import Z
+from ddl.reporting.table_format import DASH, cell, write_table
 
 data = Results(results)
 several = len(data.scale.seeds) > 1

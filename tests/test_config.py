@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from ddl import config as config_module
-from ddl.config import ROOT, ConfigError, ModelConfig, from_mapping, load_scale, load_variants, scale_names, to_mapping
+from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, load_variants, scale_names, to_mapping
+from ddl.layout import ROOT
 
 SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": 16, "heads": 2}
 
@@ -140,7 +141,7 @@ def test_every_setting_is_read_somewhere():
 
 def test_command_line_prints_one_line_and_exits_2_on_a_mistake():
     done = subprocess.run(
-        [sys.executable, "-m", "ddl.describe", "--scale", "lapdog"],
+        [sys.executable, "-m", "ddl.model.flops", "--scale", "lapdog"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -151,7 +152,7 @@ def test_command_line_prints_one_line_and_exits_2_on_a_mistake():
 
 
 def test_describe_prints_twelve_rows_for_every_scale(capsys):
-    from ddl.describe import main
+    from ddl.model.flops import main
 
     for name in scale_names():
         main(["--scale", name])

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from ddl.config import ROOT
+from ddl.layout import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from ddl.config import ROOT
-from ddl.provenance import atomic, package_code, provenance, sha256_file, user_errors, write_json, write_text
+from ddl.cli import user_errors
+from ddl.code_identity import package_code
+from ddl.files import atomic, sha256_file, write_json, write_text
+from ddl.layout import ROOT
+from ddl.provenance import provenance
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -31,11 +34,11 @@ def test_a_number_that_json_does_not_have_is_refused(tmp_path):
 
 def test_code_of_a_module_is_all_that_it_imports_wherever_the_import_stands():
     assert set(package_code(ROOT / "ddl/config.py")) == {"__init__.py", "config.py"}
-    found = package_code(ROOT / "ddl/train.py")
+    found = package_code(ROOT / "ddl/training/run.py")
     assert {"train.py", "model.py", "ops/__init__.py", "ops/rewrite.py", "provenance.py"} <= set(found)
     assert "tables.py" not in found
-    assert found["model.py"] == sha256_file(ROOT / "ddl/model.py")
-    assert "results.py" in package_code(ROOT / "ddl/report.py")
+    assert found["model.py"] == sha256_file(ROOT / "ddl/model/language_model.py")
+    assert "results.py" in package_code(ROOT / "ddl/reporting/figures.py")
 
 
 def test_provenance_names_code_versions_and_device():

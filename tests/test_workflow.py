@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from project import copy_project
 
-from ddl.config import ROOT, load_scale, load_variants
+from ddl.config import load_scale, load_variants
+from ddl.layout import ROOT
+from tests.helpers.project import copy_project
 
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
 RUNS = 12
@@ -148,7 +149,7 @@ def test_a_training_gets_the_processes_that_its_resources_grant(project, granted
     target = "results/paper/runs/small/baseline/seed0/summary.json"
     done = snakemake(project, target, "-n", "-p", "--resources", f"gpu={granted}")
     assert done.returncode == 0, done.stderr
-    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl.train" in line]
+    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl.training.run" in line]
     assert f"--processes {processes} " in command
 
 
@@ -227,7 +228,7 @@ def test_a_changed_plot_reruns_its_notebook_and_the_paper_only(finished, edited)
 
 @pytest.mark.dag
 def test_a_changed_model_retrains_and_what_it_does_not_touch_stays(finished, edited):
-    edited("ddl/model.py", lambda text: text + "\n# A remark.\n")
+    edited("ddl/model/language_model.py", lambda text: text + "\n# A remark.\n")
     jobs = planned(finished)
     assert jobs["train"] == jobs["evaluate"] == RUNS
     assert {"data", "tasks"}.isdisjoint(jobs)

@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.project import copy_project
+from tests.helpers.project import copy_project
 
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"]

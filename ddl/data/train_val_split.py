@@ -1,0 +1,118 @@
+"""Split documents into training and validation, with nothing of validation in training.
+
+The split hashes the normalised text of a document, so exact duplicates always fall on the same side, and a document
+stays on its side when others join the corpus. Near duplicates across the split are found exactly, not by sketches: a
+validation document goes when too many of its word shingles occur anywhere in training.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddl.data.documents import Document
+
+SHINGLE_WORDS = 8
+MAX_SHARED = 0.5  # of the distinct shingles of a validation document
+
+EXACT_DEFINITION = (
+    "exact: documents that agree up to case and white space; one of them is kept, and the split is by a hash of "
+    "this normal form, so none are on both sides"
+)
+NEAR_DEFINITION = (
+    f"{EXACT_DEFINITION}; near: a validation document of whose distinct {SHINGLE_WORDS}-word shingles (lower-case "
+    f"runs of letters, digits and underscores) at least {MAX_SHARED:.0%} occur in the training documents is removed"
+)
+
+_WORD = re.compile(r"\w+")
+# Odd factors, one a place in the shingle: a shingle's hash is the sum of word hash x factor modulo 2^64.
+_FACTORS = np.array([pow(0x9E3779B97F4A7C15, place + 1, 1 << 64) for place in range(SHINGLE_WORDS)], dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two sides and how many documents were left out."""
+
+    train: list[Document]
+    val: list[Document]
+    exact_removed: int
+    near_removed: int
+
+    def report(self) -> dict[str, Any]:
+        """What was removed, for the manifest."""
+        return {
+            "near_definition": NEAR_DEFINITION,
+            "exact_removed": self.exact_removed,
+            "near_removed": self.near_removed,
+        }
+
+
+def text_key(text: str) -> bytes:
+    """A 16-byte hash of the text without case and with single spaces: equal for exact duplicates."""
+    return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
+
+
+def in_validation(key: bytes, val_fraction: float) -> bool:
+    """Whether a document with this `text_key` is held out; true for `val_fraction` of all keys."""
+    return int.from_bytes(key[:8], "big") < val_fraction * 2**64
+
+
+def split_documents(documents: Iterable[Document], val_fraction: float) -> Split:
+    """Split by hash and remove duplicates; see `NEAR_DEFINITION`. The order of the documents is kept.
+
+    Args:
+        val_fraction: expected share of validation before its near duplicates are removed, in (0, 1).
+    """
+    train: list[Document] = []
+    val: list[Document] = []
+    seen, exact_removed = set(), 0
+    for document in documents:
+        key = text_key(document.text)
+        if key in seen:
+            exact_removed += 1
+            continue
+        seen.add(key)
+        (val if in_validation(key, val_fraction) else train).append(document)
+    shared = shared_fractions([document.text for document in val], [document.text for document in train])
+    kept = [document for document, fraction in zip(val, shared, strict=True) if fraction < MAX_SHARED]
+    return Split(train, kept, exact_removed, len(val) - len(kept))
+
+
+def shared_fractions(texts: list[str], reference: list[str]) -> np.ndarray:
+    """For each text the share of its distinct shingles that occur in any reference text, float64 [len(texts)]."""
+    hasher = _ShingleHasher()
+    known = np.unique(np.concatenate([np.empty(0, np.uint64), *(hasher(text) for text in reference)]))
+    fractions = np.zeros(len(texts))
+    for row, text in enumerate(texts):
+        shingles = np.unique(hasher(text))
+        if known.size:
+            places = np.searchsorted(known, shingles).clip(max=known.size - 1)
+            fractions[row] = np.mean(known[places] == shingles)
+    return fractions
+
+
+class _ShingleHasher:
+    """Text -> uint64 hashes of its shingles, with repeats; a shorter text is one shingle of all its words."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, int] = {}  # Python's own hash differs from run to run
+
+    def __call__(self, text: str) -> np.ndarray:
+        words = np.fromiter((self._word(word) for word in _WORD.findall(text.lower())), dtype=np.uint64)
+        width = min(SHINGLE_WORDS, len(words))
+        if width == 0:
+            return np.zeros(1, np.uint64)
+        total = np.zeros(len(words) - width + 1, np.uint64)
+        for place in range(width):
+            total += words[place : place + len(total)] * _FACTORS[place]
+        return total
+
+    def _word(self, word: str) -> int:
+        value = self._hashes.get(word)
+        if value is None:
+            value = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+            self._hashes[word] = value
+        return value

@@ -1,0 +1,136 @@
+"""What of the evaluation items a model may have seen: n-grams of tokens that occur in the training shards.
+
+`ddl contamination --scale laptop --data results/laptop/data --out results/laptop` writes contamination.json,
+the shares of each task, and contamination.parquet with a row an item, so that scores can be had of clean items alone.
+
+An item counts with its right answer. Eight tokens in a row are often a turn of phrase; thirteen, the length that others
+use for words, are rarely shared by accident. An item may still be known in other words, which no n-gram shows.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddl.cli import user_errors
+from ddl.config import ConfigError, load_scale
+from ddl.data.sequences import load_manifest
+from ddl.data.shard_format import DataError, open_shard
+from ddl.data.tokenizer import TokenizerError, load_tokenizer
+from ddl.evaluation.lm_eval_tasks import HarnessError, open_tasks, prepare_environment, solved, task_folder
+from ddl.files import atomic, write_json
+from ddl.provenance import provenance
+
+NGRAMS = (8, 13)
+CHUNK = 1 << 22  # tokens of a shard at a time
+TABLE_BITS = 24  # a first look at a table of bits spares nearly all n-grams of the corpus the search
+# An n-gram is the sum of its tokens times these, modulo 2^64. Two that differ agree by chance once in 2^64.
+FACTORS = np.random.default_rng(0).integers(0, 1 << 64, size=max(NGRAMS), dtype=np.uint64) | np.uint64(1)
+
+
+def hashes(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(n, uint64 hashes of all n-grams, in order) for each n; none where there are fewer tokens."""
+    total = np.zeros(len(tokens), dtype=np.uint64)
+    wide = tokens.astype(np.uint64)
+    for k, factor in enumerate(FACTORS[: len(tokens)]):
+        total[: len(tokens) - k] += wide[k:] * factor
+        if k + 1 in NGRAMS:
+            yield k + 1, total[: len(tokens) - k].copy()
+
+
+class Seen:
+    """Which of some n-grams occur in a corpus.
+
+    Args:
+        wanted: uint64 hashes of n-grams, in any order, repeated or not.
+    """
+
+    def __init__(self, wanted: np.ndarray) -> None:
+        self.wanted = np.unique(wanted)
+        self.found = np.zeros(len(self.wanted), dtype=bool)
+        self.shift = np.uint64(64 - TABLE_BITS)
+        self.table = np.zeros(1 << TABLE_BITS, dtype=bool)
+        self.table[self.wanted >> self.shift] = True
+
+    def look(self, corpus: np.ndarray) -> None:
+        """Note which are among the hashes of a stretch of the corpus."""
+        candidates = np.unique(corpus[self.table[corpus >> self.shift]])
+        self.found |= np.isin(self.wanted, candidates, assume_unique=True)
+
+    def of(self, item: np.ndarray) -> np.ndarray:
+        """bool: whether each n-gram of an item was found."""
+        return self.found[np.searchsorted(self.wanted, item)]
+
+
+def measure(texts: dict[str, list[str]], data: Path) -> pd.DataFrame:
+    """How much of each text occurs in the training split.
+
+    Args:
+        texts: task -> texts of its items.
+        data: the folder of `ddl.data.build`.
+
+    Returns:
+        Rows of task, item (its place), and for each n `share_<n>` of its n-grams (NaN where it is shorter).
+
+    Raises:
+        DataError: a shard is missing or damaged.
+        TokenizerError: the tokenizer is.
+    """
+    manifest = load_manifest(data / "manifest.json")
+    tokenizer = load_tokenizer(data / manifest["tokenizer"]["file"])
+    rows, grams = [], []
+    for task, members in texts.items():
+        for index, encoding in enumerate(tokenizer.encode_batch(members, add_special_tokens=False)):
+            rows.append({"task": task, "item": index})
+            grams.append(dict(hashes(np.array(encoding.ids))))
+    empty = np.zeros(0, dtype=np.uint64)
+    seen = {n: Seen(np.concatenate([found.get(n, empty) for found in grams])) for n in NGRAMS}
+    for shard in manifest["splits"]["train"]["shards"]:
+        tokens = open_shard(data / shard["file"])
+        for start in range(0, len(tokens), CHUNK):
+            for n, corpus in hashes(np.asarray(tokens[start : start + CHUNK + max(NGRAMS) - 1])):
+                seen[n].look(corpus)
+    for row, found in zip(rows, grams, strict=True):
+        row |= {f"share_{n}": float(seen[n].of(found[n]).mean()) if n in found else float("nan") for n in NGRAMS}
+    return pd.DataFrame(rows)
+
+
+def summarize(items: pd.DataFrame) -> dict[str, Any]:
+    """Task -> n -> items long enough to have an n-gram, and the shares of them with any, and with all in training."""
+    summary: dict[str, Any] = {}
+    for task, found in items.groupby("task", sort=False):
+        summary[str(task)] = {}
+        for n in NGRAMS:
+            shares = found[f"share_{n}"].dropna()
+            touched = {"any": float((shares > 0).mean()), "all": float((shares == 1).mean())} if len(shares) else {}
+            summary[str(task)][str(n)] = {"items": len(shares), **touched}
+    return summary
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: measure the tasks of a scale and print a line each."""
+    parser = argparse.ArgumentParser(description="Look for evaluation items in the training shards.")
+    parser.add_argument("--scale", required=True, help="a name in config/scales")
+    parser.add_argument("--data", type=Path, required=True, help="results/<scale>/data")
+    parser.add_argument("--out", type=Path, required=True, help="folder of contamination.json and .parquet")
+    arguments = parser.parse_args(argv)
+    prepare_environment()
+    with user_errors(ConfigError, DataError, TokenizerError, HarnessError):
+        folder = task_folder(load_scale(arguments.scale), arguments.data)
+        with open_tasks(folder) as tasks:
+            texts = {name: [solved(task.task, doc) for doc in task.task.eval_docs] for name, task in tasks.items()}
+        items = measure(texts, arguments.data)
+    summary = summarize(items)
+    with atomic(arguments.out / "contamination.parquet") as temporary:
+        items.to_parquet(temporary, engine="pyarrow", compression="zstd", index=False)
+    write_json(arguments.out / "contamination.json", {"tasks": summary, "provenance": provenance()})
+    for task, found in summary.items():
+        parts = [f"{n} tokens {100 * found[str(n)].get('any', 0):.1f} % of {found[str(n)]['items']}" for n in NGRAMS]
+        print(f"{task}: items with an n-gram that is in training: {', '.join(parts)}")
+
+
+if __name__ == "__main__":
+    main()

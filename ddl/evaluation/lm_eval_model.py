@@ -1,0 +1,142 @@
+"""How lm-evaluation-harness sees a model: `ddl lm-eval --model_args pretrained=RUN --tasks arc_easy`.
+
+The harness makes prompts and computes accuracies; it asks a model for log-likelihoods, which
+`ddl.evaluation.loglikelihood` computes. Importing this module registers the model "ddl" with the harness, whose own
+import takes seconds, so others import it inside the functions that need it.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tokenizers import Tokenizer
+
+from ddl.data.tokenizer import end_of_text_id, load_tokenizer
+from ddl.evaluation.loglikelihood import BATCH_TOKENS, ForeignModel, OwnModel, Scored, Scorer
+from ddl.model.language_model import LanguageModel
+from ddl.model.run_files import ModelFileError, load_model
+
+Encode = Callable[[str], list[int]]
+
+
+@register_model("ddl")
+class DDL(TemplateLM):
+    """A model of this package, or any causal model of transformers, in fp32.
+
+    A prompt gets no token in front; an empty one is the end-of-text token (for a foreign model its first token, where
+    it has one).
+
+    Args:
+        pretrained: a model, or a folder with one: a run of `ddl.training.run` or what `save_pretrained` wrote.
+        tokenizer: tokenizer.json; None for the one in the folder.
+        batch_tokens: of one forward pass, padding included.
+        device: e.g. "cuda:1"; None for a GPU if there is one.
+        share: whether the choices of a question share the computation of their context.
+        unused: what the harness passes to every model; a batch here is measured in tokens, not in requests.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path | LanguageModel,
+        tokenizer: str | Path | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        device: str | None = None,
+        share: bool = True,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model, self._encode, self._end, self._begin = load(pretrained, tokenizer, self._device)
+        self.scorer = Scorer(model, batch_tokens, share)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._end
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._begin
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
+        return self._encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, **unused: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        return self.scorer.score(pairs, progress=not disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, cut into stretches of the model's length."""
+        length, stretches = self.scorer.model.sequence_length, []
+        for index, request in enumerate(requests):
+            tokens = self._encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, self._begin, length, 1):
+                stretches.append((index, make_disjoint_window(window)))
+        totals = [0.0] * len(requests)
+        scores = self.scorer.score([pair for _, pair in stretches], progress=not disable_tqdm)
+        for (index, _), (score, _) in zip(stretches, scores, strict=True):
+            totals[index] += score
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        raise NotImplementedError("--model ddl scores texts; for tasks that generate one use --model hf")
+
+
+def load(
+    pretrained: str | Path | LanguageModel, tokenizer: str | Path | None, device: torch.device
+) -> tuple[Scored, Encode, int, int]:
+    """A model on its device, its tokenizer's encoder, end-of-text token, and the token that an empty prompt becomes.
+
+    Raises:
+        ModelFileError: the folder holds no whole model.
+        TokenizerError: the tokenizer is missing or not readable.
+    """
+    if isinstance(pretrained, LanguageModel):
+        if tokenizer is None:
+            raise ModelFileError("a model without a folder needs tokenizer=PATH")
+        return _own(pretrained.to(device), Path(tokenizer))
+    folder = Path(pretrained)
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise ModelFileError(f"{folder / 'config.json'}: not found or no model config, expected a model") from None
+    if kind == "ddl":
+        return _own(load_model(folder, device), Path(tokenizer or folder / "tokenizer.json"))
+    return _foreign(folder, tokenizer, device)
+
+
+def _own(model: LanguageModel, path: Path) -> tuple[Scored, Encode, int, int]:
+    tokenizer = load_tokenizer(path)
+    end = end_of_text_id(tokenizer)
+    return OwnModel(model), _encoder(tokenizer), end, end
+
+
+def _foreign(folder: Path, tokenizer: str | Path | None, device: torch.device) -> tuple[Scored, Encode, int, int]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        found = AutoTokenizer.from_pretrained(Path(tokenizer).parent if tokenizer else folder)
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{folder}: no causal model that transformers can read: {str(error).strip()}") from None
+
+    def encode(text: str) -> list[int]:
+        return found.encode(text, add_special_tokens=False)
+
+    begin = found.eos_token_id if found.bos_token_id is None else found.bos_token_id
+    return ForeignModel(model.to(device)), functools.lru_cache(maxsize=1024)(encode), found.eos_token_id, begin
+
+
+def _encoder(tokenizer: Tokenizer) -> Encode:
+    @functools.lru_cache(maxsize=1024)  # the choices of an item follow one another and share their prompt
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return encode

@@ -1,0 +1,223 @@
+"""The tasks of a folder as lm-evaluation-harness runs them.
+
+A folder holds items and a manifest; `ddl tasks` makes one offline, `ddl benchmarks` one of the paper's eight.
+The harness makes prompts from them by its own task definitions, asks the model, and computes the accuracies. It is
+imported inside the functions that need it, because that takes seconds and reads the environment.
+"""
+
+import io
+import json
+import math
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ddl.config import Scale
+from ddl.errors import UserError
+from ddl.evaluation.paper_benchmarks import FOLDER
+from ddl.files import sha256_file
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.task import ConfigurableTask
+
+SEED = 1234  # of the demonstrations and of the global generators, the harness' own default
+
+
+class HarnessError(UserError):
+    """Tasks that cannot be run: the message says what is missing or does not fit."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One column of the tables: by which metric it is scored, what guessing scores, and the harness' task."""
+
+    column: str
+    metric: str
+    chance: float
+    task: "ConfigurableTask"
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of tasks, once every file is the one it lists.
+
+    Raises:
+        HarnessError: naming the file that is missing or changed, and the command that makes it.
+    """
+    path = folder / "manifest.json"
+    remedy = "run ddl tasks"
+    if folder == FOLDER:
+        remedy = f"on a machine with a network run ddl benchmarks, and copy {FOLDER} here"
+    try:
+        manifest = json.loads(path.read_text())
+        entries = [task[split] for task in manifest["tasks"].values() for split in ("train", "test")]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise HarnessError(f"{path}: not found or no manifest of tasks: {remedy}") from None
+    for entry in entries:
+        file = folder / entry["file"]
+        if not file.is_file():
+            raise HarnessError(f"{file}: not found, expected the items listed in {path.name}: {remedy}")
+        if sha256_file(file) != entry["sha256"]:
+            raise HarnessError(f"{file}: not the items listed in {path.name}, SHA-256 differs: {remedy}")
+    return manifest
+
+
+def task_folder(scale: Scale, data: Path) -> Path:
+    """Where the tasks of a scale are; `data` is results/<scale>/data."""
+    return data / "tasks" if scale.evaluation.tasks == "offline" else FOLDER
+
+
+def prepare_environment() -> None:
+    """Quiet libraries and no network; read when `datasets` is imported, so call this before."""
+    os.environ |= {"LMEVAL_LOG_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+@contextmanager
+def open_tasks(folder: Path, names: Sequence[str] = ()) -> Iterator[dict[str, Task]]:
+    """The tasks of a folder, name -> task, in the paper's column order; their caches live as long as the block.
+
+    Args:
+        names: those wanted; all if there are none.
+
+    Raises:
+        HarnessError: items that are missing or changed, or a name that the folder does not have.
+    """
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    manifest = load_manifest(folder)
+    for name in names:
+        if name not in manifest["tasks"]:
+            raise HarnessError(f"{folder}: no task {name!r}, expected some of {', '.join(manifest['tasks'])}")
+    wanted = {name: entry for name, entry in manifest["tasks"].items() if not names or name in names}
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="ddl-tasks-") as temporary:
+        for name, entry in wanted.items():
+            # JSON is YAML, and needs no care with quotes. A cache of its own: the shared one serves old items for a
+            # file of equal size and date.
+            text = json.dumps({"task": name, **definition(folder, entry, f"{temporary}/cache")})
+            Path(temporary, f"{name}.yaml").write_text(text)
+        # Without the harness' own definitions, of which there are thousands, this takes no time.
+        manager = TaskManager(include_path=temporary, include_defaults=False)
+        loaded = manager.load(list(wanted))["tasks"]
+        yield {
+            name: Task(entry["column"], entry["metric"], entry["chance"], loaded[name])
+            for name, entry in wanted.items()
+        }
+
+
+def definition(folder: Path, entry: dict[str, Any], cache: str) -> dict[str, Any]:
+    """How the harness is to read a task of a manifest: a benchmark by its own definition, with other files."""
+    import lm_eval
+
+    shipped = Path(lm_eval.__file__).parent / "tasks"
+    scored = entry.get("split", "test")
+    files = {"train": folder / entry["train"]["file"], scored: folder / entry["test"]["file"]}
+    data: dict[str, Any] = {
+        "dataset_path": "parquet" if "definition" in entry else "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {k: str(v.resolve()) for k, v in files.items()}, "cache_dir": cache},
+    }
+    if "definition" in entry:
+        return {"include": str(shipped / entry["definition"]), **data}
+    data |= {"training_split": "train", "fewshot_split": "train", "validation_split": None, "test_split": "test"}
+    if entry["winogrande"]:
+        return {"include": str(shipped / "winogrande" / "default.yaml"), **data}
+    return data | {
+        "output_type": "multiple_choice",
+        "doc_to_text": "query",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in dict.fromkeys(("acc", "acc_norm", entry["metric"]))
+        ],
+    }
+
+
+def run_tasks(lm: "TemplateLM", tasks: dict[str, Task], shots: int) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Evaluate every task with `shots` demonstrations.
+
+    Returns:
+        "tasks": task -> column, metric, value, stderr, n, chance, acc, acc_norm; "average": value, stderr, chance;
+        all fractions, standard errors of the items' mean as the harness has them. And a row an item: task, item (its
+        place in the split), gold, correct (by the task's metric), log_likelihoods of the choices in nats.
+    """
+    from lm_eval import evaluate
+
+    for task in tasks.values():
+        task.task.set_config(key="num_fewshot", value=shots)
+        task.task.set_fewshot_seed(seed=SEED)  # the sampler has a state: a second model would see other prompts
+    random.seed(0)  # as the harness' command line does, for tasks that draw from the global generators
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    # `simple_evaluate` does the same after a second of asking for the versions of everything installed.
+    with redirect_stderr(io.StringIO()):  # progress bars without a switch; errors are exceptions and come through
+        output = evaluate(
+            lm=lm,
+            task_dict={"tasks": {name: task.task for name, task in tasks.items()}, "groups": {}, "group_map": {}},
+            log_samples=True,
+            bootstrap_iters=1,  # standard errors of means have a closed form, but 0 would switch them off
+        )
+    results = {}
+    for name, task in tasks.items():
+        found = output["results"][name]
+        results[name] = {
+            "column": task.column,
+            "metric": task.metric,
+            "value": found[f"{task.metric},none"],
+            "stderr": found[f"{task.metric}_stderr,none"],
+            "n": output["n-samples"][name]["effective"],
+            "chance": task.chance,
+            "acc": found["acc,none"],
+            "acc_norm": found.get("acc_norm,none"),  # tasks in the form of WinoGrande and Social IQA have none
+        }
+    rows = [
+        {
+            "task": name,
+            "item": sample["doc_id"],
+            "gold": gold_index(task.task, sample["doc"]),
+            "correct": bool(sample[task.metric]),
+            "log_likelihoods": [float(score) for score, _ in sample["filtered_resps"]],
+        }
+        for name, task in tasks.items()
+        for sample in output["samples"][name]
+    ]
+    return {"tasks": results, "average": average(list(results.values()))}, pd.DataFrame(rows)
+
+
+def gold_index(task: "ConfigurableTask", doc: dict[str, Any]) -> int:
+    """Which choice of an item is right, as the harness finds it."""
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    return gold if isinstance(gold, int) else task.doc_to_choice(doc).index(gold)
+
+
+def solved(task: "ConfigurableTask", doc: dict[str, Any]) -> str:
+    """The text of an item with its right answer, as a model without demonstrations sees it."""
+    choice = task.doc_to_choice(doc)[gold_index(task, doc)]
+    before, after = (choice, task.doc_to_target(doc)) if task.multiple_input else (task.doc_to_text(doc), choice)
+    return f"{before}{task.config.target_delimiter}{after}"
+
+
+def average(results: list[dict[str, Any]]) -> dict[str, float]:
+    """The unweighted mean over tasks, as in the tables of the paper.
+
+    Its standard error takes the errors of the tasks for independent, which holds as far as no item serves two tasks;
+    between two models on the same items errors are correlated, so it does not bound their difference
+    (`ddl.reporting.statistics` does).
+    """
+    n = len(results)
+    return {
+        "value": math.fsum(result["value"] for result in results) / n,
+        "stderr": math.sqrt(math.fsum(result["stderr"] ** 2 for result in results)) / n,
+        "chance": math.fsum(result["chance"] for result in results) / n,
+    }

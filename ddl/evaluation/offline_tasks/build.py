@@ -1,0 +1,275 @@
+"""Eight offline multiple-choice tasks from held-out documents: `ddl tasks --scale laptop --data D --out DIR`.
+
+They stand in for the paper's eight benchmarks where nothing may be downloaded: same columns, same numbers of choices,
+same harness, one line of held-out prose per item. They measure local plausibility (which word, ending, order or number
+fits here), because that is what a model of a million parameters has learnt after a million tokens.
+
+What keeps the scores honest: a line serves one task only, so that columns are not correlated through their items; lines
+that occur in a training document are dropped; demonstrations come from other documents than test items, so that no
+prompt shows an answer; and `checks` in the manifest says how a unigram prior and "always the shortest" score.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ddl.cli import user_errors
+from ddl.config import SHOTS, ConfigError, Scale, load_scale
+from ddl.data.sequences import load_manifest
+from ddl.data.shard_format import DataError
+from ddl.data.tokenizer import load_tokenizer
+from ddl.evaluation.offline_tasks import item_builders as items
+from ddl.evaluation.offline_tasks.item_builders import Item
+from ddl.evaluation.offline_tasks.prose_lines import (
+    ITEMS_PER_DOCUMENT,
+    SEED,
+    Line,
+    Statistics,
+    TaskError,
+    collect,
+    fit_context,
+    read_documents,
+    read_lines,
+    scan_training,
+)
+from ddl.files import sha256_file, write_json, write_text
+from ddl.provenance import provenance
+
+DEMO_SHARE = 8  # one document in eight, and an eighth as many items, are kept for few-shot demonstrations
+MIN_DEMOS = 8
+RESERVED_TOKENS = 2  # between a demonstration and the item
+SIGMAS = 3.0  # a check passes within this many standard errors of chance
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the eight.
+
+    `cells` quotas are filled equally. In a `winogrande` item the option stands in the context and the text after it is
+    scored; otherwise the choice itself is.
+    """
+
+    name: str
+    column: str  # of the paper's tables
+    choices: int
+    metric: str  # as the harness calls it
+    cells: int
+    build: Callable[[Line, Statistics, random.Random], Item | None]
+    winogrande: bool = False
+
+    @property
+    def chance(self) -> float:
+        return 1.0 / self.choices
+
+
+# In the paper's column order.
+TASKS = (
+    Task("doc_cloze_hard", "ARC-C", 4, "acc", 4, items.cloze_hard),
+    Task("doc_cloze", "ARC-E", 4, "acc", 4, items.cloze),
+    Task("doc_ending", "Hellaswag", 4, "acc_mutual_info", 1, items.ending),
+    Task("doc_order", "OpenBookQA", 4, "acc", 1, items.order),
+    Task("doc_number", "PIQA", 2, "acc", 4, items.number),
+    Task("doc_last_word", "SciQ", 4, "acc", 4, items.last_word),
+    Task("doc_function_word", "Social IQA", 3, "acc", len(items.PREPOSITIONS), items.function_word),
+    Task("doc_pair", "WG", 2, "acc", 2, items.pair, winogrande=True),
+)
+# Tasks that few lines suit choose theirs first.
+CHOOSING_ORDER = ("doc_number", "doc_function_word", "doc_last_word", "doc_order", "doc_pair")
+
+
+def build_tasks(scale: Scale, data: Path, out: Path) -> dict[str, Any]:
+    """Write `<task>.{train,test}.jsonl` and `manifest.json` to `out`; the items are a function of the documents alone.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        TaskError: the corpus has no documents, or too few lines for the items asked for.
+        DataError: data that are missing or damaged.
+    """
+    manifest = load_manifest(data / "manifest.json")
+    if scale.evaluation.tasks != "offline" or manifest.get("documents") is None:
+        raise TaskError(f"{data}: offline tasks need evaluation.tasks: offline and a corpus that keeps its documents")
+    tokenizer = load_tokenizer(data / manifest["tokenizer"]["file"])
+    # A prompt with the largest number of demonstrations fits without truncation.
+    limit = scale.sequence_length // (1 + max(SHOTS)) - RESERVED_TOKENS
+    documents = list(read_documents(data / manifest["documents"]["val"]["file"]))
+    lines = fit_context(read_lines(documents), tokenizer, limit)
+    counts, prose, known = scan_training(data / manifest["documents"]["train"]["file"], {line.text for line in lines})
+    eligible = [line for line in lines if line.text not in known]
+    statistics = collect(counts, prose, eligible, tokenizer)
+    n = scale.evaluation.items_per_task
+    wanted = {"test": n, "train": max(MIN_DEMOS, n // DEMO_SHARE)}
+    files: dict[str, dict[str, Any]] = {task.name: {} for task in TASKS}
+    checks: dict[str, dict[str, Any]] = {}
+    used = {}
+    for split, count in wanted.items():
+        pool = [line for line in eligible if is_demo(line.document) == (split == "train")]
+        rows = choose_items(pool, statistics, tokenizer, limit, split, count)
+        used[split] = {"lines": len(pool), "used": sum(len(part) for part in rows.values())}
+        for task in TASKS:
+            path = out / f"{task.name}.{split}.jsonl"
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows[task.name]))
+            files[task.name][split] = {"file": path.name, "n": count, "sha256": sha256_file(path)}
+            if split == "test":
+                checks[task.name] = run_checks(task, rows[task.name], statistics)
+    result = {
+        "tasks": {task.name: describe(task, n) | files[task.name] | {"checks": checks[task.name]} for task in TASKS},
+        "lines": {"held_out": len(lines), "in_training": len(lines) - len(eligible), **used},
+        "item_tokens": limit,
+        "documents": {split: entry["sha256"] for split, entry in manifest["documents"].items()},
+        "tokenizer": manifest["tokenizer"]["sha256"],
+        "provenance": provenance(),
+    }
+    write_json(out / "manifest.json", result)
+    return result
+
+
+def describe(task: Task, n: int) -> dict[str, Any]:
+    """What an evaluation has to know about a task of n items."""
+    return {
+        "column": task.column,
+        "metric": task.metric,
+        "choices": task.choices,
+        "n": n,
+        "chance": task.chance,
+        "chance_stderr": chance_stderr(task.chance, n),
+        "winogrande": task.winogrande,
+    }
+
+
+def chance_stderr(chance: float, n: int) -> float:
+    """Standard error of the accuracy of a guesser on n items."""
+    return math.sqrt(chance * (1.0 - chance) / n)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_demo(document: str) -> bool:
+    """Whether a held-out document serves demonstrations: a fixed eighth of all names, whatever else is held out."""
+    return hashlib.sha256(document.encode()).digest()[0] % DEMO_SHARE == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From lines to items
+
+
+def choose_items(
+    lines: list[Line], statistics: Statistics, tokenizer: Tokenizer, limit: int, split: str, count: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Partition `lines` over the tasks: task -> `count` rows as they are written.
+
+    Raises:
+        TaskError: naming the task that found too few lines.
+    """
+    order = sorted(TASKS, key=lambda task: (*CHOOSING_ORDER, task.name).index(task.name))
+    left, rows = dict.fromkeys(lines), {}
+    for task in order:
+        rng = random.Random(f"{SEED} {task.name} {split}")
+        quota = [count // task.cells + (cell < count % task.cells) for cell in range(task.cells)]
+        rng.shuffle(quota)
+        per_document: Counter[str] = Counter()
+        chosen: list[tuple[Line, Item]] = []
+        for line in rng.sample(list(left), len(left)):
+            if len(chosen) == count:
+                break
+            if per_document[line.document] >= ITEMS_PER_DOCUMENT:
+                continue
+            item = task.build(line, statistics, rng)
+            if item is None or quota[item.cell] == 0 or item_tokens(item, tokenizer) > limit:
+                continue
+            quota[item.cell] -= 1
+            per_document[line.document] += 1
+            chosen.append((line, item))
+            del left[line]
+        if len(chosen) < count:
+            raise TaskError(
+                f"{task.name}: {len(chosen)} {split} items found among {len(lines)} held-out lines, {count} needed: "
+                "raise corpus.val_fraction or lower evaluation.items_per_task"
+            )
+        positions = [index % task.choices for index in range(count)]
+        rng.shuffle(positions)
+        rows[task.name] = [row(task, *pair, position) for pair, position in zip(chosen, positions, strict=True)]
+    return rows
+
+
+def item_tokens(item: Item, tokenizer: Tokenizer) -> int:
+    """Tokens of the query with the longest of the choices."""
+    texts = [f"{item.query} {choice} {item.after}".rstrip() for choice in (item.gold, *item.others)]
+    return max(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
+
+
+def row(task: Task, line: Line, item: Item, position: int) -> dict[str, Any]:
+    """The JSON of an item whose gold stands at `position`, in the schema that its harness task reads."""
+    choices = [*item.others[:position], item.gold, *item.others[position:]]
+    if task.winogrande:
+        options = {f"option{i}": choice for i, choice in enumerate(choices, 1)}
+        sentence = f"{item.query} _ {item.after}"
+        return {"sentence": sentence, **options, "answer": str(position + 1), "document": line.document}
+    return {"query": item.query, "choices": choices, "gold": position, "document": line.document}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def run_checks(task: Task, rows: list[dict[str, Any]], statistics: Statistics) -> dict[str, Any]:
+    """Score the test items without reading them: by training word frequency, and by length.
+
+    In the WinoGrande form it is the options that are scored, because the text after them is the same.
+    """
+    scores = {"unigram": statistics.log_probability, "shortest": lambda text: -float(len(text))}
+    return {name: guess(task, rows, score) for name, score in scores.items()}
+
+
+def guess(task: Task, rows: list[dict[str, Any]], score: Callable[[str], float]) -> dict[str, Any]:
+    """Accuracy of taking the choice with the best score; among k equals each counts 1/k."""
+    credits = []
+    for entry in rows:
+        choices = [entry["option1"], entry["option2"]] if task.winogrande else entry["choices"]
+        gold = int(entry["answer"]) - 1 if task.winogrande else entry["gold"]
+        values = [round(score(choice), 9) for choice in choices]
+        best = [index for index, value in enumerate(values) if value == max(values)]
+        credits.append((gold in best) / len(best))
+    n = len(credits)
+    value = math.fsum(credits) / n
+    variance = math.fsum((credit - value) ** 2 for credit in credits) / max(1, n - 1)
+    ok = abs(value - task.chance) <= SIGMAS * chance_stderr(task.chance, n)
+    return {"value": value, "stderr": math.sqrt(variance / n), "ok": ok}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: build the tasks and print one line each."""
+    parser = argparse.ArgumentParser(description="Build the offline tasks from held-out documents.")
+    parser.add_argument("--scale", required=True, help="a name in config/scales")
+    parser.add_argument("--data", type=Path, required=True, help="results/<scale>/data")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the items")
+    arguments = parser.parse_args(argv)
+    with user_errors(ConfigError, DataError, TaskError):
+        manifest = build_tasks(load_scale(arguments.scale), arguments.data, arguments.out)
+    for name, task in manifest["tasks"].items():
+        checks = [
+            f"{check} {result['value']:.3f}{'' if result['ok'] else ' (WARNING: not at chance)'}"
+            for check, result in task["checks"].items()
+        ]
+        print(f"{name}: {task['n']} items, chance {task['chance']:.3f}, {', '.join(checks)}")
+    lines = manifest["lines"]
+    print(
+        f"lines: {lines['held_out']} held out, {lines['in_training']} of them in training, "
+        f"{lines['test']['used']} of {lines['test']['lines']} used for test items, "
+        f"{lines['train']['used']} of {lines['train']['lines']} for demonstrations"
+    )
+
+
+if __name__ == "__main__":
+    main()

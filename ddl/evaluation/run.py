@@ -1,0 +1,204 @@
+"""Evaluate a model: the eight tasks (Tables 1, 2, 7, 8) and, with the data of a scale, the validation loss (Table 3).
+
+A folder with a model of this package or of transformers, on the paper's benchmarks or on the offline tasks of a scale:
+
+    ddl evaluate --run DIR
+    ddl evaluate --run DIR --items results/laptop/data/tasks --tasks doc_order doc_pair --shots 0 --out D
+
+As the workflow does it, with the settings, data and tokenizer of a scale, validation loss included:
+
+    ddl evaluate --scale laptop --data results/laptop/data --run results/laptop/runs/small/ddl-cc/seed0 \\
+        --out D
+
+In place of `--run`, `--random-init --size small --variant baseline` evaluates untrained weights there: a control that
+has to come out at chance. `--out` gets `<n>shot.json`, `<n>shot.parquet` with a row an item, and validation.json.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from ddl.cli import user_errors
+from ddl.config import SHOTS, ConfigError, Scale, load_scale
+from ddl.data.sequences import TokenSequences, load_manifest
+from ddl.data.shard_format import DataError
+from ddl.data.tokenizer import TokenizerError
+from ddl.errors import UserError
+from ddl.evaluation.lm_eval_tasks import HarnessError, open_tasks, prepare_environment, run_tasks, task_folder
+from ddl.evaluation.loglikelihood import BATCH_TOKENS, ScoringError, head
+from ddl.evaluation.paper_benchmarks import FOLDER
+from ddl.files import atomic, write_json
+from ddl.model.language_model import LanguageModel
+from ddl.model.run_files import ModelFileError, load_model
+from ddl.provenance import provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from lm_eval.api.model import TemplateLM
+
+
+class EvaluationError(UserError):
+    """A model and data that do not belong together."""
+
+
+@torch.inference_mode()
+def validation_loss(
+    model: LanguageModel, data: TokenSequences, batch_tokens: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Mean loss per token over the whole split, in nats.
+
+    Returns:
+        val_loss; val_loss_stderr, from the spread of the sequences' means, which takes sequences for independent;
+        val_perplexity; tokens, the number of predictions.
+    """
+    device = model.embedding.weight.device
+    rows = max(1, batch_tokens // data.sequence_length)
+    losses = []
+    for start in range(0, len(data), rows):
+        inputs, targets = data.batch(range(start, min(start + rows, len(data))))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            hidden = model.hidden(inputs.to(device)).flatten(0, 1)
+            parts = [
+                F.cross_entropy(logits, part, reduction="none")
+                for logits, part in head(model.logits, hidden, targets.to(device).flatten())
+            ]
+        losses.append(torch.cat(parts).view(len(inputs), -1).double().mean(1).cpu())
+    means = torch.cat(losses)
+    loss = float(means.mean())
+    return {
+        "val_loss": loss,
+        "val_loss_stderr": float(means.std() / math.sqrt(len(means))) if len(means) > 1 else None,
+        "val_perplexity": math.exp(loss),
+        "tokens": len(means) * data.sequence_length,
+    }
+
+
+def evaluate_tasks(
+    lm: "TemplateLM", folder: Path, out: Path | None, names: Sequence[str] = (), shots: Iterable[int] = SHOTS
+) -> dict[int, dict[str, Any]]:
+    """Run the tasks of a folder, print a line for every number, and write the files if there is an `out`.
+
+    Returns:
+        Number of demonstrations -> result of `ddl.evaluation.lm_eval_tasks.run_tasks`.
+
+    Raises:
+        HarnessError: items that are missing or changed.
+    """
+    results = {}
+    with open_tasks(folder, names) as tasks:
+        for count in shots:
+            started = time.monotonic()
+            results[count], items = run_tasks(lm, tasks, count)
+            report(count, results[count], time.monotonic() - started)
+            if out:
+                write_json(out / f"{count}shot.json", {"shots": count} | results[count] | {"provenance": provenance()})
+                write_items(out / f"{count}shot.parquet", items)
+    return results
+
+
+def write_items(path: Path, items: "pd.DataFrame") -> None:
+    """Write one row per item (of `run_tasks`) as compressed Parquet: equal items, equal bytes."""
+    with atomic(path) as temporary:
+        items.to_parquet(temporary, engine="pyarrow", compression="zstd", index=False)
+
+
+def report(shots: int, result: dict[str, Any], seconds: float) -> None:
+    """Print a line for every task and one for the average."""
+    for name, task in result["tasks"].items():
+        print(
+            f"{shots}-shot {name} ({task['column']}): {task['metric']} {100 * task['value']:.1f} "
+            f"+- {100 * task['stderr']:.1f} %, chance {100 * task['chance']:.1f} %, n {task['n']}"
+        )
+    mean = result["average"]
+    print(
+        f"{shots}-shot average: {100 * mean['value']:.1f} +- {100 * mean['stderr']:.1f} %, "
+        f"chance {100 * mean['chance']:.1f} %, {seconds:.1f} s",
+        flush=True,
+    )
+
+
+def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, out: Path) -> None:
+    """Everything that a scale wants to know of a model: its tasks, and the loss on the whole validation split.
+
+    Tasks come first: if their items are missing, that shows at once.
+
+    Raises:
+        EvaluationError: the model is not of this scale.
+    """
+    from ddl.evaluation.lm_eval_model import DDL
+
+    tokenizer = load_manifest(data / "manifest.json")["tokenizer"]
+    if (model.config.vocab_size, model.config.sequence_length) != (tokenizer["vocab_size"], scale.sequence_length):
+        raise EvaluationError(
+            f"expected a model with vocabulary {tokenizer['vocab_size']} ({data}) and sequences of "
+            f"{scale.sequence_length} tokens ({scale.name}), "
+            f"found {model.config.vocab_size} and {model.config.sequence_length}"
+        )
+    batch_tokens = scale.evaluation.batch_tokens
+    evaluate_tasks(DDL(model, data / tokenizer["file"], batch_tokens), items, out)
+    started = time.monotonic()
+    sequences = TokenSequences(data / "manifest.json", "val", scale.sequence_length)
+    loss = validation_loss(model, sequences, batch_tokens, getattr(torch, scale.training.dtype))
+    write_json(out / "validation.json", loss | {"provenance": provenance()})
+    print(
+        f"validation: loss {loss['val_loss']:.4f} nats, perplexity {loss['val_perplexity']:.2f}, "
+        f"{loss['tokens']} tokens, {time.monotonic() - started:.1f} s",
+        flush=True,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: evaluate one model; see the module."""
+    parser = argparse.ArgumentParser(prog="ddl evaluate", description="Evaluate one model.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="folder of a trained model")
+    source.add_argument("--random-init", action="store_true", help="untrained weights of --size and --variant")
+    parser.add_argument("--size", help="with --random-init: small or medium")
+    parser.add_argument("--variant", help="with --random-init: a name in config/variants.yaml")
+    parser.add_argument("--scale", help="with --data: settings of this name in config/scales, and validation loss")
+    parser.add_argument("--data", type=Path, help="with --scale: results/<scale>/data")
+    parser.add_argument("--items", type=Path, help=f"folder of tasks, {FOLDER} unless the scale has its own")
+    parser.add_argument("--tasks", nargs="+", default=[], help="some of the tasks, by the names of the harness")
+    parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), help="demonstrations in a prompt")
+    parser.add_argument("--out", type=Path, help="folder of the results; with --scale needed, else printing may do")
+    arguments = parser.parse_args(argv)
+    if arguments.random_init != (arguments.size is not None and arguments.variant is not None):
+        parser.error("--random-init needs --size and --variant, which --run reads from its folder")
+    if (arguments.scale is None) != (arguments.data is None) or (arguments.random_init and not arguments.scale):
+        parser.error("--scale and --data belong together, and --random-init needs them")
+    if arguments.scale and (arguments.out is None or arguments.tasks or arguments.shots != list(SHOTS)):
+        parser.error("--scale needs --out and runs all tasks with 0 and 1 shot")
+    prepare_environment()
+    with user_errors(
+        ConfigError, DataError, TokenizerError, ModelFileError, HarnessError, ScoringError, EvaluationError
+    ):
+        if arguments.scale is None:
+            from ddl.evaluation.lm_eval_model import DDL
+
+            evaluate_tasks(
+                DDL(arguments.run, batch_tokens=BATCH_TOKENS),
+                arguments.items or FOLDER,
+                arguments.out,
+                arguments.tasks,
+                arguments.shots,
+            )
+            return
+        scale = load_scale(arguments.scale)
+        torch.set_num_threads(scale.training.threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if arguments.random_init:
+            model = LanguageModel(scale.model(arguments.size, arguments.variant)).to(device).eval()
+        else:
+            model = load_model(arguments.run, device)
+        items = arguments.items or task_folder(scale, arguments.data)
+        evaluate_model(scale, model, arguments.data, items, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

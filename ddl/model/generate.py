@@ -1,0 +1,109 @@
+"""Continue a prompt: `ddl generate --run results/laptop/runs/small/ddl-cc/seed0 --prompt "Returns the"`."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from ddl.cli import user_errors
+from ddl.data.tokenizer import TokenizerError, end_of_text_id, load_tokenizer
+from ddl.errors import UserError
+from ddl.model.cache import Cache
+from ddl.model.language_model import LanguageModel
+from ddl.model.run_files import ModelFileError, load_model
+
+
+class GenerationError(UserError):
+    """A request that cannot be served: the message says what fits."""
+
+
+def generate(
+    model: LanguageModel, ids: Tensor, tokens: int, temperature: float = 0.0, seed: int = 0, use_cache: bool = True
+) -> Iterator[Tensor]:
+    """Tokens that continue prompts, one after another as they are asked for.
+
+    Args:
+        model: in evaluation mode.
+        ids: int64 (B, T), prompts of one length, on the model's device.
+        tokens: how many to produce.
+        temperature: of the distribution that a token is drawn from; at 0 it is the likeliest.
+        seed: of the draws.
+        use_cache: keep what was computed for the tokens before; else all of them are read again for each token.
+
+    Returns:
+        an iterator over int64 (B, 1), the next token of each sequence.
+
+    Raises:
+        GenerationError: prompt and tokens are longer than the model's sequences.
+    """
+    limit = model.config.sequence_length - ids.shape[1] + 1  # the last token is not read
+    if tokens > limit:
+        raise GenerationError(f"tokens: expected at most {limit} after a prompt of {ids.shape[1]}, found {tokens}")
+    cache = Cache(model.config.layers) if use_cache else None
+    return _tokens(model, ids, tokens, temperature, torch.Generator(ids.device).manual_seed(seed), cache)
+
+
+@torch.inference_mode()
+def _tokens(
+    model: LanguageModel, unread: Tensor, tokens: int, temperature: float, draws: torch.Generator, cache: Cache | None
+) -> Iterator[Tensor]:
+    for _ in range(tokens):
+        logits = model.logits(model.hidden(unread, cache=cache)[:, -1])
+        if temperature == 0:
+            token = logits.argmax(-1, keepdim=True)
+        else:
+            token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=draws)
+        yield token
+        unread = token if cache else torch.cat((unread, token), dim=1)
+
+
+def write_on(run: Path, prompt: str, tokens: int, temperature: float, seed: int, use_cache: bool) -> None:
+    """Print the prompt and its continuation as it is produced, and how fast that was.
+
+    The prompt begins a document, as those of the training text do; at the end of the document the text ends.
+
+    Raises:
+        GenerationError, ModelFileError, TokenizerError: a request or a folder that does not serve.
+    """
+    if tokens < 1:
+        raise GenerationError(f"tokens: expected a positive integer, found {tokens}")
+    if temperature < 0:
+        raise GenerationError(f"temperature: expected 0 or more, found {temperature}")
+    model = load_model(run, "cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(run / "tokenizer.json")
+    end = end_of_text_id(tokenizer)
+    ids = torch.tensor([[end, *tokenizer.encode(prompt).ids]], device=model.embedding.weight.device)
+    continuation = generate(model, ids, tokens, temperature, seed, use_cache)
+    stream, count = DecodeStream(), 0
+    print(prompt, end="", flush=True)
+    start = time.perf_counter()
+    for token in continuation:
+        count += 1
+        if token.item() == end:
+            break
+        print(stream.step(tokenizer, int(token)) or "", end="", flush=True)  # None: part of a character so far
+    seconds = time.perf_counter() - start
+    with_cache = "with" if use_cache else "without"
+    print(f"\n[{count} tokens in {seconds:.2f} s, {count / seconds:,.0f} tokens/s {with_cache} the cache]")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module's first line."""
+    parser = argparse.ArgumentParser(prog="ddl generate", description="Continue a prompt.")
+    parser.add_argument("--run", required=True, type=Path, help="folder of a trained model")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--tokens", type=int, default=64, help="how many to produce at most (64)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws at a temperature above 0 (0)")
+    parser.add_argument("--no-cache", action="store_true", help="read the whole text again for every token")
+    args = parser.parse_args(argv)
+    with user_errors(GenerationError, ModelFileError, TokenizerError):
+        write_on(args.run, args.prompt, args.tokens, args.temperature, args.seed, not args.no_cache)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The language model of the paper (Sec. 3, 4.1), one file for all variants.
+
+Decoder-only, pre-norm. Each sublayer compresses the residual state to width d, processes it with attention or SwiGLU,
+and hands its output to the residual rule, which rewrites the state. The baseline is the same model whose state is a
+vector and whose rule is addition.
+"""
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddl.config import ConfigError, ModelConfig
+from ddl.model.cache import BlockCache, Cache, KeyValues
+from ddl.model.residual import COMPRESSORS, Expand, make_rule
+from ddl.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from ddl.ops.dispatch import runs_triton
+from ddl.ops.fused_rewrite import Rebuilding
+
+
+class RMSNorm(nn.RMSNorm):
+    """weight x / sqrt(mean(x^2) + eps) in the dtype of x: PyTorch's fused kernels take no weight of another dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions, then RMSNorm of queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+
+    def forward(
+        self,
+        c: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        past: KeyValues | None = None,
+    ) -> Tensor:
+        """(B, T, d) -> (B, T, d); `mask` says what attends to what where plain causal attention does not."""
+        B, T, d = c.shape
+        q, k, v = self.qkv(c).view(B, T, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # each [B, H, T, d/H]
+        q, k = self.query_norm(rotate(q, rotation)).to(v.dtype), self.key_norm(rotate(k, rotation)).to(v.dtype)
+        if past is not None:
+            k, v = past.extend(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and (past is None or T > 1))
+        return self.out(y.transpose(1, 2).reshape(B, T, d))
+
+
+class SwiGLU(nn.Module):
+    """W_down(silu(W_gate c) * W_up c), hidden width floor(8 d / 3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_hidden, bias=False)
+        self.out = nn.Linear(config.mlp_hidden, config.width, bias=False)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        gate, up = self.gate_up(c).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Compress, process, rewrite; twice: with attention and with the MLP. Both share one compressor."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.compress = COMPRESSORS[config.compressor](config)
+        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.attention_rule = make_rule(config)
+        self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config)
+        self.mlp_rule = make_rule(config)
+
+    def forward(
+        self,
+        X: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        """State -> state."""
+        x_in = self.compress(X, cache and cache.attention_input)
+        c = self.attention_norm(x_in)
+        X = self.attention_rule(X, x_in, c, self.attention(c, rotation, mask, cache and cache.attention))
+        x_in = self.compress(X, cache and cache.mlp_input)
+        c = self.mlp_norm(x_in)
+        return self.mlp_rule(X, x_in, c, self.mlp(c))
+
+
+class LanguageModel(nn.Module):
+    """Embedding, expansion to the state, blocks, readout, and the head tied to the embedding.
+
+    Args:
+        config: the point in config space.
+        seed: of the initial weights. Every parameter draws from a stream of its own, named after it, so the backbones
+            of all variants start from the same numbers.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.expand = Expand(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.compress = COMPRESSORS[config.compressor](config)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        # Whatever a user's rule does has no fused step; nor has a value that reads the compressed state.
+        self.fused = config.kernels != "reference" and config.residual == "delta" and config.value_input != "compressed"
+        self.init_matrices(seed)
+
+    @torch.no_grad()
+    def init_matrices(self, seed: int) -> None:
+        """muP-style: embedding N(0, 0.02^2), matrices N(0, (0.5/sqrt(d))^2), output projections / sqrt(layers)."""
+        config = self.config
+        if self.embedding.weight.is_meta:
+            return  # a shape without numbers, as parameter_count builds it
+        for name, weight in self.named_matrices():
+            std = config.matrix_std_factor / config.width**0.5
+            if name == "embedding.weight":
+                std = config.embedding_std
+            elif name.endswith(("attention.out.weight", "mlp.out.weight")):
+                std /= config.layers**0.5
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+    def named_matrices(self) -> list[tuple[str, Tensor]]:
+        """Weights of linear layers and of the embedding: what is drawn at random and what weight decay acts on."""
+        return [
+            (f"{name}.weight", module.weight)
+            for name, module in self.named_modules()
+            if isinstance(module, (nn.Linear, nn.Embedding))
+        ]
+
+    def hidden(self, ids: Tensor, real: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Token ids -> the normalised readout of the last state.
+
+        Args:
+            ids: int64 (B, T).
+            real: bool (B, T), False where a token is padding (its own readout then means nothing); None for no padding.
+            cache: of the tokens before; these are added to it.
+
+        Returns:
+            (B, T, d).
+        """
+        if cache is None and real is not None:
+            cache = Cache(self.config.layers)  # it knows about padding
+        length = ids.shape[1] + (cache.length if cache else 0)
+        if length > self.config.sequence_length:
+            raise ValueError(f"expected at most {self.config.sequence_length} tokens, found {length}")
+        x = self.embedding(ids)
+        if self.config.kernels == "triton" and not runs_triton(x):
+            raise ConfigError(f"kernels: 'triton' needs a GPU, found {x.device}")
+        if real is not None:
+            x = x * real.unsqueeze(-1)
+        positions, mask = cache.advance(ids, real) if cache else (torch.arange(length, device=ids.device), None)
+        rotation = rotary(positions, self.config.head_dim, self.config.rope_base)
+        if self.config.state_dtype == "bfloat16":
+            x = x.to(torch.bfloat16)
+        X = self.expand(x, cache and cache.embedding)
+        if self.fused and cache is None:
+            return self.fused_hidden(X, rotation)
+        for i, block in enumerate(self.blocks):
+            X = block(X, rotation, mask, cache and cache.blocks[i])
+        return self.norm(self.compress(X, cache and cache.readout))
+
+    def fused_hidden(self, X: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """The blocks one after another and the readout, with all that lies between two sublayers in one operation."""
+        sublayers: list[tuple[Any, Any]] = []
+        readers: list[tuple[Any, nn.RMSNorm]] = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            sublayers += [(partial(block.attention, rotation=rotation), block.attention_rule)]
+            sublayers += [(block.mlp, block.mlp_rule)]
+            readers += [(block.compress, block.attention_norm), (block.compress, block.mlp_norm)]
+        readers += [(self.compress, self.norm)]
+        compress, norm = readers[0]
+        c = norm(compress(X))
+        rebuilding = None
+        if self.config.state_memory == "rebuilt" and torch.is_grad_enabled():
+            X, rebuilding = X.clone(), Rebuilding()  # the first readout keeps the first state
+        for (process, rule), (compress, norm) in zip(sublayers, readers[1:], strict=True):
+            X, c = rule.step(X, c, process(c), compress.taps(), norm, rebuilding)
+        return c
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Readouts (..., d) -> logits (..., vocab_size) in fp32, by the head that is the embedding."""
+        return F.linear(hidden, self.embedding.weight).float()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T), int64 -> logits (B, T, vocab_size) in fp32."""
+        return self.logits(self.hidden(ids))
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of the targets (B, T), a scalar in fp32."""
+        hidden, weight = self.hidden(ids), self.embedding.weight
+        if self.config.kernels == "reference":
+            return linear_cross_entropy_reference(hidden, weight, targets)
+        return linear_cross_entropy(hidden, weight, targets)
+
+
+def rotary(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles at the positions (..., T), each (..., T, head_dim / 2), fp32."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions.float().unsqueeze(-1) * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + D/2}) of (..., T, D) by their angles (half-split layout)."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def parameter_count(config: ModelConfig) -> dict[str, int]:
+    """Parameters in all, and without the embedding that the head shares; nothing is allocated."""
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return {"total": total, "non_embedding": total - model.embedding.weight.numel()}

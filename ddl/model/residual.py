@@ -1,0 +1,248 @@
+"""Residual rules: how the output of a sublayer enters the residual state.
+
+A rule is a module that is built from a `ModelConfig` and maps (X, x_in, c, h) to the next state:
+
+    X     the state, (B, T, d) for a scalar state, (B, T, d, d_v) for an expanded one
+    x_in  (B, T, d), what the sublayer read from the state (`Compress`)
+    c     (B, T, d), RMSNorm(x_in), the input of the sublayer
+    h     (B, T, d), the output of the sublayer
+
+A new rule is one class with this `forward`, one line in `RULES` and one entry in config/variants.yaml. `Delta` has a
+second method, `step`, which goes on to the input of the next sublayer in one operation.
+"""
+
+import abc
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddl.config import ConfigError, ModelConfig
+from ddl.model.cache import Window
+from ddl.ops.compress import channel_taps, compress, compress_reference, token_taps
+from ddl.ops.expand import expand_embedding, expand_reference, repeat_embedding
+from ddl.ops.fused_rewrite import Rebuilding, step, step_in_place
+from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
+
+GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: gates of 0 and 2 are reached to fp32 rounding and stay trainable
+
+
+class Additive(nn.Module):
+    """The residual addition of the baseline, X' = X + h."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        return X + h
+
+
+class Delta(nn.Module):
+    """The delta rewrite X' = X + beta k (v^T - k^T X) with generated k, v and beta (Eq. 2.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.reference = config.kernels == "reference"
+        self.eps = config.direction_eps
+        self.direction = MLPDirection(config) if config.direction == "mlp" else None
+        self.gate = Gate(config)
+        self.value = Value(config)
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        state = X.unsqueeze(-1) if X.dim() == 3 else X  # a scalar state has one value channel
+        if self.reference:
+            X_next = rewrite_reference(state, *self.generate(X, x_in, c, h))
+        else:
+            k_tilde, v, beta = self.direction_of(X, h), self.value(x_in, c, h), self.gate(c)
+            X_next = rewrite(state, k_tilde, v, beta, self.eps)
+        return X_next.squeeze(-1) if X.dim() == 3 else X_next
+
+    def step(
+        self, X: Tensor, c: Tensor, h: Tensor, taps: Tensor | None, norm: nn.RMSNorm, rebuilding: Rebuilding | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rewrite, compress with `taps` and normalise with `norm`: what comes between two sublayers, in one operation.
+
+        Args:
+            taps: of the compressor that reads the next state, as `ddl.ops.fused_rewrite.step` takes them.
+            rebuilding: of a state that is overwritten; None for one that is left as it is.
+
+        Returns:
+            the next state, and the input of the next sublayer (B, T, d).
+        """
+        v, beta = self.value(c, c, h), self.gate(c)  # value_input "compressed" has no fused step: nothing reads x_in
+        assert norm.eps is not None
+        arguments = (X, self.direction_of(X, h), v, beta, taps, norm.weight, self.eps, norm.eps)
+        return step(*arguments) if rebuilding is None else step_in_place(*arguments, rebuilding)
+
+    def direction_of(self, X: Tensor, h: Tensor) -> Tensor:
+        """k_tilde (B, T, d)."""
+        return h if self.direction is None else self.direction(X)
+
+    def generate(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Direction k (B, T, d), target v (B, T, d_v) and gate beta (B, T) of this rewrite."""
+        k_tilde = self.direction_of(X, h)
+        k = normalize_direction(k_tilde.float() if k_tilde.dtype == torch.bfloat16 else k_tilde, self.eps)
+        return k.to(X.dtype), self.value(x_in, c, h).to(X.dtype), self.gate(c).to(X.dtype)
+
+
+RULES: dict[str, type[nn.Module]] = {"additive": Additive, "delta": Delta}
+
+
+class Gate(nn.Module):
+    """beta = 2 sigmoid(Linear(c)), or 2 sigmoid(Linear(tanh(Linear(c)))), logits at least in fp32 (App. A.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        features = config.gate_hidden if config.gate == "mlp" else config.width
+        self.hidden = nn.Linear(config.width, features, bias=False) if config.gate == "mlp" else None
+        self.logit = nn.Linear(features, 1)
+        share = min(max(config.gate_init / 2, 1e-12), 1 - 1e-12)
+        bias = min(max(math.log(share / (1 - share)), -GATE_LOGIT_LIMIT), GATE_LOGIT_LIMIT)
+        nn.init.constant_(self.logit.bias, bias)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T) in (0, 2)."""
+        with torch.autocast(c.device.type, enabled=False):
+            c = c.to(self.logit.weight.dtype)  # which stays fp32 when the model computes in bf16
+            if self.hidden is not None:
+                c = torch.tanh(self.hidden(c))
+            return 2 * torch.sigmoid(self.logit(c).squeeze(-1))
+
+
+class Value(nn.Module):
+    """The target v in R^{d_v}, a linear function with bias of the configured input (Sec. 3.1, App. A.2).
+
+    The bias starts at `value_bias_init`; with `sigmoid4` the output is 4 sigmoid(.) instead.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input = config.value_input
+        self.activation = config.value_activation
+        self.linear = nn.Linear(config.width, config.value_channels)
+        nn.init.constant_(self.linear.bias, config.value_bias_init)
+
+    def forward(self, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        """(B, T, d) each -> (B, T, d_v)."""
+        v = self.linear({"normed": c, "compressed": x_in, "output": h}[self.input])
+        return 4 * torch.sigmoid(v) if self.activation == "sigmoid4" else v
+
+
+class MLPDirection(nn.Module):
+    """k_tilde = MLP(Pool(X)), Pool the mean over the value channels or all of them side by side (App. A.1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.flatten = config.direction_pool == "flatten"
+        features = config.width * (config.value_channels if self.flatten else 1)
+        self.up = nn.Linear(features, config.width, bias=False)
+        self.down = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """State -> (B, T, d)."""
+        if X.dim() == 4:
+            X = X.flatten(-2) if self.flatten else X.mean(-1)
+        return self.down(F.silu(self.up(X)))
+
+
+class Expand(nn.Module):
+    """From the embedding to the state: nothing, repetition, or the embedding convolution EC (App. A.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.value_channels = config.value_channels
+        self.convolve = expand_reference if config.kernels == "reference" else expand_embedding
+        self.kernel = None
+        if config.embed_conv:
+            self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.embed_conv_kernel))
+
+    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
+        """(B, T, d) -> (B, T, d) if d_v = 1, else (B, T, d, d_v); `window` holds the embeddings before x."""
+        if self.value_channels == 1:
+            return x
+        if self.kernel is None:
+            return repeat_embedding(x, self.value_channels)
+        kernel = self.kernel.to(x.dtype)
+        if window is None:
+            return self.convolve(x, kernel)
+        before = kernel.shape[-1] - 1
+        return self.convolve(window.extend(x, before), kernel)[:, before:]
+
+
+class NoCompressor(nn.Module):
+    """A scalar state is its own readout."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+
+    def taps(self) -> None:
+        """No taps: the readout is the state."""
+
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
+        return X
+
+
+class Compressor(nn.Module, abc.ABC):
+    """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; a kind of it says its taps."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.compress = compress_reference if config.kernels == "reference" else compress
+
+    @abc.abstractmethod
+    def taps(self) -> Tensor:
+        """(K, d_v, d)."""
+
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
+        """`window` holds the states before X."""
+        taps = self.taps().to(X.dtype)
+        before = taps.shape[0] - 1
+        if window is None or before == 0:
+            return self.compress(X, taps)
+        X = window.extend(X.mT, before).mT  # joined with features innermost, as they lie in memory
+        return self.compress(X, taps)[:, before:]
+
+
+class TokenCompressor(Compressor):
+    """TC: starts as the mean over the value channels (identity taps, read vector 1 / d_v)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.compressor_kernel))
+        self.read = nn.Parameter(torch.full((config.value_channels,), 1 / config.value_channels))
+
+    def taps(self) -> Tensor:
+        return token_taps(self.kernel, self.read)
+
+
+class ChannelCompressor(Compressor):
+    """CC: starts as the mean over the value channels."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.kernel = nn.Parameter(torch.full((config.width, config.value_channels), 1 / config.value_channels))
+
+    def taps(self) -> Tensor:
+        return channel_taps(self.kernel)
+
+
+COMPRESSORS: dict[str, type[nn.Module]] = {"none": NoCompressor, "tc": TokenCompressor, "cc": ChannelCompressor}
+
+
+def make_rule(config: ModelConfig) -> nn.Module:
+    """The rule that `config.residual` names, one for each sublayer.
+
+    Raises:
+        ConfigError: no such rule.
+    """
+    if config.residual not in RULES:
+        raise ConfigError(f"residual: expected one of {', '.join(RULES)}, found {config.residual!r}")
+    return RULES[config.residual](config)
+
+
+def identity_taps(width: int, channels: int, taps: int) -> Tensor:
+    """(d, d_v, K) kernel that passes the current token through: tap 0 is one, the others zero."""
+    kernel = torch.zeros(width, channels, taps)
+    kernel[..., 0] = 1.0
+    return kernel

@@ -1,0 +1,172 @@
+"""Tables 1, 2, 7 and 8: accuracies, their differences to the baseline, and how sure either is; ours and the paper's."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from ddl.evaluation.paper_benchmarks import BENCHMARKS
+from ddl.layout import BASELINE
+from ddl.reporting.read_results import TASK_COLUMNS, Record, Results, by_key, published
+from ddl.reporting.statistics import Difference, beyond_noise, binomial_stderr, paired_differences
+from ddl.reporting.table_format import DASH, cell, mark_best
+
+
+def differences(results: Results, size: str, shots: int) -> dict[str, dict[str, Difference]]:
+    """Slug -> column ("Avg." too) -> accuracy minus the baseline's on the same items, with its 95 % interval.
+
+    Over the seeds for which both have their items; a design without any is left out.
+    """
+    answers = {
+        (slug, seed): results.outcomes(size, slug, seed, shots)
+        for slug in results.variants
+        for seed in results.scale.seeds
+    }
+    found: dict[str, dict[str, Difference]] = {}
+    for slug in results.variants:
+        pairs = [(answers[slug, seed], answers[BASELINE, seed]) for seed in results.scale.seeds]
+        pairs = [(ours, base) for ours, base in pairs if ours and list(ours) == list(base)]
+        if slug == BASELINE or not pairs:
+            continue
+        columns = list(pairs[0][0])
+        tasks, average = paired_differences(
+            [np.array([ours[name] - base[name] for ours, base in pairs]) for name in columns]
+        )
+        found[slug] = dict(zip(columns, tasks, strict=True)) | {"Avg.": average}
+    return found
+
+
+def published_accuracy() -> dict[tuple[str, int, str, str], tuple[float, float]]:
+    """(size, shots, slug, column) -> the paper's accuracy and the standard error that its items imply; fractions.
+
+    That of an average takes the eight tasks for independent.
+    """
+    items = {benchmark.column: benchmark.items for benchmark in BENCHMARKS}
+    rows = by_key(published("downstream_accuracy"), "size", "num_fewshot", "variant", "task")
+    found: dict[tuple[str, int, str, str], tuple[float, float]] = {}
+    for (*key, column), row in rows.items():
+        value = row["accuracy_percent"] / 100
+        if column != "Avg.":
+            found[*key, column] = value, binomial_stderr(value, items[column])
+    for (*key, column), row in rows.items():
+        if column == "Avg.":
+            errors = [found[*key, name][1] for name in items]
+            found[*key, column] = row["accuracy_percent"] / 100, math.hypot(*errors) / len(errors)
+    return found
+
+
+def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
+    """Tables 1, 2 (one shot), 7, 8 (zero shots): accuracy in percent, ours, then the published, with standard errors.
+
+    Between them the differences of ours to the baseline; bold where their 95 % interval leaves out zero. Bold and
+    underlined among the published values are the paper's.
+    """
+    offline = results.scale.evaluation.tasks == "offline"
+    ours = results.downstream(shots)
+    ours = ours[ours["size"] == size]
+    columns = (*TASK_COLUMNS, "Avg.")
+    block = f"Ours ({results.scale_phrase}, {'offline stand-in tasks' if offline else 'benchmarks'})"
+    heads = [_task_row(ours, columns, offline), _chance_row(ours, columns)]
+    heads.append(_accuracy_row("Untrained (small)", results.untrained(shots), columns))
+    rows = [
+        _accuracy_row(variant.label, ours[ours["variant"] == slug], columns)
+        for slug, variant in results.variants.items()
+    ]
+    frame = pd.concat(
+        [
+            pd.DataFrame(heads + rows).assign(block=block),
+            _difference_rows(results, size, shots, columns),
+            _published_downstream(results, size, shots, columns),
+        ]
+    )
+    return frame.fillna("").reset_index(drop=True)[["block", *frame.columns.drop("block")]]
+
+
+def _difference_rows(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
+    """Points by which the designs differ from the baseline on the same items."""
+    found, rows = differences(results, size, shots), []
+    for slug, variant in results.variants.items():
+        if slug == BASELINE:
+            continue
+        row, bold = {"Model": variant.label, "reason": ""}, []
+        for name in columns:
+            difference = found.get(slug, {}).get(name)
+            row[name] = f"{100 * difference.value:+.2f}" if difference else DASH
+            row[f"{name} range"] = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if difference else ""
+            bold += [name] if difference and difference.separated else []
+        if slug not in found:
+            row["reason"] = f"no items of {variant.label} or the baseline, {size}, {shots}-shot"
+        rows.append(row | {"bold": "; ".join(bold)})
+    over = "items; one seed" if len(results.scale.seeds) == 1 else "items and seeds"
+    return pd.DataFrame(rows).assign(block=f"Difference to the baseline on the same items (95 % interval over {over})")
+
+
+def _task_row(ours: pd.DataFrame, columns: Iterable[str], offline: bool) -> dict[str, str]:
+    found = by_key(ours.dropna(subset=["task"]), "column")
+    names = {name: f"{row['task']}, {row['metric']}" for (name,), row in found.items()}
+    row = {name: names.get(name, "mean" if name == "Avg." else DASH) for name in columns}
+    return {"Model": "Stand-in task, metric" if offline else "Task, metric", **row, "reason": ""}
+
+
+def _chance_row(ours: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
+    chance = ours.groupby("column", sort=False)["chance"].mean()
+    return {"Model": "Chance", **{name: cell(100 * chance[name], 2) for name in columns}, "reason": ""}
+
+
+def _accuracy_row(label: str, found: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
+    """Means over the seeds of accuracy and of its standard error over items, in percent."""
+    row = {"Model": label}
+    for column in columns:
+        part = found[found["column"] == column]
+        row[column] = cell(100 * part["value"].mean(), 2)
+        row[f"{column} ±"] = cell(100 * part["stderr"].mean(), 2)
+    return {**row, "reason": "; ".join(dict.fromkeys(text for text in found["reason"] if text))}
+
+
+def _published_downstream(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
+    paper = published_accuracy()
+    rows = []
+    for slug, variant in results.variants.items():
+        row = {"Model": variant.label}
+        for name in columns:
+            value, error = paper.get((size, shots, slug, name), (float("nan"), float("nan")))
+            row |= {name: cell(100 * value, 2), f"{name} ±": cell(100 * error, 2)}
+        rows.append({**row, "reason": "not in the paper" if DASH in row.values() else ""})
+    frame = mark_best(pd.DataFrame(rows), columns, lower=False, second=True)
+    return frame.assign(block="Published (paper scale, benchmarks; ± binomial, from the number of items)")
+
+
+def gains(results: Results, size: str, shots: int) -> dict[str, Record]:
+    """Slug -> difference of the eight-task average to the baseline's on the same items, and its 95 % interval."""
+    return {
+        slug: dataclasses.asdict(found["Avg."]) | {"separated": found["Avg."].separated}
+        for slug, found in differences(results, size, shots).items()
+    }
+
+
+def published_gains(correlation: float = 0.0) -> Record:
+    """How many of the paper's accuracies above its baseline exceed the noise of their number of items.
+
+    Args:
+        correlation: of the answers of a design and the baseline. The paper does not say which items its models got
+            right; 0 takes them for independent, and models that answer the same items are above that.
+    """
+    paper = published_accuracy()
+    record: Record = {"correlation": correlation}
+    for name in ("cells", "averages"):
+        pairs = [
+            (found, paper[size, shots, BASELINE, column])
+            for (size, shots, slug, column), found in paper.items()
+            if slug != BASELINE and (column == "Avg.") == (name == "averages")
+        ]
+        higher = [(ours, base) for ours, base in pairs if ours[0] > base[0]]
+        lower = [(ours, base) for ours, base in pairs if ours[0] < base[0]]
+        record[name] = {
+            "compared": len(pairs),
+            "higher": len(higher),
+            "higher_beyond_noise": sum(beyond_noise(*ours, *base, correlation) for ours, base in higher),
+            "lower_beyond_noise": sum(beyond_noise(*ours, *base, correlation) for ours, base in lower),
+        }
+    return record

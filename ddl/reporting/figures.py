@@ -1,0 +1,114 @@
+"""What all figures share: the look of each variant, loss curves, and files in three formats."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddl.config import Scale, load_scale, load_variants
+from ddl.files import atomic
+from ddl.layout import BASELINE
+from ddl.reporting.read_results import Results, published
+from ddl.reporting.table_format import count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colour (Okabe and Ito's, told apart by all common kinds of colour vision), line style and marker of each variant.
+LOOKS = {
+    "baseline": ("#000000", "-", "o"),
+    "ddl-dv1": ("#E69F00", "--", "s"),
+    "ddl-tc-noec": ("#56B4E9", ":", "^"),
+    "ddl-cc-noec": ("#CC79A7", "-.", "v"),
+    "ddl-tc": ("#0072B2", (0, (6, 1.5)), "D"),
+    "ddl-cc": ("#D55E00", "-", "X"),
+}
+# For variants beyond the paper's, in the order of config/variants.yaml; used again when they run out.
+MORE_LOOKS = (("#009E73", "--", "P"), ("#7F7F7F", "-.", "<"), ("#8C510A", ":", ">"), ("#542788", "-", "h"))
+FORMATS = ("pdf", "svg", "png")
+WARM_UP_HIDDEN = 0.1  # of the tokens: the fall from ln(vocabulary) would leave the rest of a curve flat
+
+
+def look(variant: str) -> dict[str, object]:
+    """The keyword arguments `color`, `linestyle` and `marker` that draw a variant, in every figure the same."""
+    if variant in LOOKS:
+        color, linestyle, marker = LOOKS[variant]
+    else:
+        extra = [slug for slug in load_variants() if slug not in LOOKS]
+        color, linestyle, marker = MORE_LOOKS[extra.index(variant) % len(MORE_LOOKS) if variant in extra else 0]
+    return {"color": color, "linestyle": linestyle, "marker": marker}
+
+
+def save_figure(figure: "Figure", results: str | Path, name: str) -> None:
+    """Write figures/<name>.pdf, .svg and .png under a results folder, without dates: equal figures, equal files."""
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    for kind in FORMATS:
+        with atomic(Path(results) / "figures" / f"{name}.{kind}") as temporary:
+            figure.savefig(temporary, format=kind, metadata=metadata[kind])
+
+
+def label(text: str) -> str:
+    """A variant's label as matplotlib sets it, the paper's d_v as mathematics."""
+    return text.replace("d_v", "$d_v$")
+
+
+def scale_note(results: Results) -> str:
+    """One line that says at what scale a figure was made, e.g. "Laptop scale: 0.62 M and 1.31 M parameters, ..."."""
+    summaries = results.summaries()
+    baseline = summaries[summaries["variant"] == BASELINE].groupby("size")
+    params = [count(baseline.get_group(size)["params"].mean()) for size in results.sizes]
+    tokens = count(summaries["tokens"].max())
+    return f"{results.scale.title} scale: {' and '.join(params)} parameters, {tokens} tokens a run"
+
+
+def comparable(scale: Scale) -> bool:
+    """Whether the runs of a scale are those of the paper: same models, data, tokenizer and number of tokens."""
+    paper = load_scale("paper")
+    return _recipe(scale) == _recipe(paper)
+
+
+def _recipe(scale: Scale) -> tuple[object, ...]:
+    tokens = scale.training.steps * scale.training.batch_sequences * scale.sequence_length
+    return scale.sizes, scale.corpus.name, scale.corpus.dataset, scale.tokenizer, scale.sequence_length, tokens
+
+
+def draw_curves(axes: "Axes", results: Results, size: str, quantity: str, variants: Iterable[str]) -> None:
+    """Draw a loss against tokens for some variants of one size, one line a seed, and say which runs are missing.
+
+    Args:
+        quantity: "train_loss" or "val_loss", nats a token.
+        variants: slugs, drawn in this order.
+    """
+    curves = results.curves()
+    curves = curves[curves["size"] == size]
+    end = curves["tokens"].max()
+    unit, divisor = ("billions", 1e9) if end >= 1e9 else ("millions", 1e6)
+    missing, highest = [], 0.0
+    for order, variant in enumerate(variants):
+        text = label(results.variants[variant].label)
+        runs = curves[(curves["variant"] == variant)].dropna(subset=[quantity])
+        if runs.empty:
+            missing.append(text)
+        for index, (_, run) in enumerate(runs.groupby("seed")):
+            every = max(1, len(run) // 6)
+            # Marks are staggered, so that lines that lie on each other can still be told apart.
+            style = look(variant) | {"markevery": (order % every, every), "label": text if index == 0 else "_"}
+            axes.plot(run["tokens"] / divisor, run[quantity], **style)  # type: ignore[arg-type]
+            highest = max(highest, run[run["tokens"] >= WARM_UP_HIDDEN * end][quantity].max())
+    if highest:
+        axes.set_ylim(top=highest + 0.05)
+    if quantity == "val_loss" and comparable(results.scale):
+        _mark_published(axes, size, variants)
+    if missing:
+        axes.text(0.5, 0.5, "no records: " + ", ".join(missing), transform=axes.transAxes, ha="center", wrap=True)
+    kind = {"train_loss": "Training", "val_loss": "Validation"}[quantity]
+    axes.set(xlabel=f"Tokens ({unit})", ylabel=f"{kind} loss (nats/token)")
+
+
+def _mark_published(axes: "Axes", size: str, variants: Iterable[str]) -> None:
+    """Ticks at the right margin at the published final losses."""
+    paper = published("validation_loss").set_index(["size", "variant"])["val_loss"]
+    for variant in variants:
+        if (size, variant) in paper.index:
+            style = look(variant) | {"linestyle": "none", "clip_on": False, "fillstyle": "none"}
+            axes.plot([1.0], [paper[size, variant]], transform=axes.get_yaxis_transform(), **style)  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""Table 3, validation losses, and Tables 4 and 5, costs; ours beside the published ones."""
+
+import pandas as pd
+
+from ddl.layout import BASELINE
+from ddl.reporting.read_results import COST_NUMBERS, Record, Results, by_key, gpu_cost, over_seeds, published
+from ddl.reporting.table_format import DASH, cell, count, mark_best, significant
+
+
+def loss_table(results: Results) -> pd.DataFrame:
+    """Table 3: validation loss and perplexity at both sizes, ours beside the published ones."""
+    validation, paper = results.validation(), by_key(published("validation_loss"), "size", "variant")
+    quantities = {"val_loss": "loss", "val_perplexity": "perplexity"}
+    measured = {value: over_seeds(validation, value) for value in quantities}
+    rows = []
+    for slug, variant in results.variants.items():
+        ours, theirs, missing = {}, {}, []
+        for size in results.sizes:
+            for value, title in quantities.items():
+                run, column = measured[value][size, slug], f"{size.capitalize()} valid {title}"
+                name = f"Ours ({results.scale_phrase}): {column}"
+                ours[name] = cell(run.mean, 4)
+                if len(results.scale.seeds) > 1:
+                    ours[f"{name} ±"] = cell(run.sd, 4)
+                theirs[f"Published: {column}"] = cell(paper.get((size, slug), {}).get(value), 4)
+                missing += [run.reason, "" if (size, slug) in paper else "not in the paper"]
+        reason = "; ".join(dict.fromkeys(filter(None, missing)))
+        rows.append({"Model": variant.label, **ours, **theirs, "reason": reason})
+    columns = [name for name in rows[0] if ": " in name and not name.endswith(" ±")]
+    return mark_best(pd.DataFrame(rows), columns, lower=True, second=False)
+
+
+def cost_table(results: Results, size: str) -> pd.DataFrame:
+    """Tables 4, 5: parameters, quality, throughput with its ratio to the baseline, and peak memory.
+
+    Three blocks: the runs of this scale, the paper's shapes on a GPU (`gpu_cost`), and the published values.
+    """
+    cost = by_key(results.cost(), "size", "variant")
+    loss = over_seeds(results.validation(), "val_loss")
+    one_shot = results.downstream(1)
+    average = over_seeds(one_shot[one_shot["column"] == "Avg."], "value")
+    devices = [row["device"] for row in cost.values() if isinstance(row.get("device"), str)]
+    block = f"Ours ({results.scale_phrase}, {devices[0] if devices else 'not measured'})"
+    rows = []
+    for slug, variant in results.variants.items():
+        key = (size, slug)
+        row = {"block": block, "Model": variant.label, "Params": count(cost[key]["params"])}
+        row |= {"Val loss": cell(loss[key].mean, 4), "Avg eval": cell(100 * average[key].mean, 2)}
+        row |= _measured_cost(cost[key], slug)
+        texts = dict.fromkeys([cost[key]["reason"], loss[key].reason, average[key].reason])
+        rows.append({**row, "reason": "; ".join(text for text in texts if text)})
+    return pd.DataFrame(rows + _gpu_cost(results, size) + _published_cost(results, size)).fillna("")
+
+
+def _gpu_cost(results: Results, size: str) -> list[Record]:
+    """The rows of what was measured on a GPU with fresh weights; one row of dashes if there is none."""
+    measured = gpu_cost(size)
+    nothing: Record = dict.fromkeys(COST_NUMBERS, float("nan"))
+    if not measured:
+        models = {"All designs": (BASELINE, nothing | {"reason": "benchmarks/gpu.py has not been run on a GPU yet"})}
+    else:
+        nothing |= {"reason": "not in the GPU run that is kept"}
+        models = {variant.label: (slug, measured.get(slug, nothing)) for slug, variant in results.variants.items()}
+    device = measured[BASELINE]["device"] if measured else "GPU"
+    rows = []
+    for label, (slug, cost) in models.items():
+        row = {"block": f"Ours (the paper's shapes, {device})", "Model": label, "Params": count(cost["params"], 4)}
+        row |= {"Val loss": DASH, "Avg eval": DASH, **_measured_cost(cost, slug)}
+        rows.append({**row, "reason": cost["reason"] or "speed is measured with fresh weights"})
+    return rows
+
+
+def _measured_cost(cost: Record, slug: str) -> dict[str, str]:
+    """The columns of speed and memory."""
+    row = _speed("train", cost, slug) | _speed("inference", cost, slug)
+    row["Peak memory (GB)"] = significant(cost["peak_mem_bytes"] / 1e9)
+    row["Peak-memory factor"] = cell(cost["peak_mem_factor"], 2)
+    return row
+
+
+def _speed(kind: str, cost: Record, slug: str) -> dict[str, str]:
+    """Throughput, its ratio to the baseline and the spread of the ratio (none for the baseline itself)."""
+    low, high = (cell(cost[f"{kind}_ratio_{part}"], 2) for part in ("p20", "p80"))
+    spread = "" if slug == BASELINE or DASH in (low, high) else f"{low}{DASH}{high}"
+    return {
+        f"{kind.capitalize()} tok/s (K)": significant(cost[f"{kind}_tok_per_s_median"] / 1e3, 4),
+        f"{kind.capitalize()} ratio": cell(cost[f"{kind}_ratio_median"], 2),
+        f"{kind.capitalize()} ratio range": spread,
+    }
+
+
+def _published_cost(results: Results, size: str) -> list[dict[str, str]]:
+    paper = by_key(published("cost"), "size", "variant")
+    rows = []
+    for slug, variant in results.variants.items():
+        theirs = paper.get((size, slug), dict.fromkeys(paper[size, BASELINE], None))
+        row = {"block": "Published (paper scale)", "Model": variant.label, "Params": cell(theirs["params"])}
+        row |= {"Val loss": cell(theirs["val_loss"], 4), "Avg eval": cell(theirs["avg_1shot_percent"], 2)}
+        for kind in ("train", "inference"):
+            speed, reference = theirs[f"{kind}_ktok_per_s"], paper[size, BASELINE][f"{kind}_ktok_per_s"]
+            row[f"{kind.capitalize()} tok/s (K)"] = cell(speed, 1)
+            row[f"{kind.capitalize()} ratio"] = cell(speed and speed / reference, 2)
+        row["Peak memory (GB)"] = cell(theirs["peak_memory_gb"], 2)
+        row["Peak-memory factor"] = cell(theirs["peak_memory_factor"], 2)
+        reason = "" if (size, slug) in paper else f"the paper's cost table for {size} models has no such row"
+        rows.append({**row, "reason": reason})
+    return rows

@@ -1,0 +1,203 @@
+"""How far the runs of a scale are: `ddl progress results/laptop`, live in a terminal, once elsewhere.
+
+Everything is read from the files that the workflow leaves, so this may start and end at any time. Below the table
+stands an estimate for the whole workflow: a job that is not done counts as the mean of those of its stage that are, or
+as in the kept reference run of the same scale; jobs are taken to go on as many at a time as trainings run now.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ddl.cli import user_errors
+from ddl.config import ConfigError, Scale, load_scale
+from ddl.layout import ROOT
+from ddl.training.study import points
+
+REFRESH_SECONDS = 2.0
+PATIENCE = 5  # times the usual time between two records until a run without a new one counts as stopped
+LEAST_PATIENCE = 60.0  # seconds
+STYLES = {"done": "green", "running": "bold yellow", "stopped": "red", "waiting": "dim"}
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far one run is; what is not known is None."""
+
+    name: str
+    state: str  # a key of STYLES
+    step: int
+    steps: int
+    train_loss: float | None
+    val_loss: float | None
+    tok_per_s: float | None
+    seconds_left: float | None
+
+
+def runs(scale: Scale, results: Path) -> Iterator[Status]:
+    """The runs of a scale in the order of the tables, then those of its sweep if it has been started."""
+    for size in scale.sizes:
+        for variant in scale.variants:
+            for seed in scale.seeds:
+                name = f"{size}/{variant}/seed{seed}"
+                yield status(name, results / "runs" / name, scale, scale.training.steps)
+    if (results / "sweep").is_dir():
+        for point in points(scale):
+            yield status(point.folder, results / point.folder, scale, scale.sweep.steps)
+
+
+def status(name: str, folder: Path, scale: Scale, steps: int) -> Status:
+    """Read one run's records."""
+    metrics = folder / "metrics.jsonl"
+    records = read_records(metrics)
+    if not records:
+        return Status(name, "waiting", 0, steps, None, None, None, None)
+    last, step = records[-1], records[-1]["step"]
+    tokens_left = (steps - step) * scale.training.batch_sequences * scale.sequence_length
+    rates = [record["tok_per_s"] for record in records if record["tok_per_s"]]
+    left = tokens_left * len(rates) / sum(rates) if rates else None
+    if (folder / "summary.json").is_file() or (folder / "point.json").is_file():
+        state, left = "done", 0.0
+    else:
+        usual = (last["tokens"] - records[-2]["tokens"]) / rates[-1] if rates and len(records) > 1 else 0.0
+        silent = time.time() - metrics.stat().st_mtime
+        state = "running" if silent < max(LEAST_PATIENCE, PATIENCE * usual) else "stopped"
+    validated = [record["val_loss"] for record in records if record["val_loss"] is not None]
+    val_loss = validated[-1] if validated else None
+    return Status(name, state, step, steps, last["train_loss"], val_loss, last["tok_per_s"], left)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; the line that is being written now is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def stages(scale: Scale) -> dict[str, int]:
+    """Benchmark files of a stage -> how many jobs it has in a whole workflow."""
+    trainings = len(scale.sizes) * len(scale.variants) * len(scale.seeds)
+    return {
+        "data.tsv": 1,
+        "tasks.tsv": int(scale.evaluation.tasks == "offline"),
+        "contamination.tsv": 1,
+        "train/*.tsv": trainings,
+        "evaluate/*.tsv": trainings + 1,
+        "cost/*.tsv": len(scale.sizes),
+        "notebooks/*.tsv": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1,  # less the sweep's
+        "numbers.tsv": 1,
+        "paper.tsv": 1,
+    }
+
+
+def work_left(scale: Scale, results: Path, statuses: list[Status]) -> tuple[float, list[str]]:
+    """Seconds of work until the workflow is done, and the stages of which nothing is known."""
+    total, unknown = 0.0, []
+    running = [run for run in statuses if run.state == "running" and not run.name.startswith("sweep/")]
+    known = [run.seconds_left for run in running if run.seconds_left is not None]
+    for pattern, jobs in stages(scale).items():
+        done = [job_seconds(path) for path in (results / "benchmarks").glob(pattern)]
+        waiting = max(jobs - len(done), 0)
+        if pattern.startswith("train/"):
+            waiting = max(waiting - len(known), 0)
+            total += sum(known)
+        mean = sum(done) / len(done) if done else reference_mean(scale, pattern)
+        if mean is not None:
+            total += waiting * mean
+        elif waiting:
+            unknown.append(pattern.partition("/")[0].removesuffix(".tsv"))
+    return total, unknown
+
+
+def job_seconds(path: Path) -> float:
+    """Wall seconds of a job, from Snakemake's benchmark file."""
+    header, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
+    return float(values[header.index("s")])
+
+
+def reference_mean(scale: Scale, pattern: str) -> float | None:
+    """Mean seconds of a job of this stage in a kept run of the scale, None without one."""
+    from ddl.reporting.keep_reference import STAGES
+
+    for path in sorted((ROOT / "results/reference").glob(f"{scale.name}-*/times.json")):
+        for stage in json.loads(path.read_text())["stages"]:
+            if stage["stage"] == STAGES[pattern] and stage["jobs"]:
+                return stage["seconds"] / stage["jobs"]
+    return None
+
+
+def view(scale: Scale, results: Path) -> Group:
+    """The table and the line below it."""
+    statuses = list(runs(scale, results))
+    table = Table(title=f"{scale.title}: {results}", title_justify="left")
+    for heading in ("run", "state", "step", "", "loss", "validation", "tokens/s", "time left"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
+    for run in statuses:
+        table.add_row(
+            run.name,
+            Text(run.state, STYLES[run.state]),
+            f"{run.step:,}/{run.steps:,}",
+            f"{run.step / run.steps:.0%}",
+            *("" if value is None else f"{value:.4f}" for value in (run.train_loss, run.val_loss)),
+            "" if run.tok_per_s is None else f"{run.tok_per_s:,.0f}",
+            duration(run.seconds_left) if run.state in ("running", "stopped") and run.seconds_left is not None else "",
+        )
+    return Group(table, summary(scale, results, statuses))
+
+
+def summary(scale: Scale, results: Path, statuses: list[Status]) -> str:
+    """Runs done, and the estimate for the whole workflow."""
+    counted = [run for run in statuses if not run.name.startswith("sweep/")]
+    done, running = (sum(run.state == state for run in counted) for state in ("done", "running"))
+    text = f"{done} of {len(counted)} runs done, {running} running."
+    if (results / "paper.pdf").is_file():
+        return f"{text} The workflow is done."
+    seconds, unknown = work_left(scale, results, statuses)
+    longest = max((run.seconds_left or 0.0 for run in counted if run.state == "running"), default=0.0)
+    text += f" The whole workflow needs about {duration(max(seconds / max(running, 1), longest))}"
+    text += f" more, {max(running, 1)} at a time"
+    return text + (f"; not counted, because unknown: {', '.join(unknown)}." if unknown else ".")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 2 d 03 h, 1 h 05 min, 3 min 20 s, 12 s."""
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days:.0f} d {hours % 24:02.0f} h"
+    if hours:
+        return f"{hours:.0f} h {minutes % 60:02.0f} min"
+    return f"{minutes:.0f} min {seconds % 60:02.0f} s" if minutes else f"{seconds:.0f} s"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module's first line."""
+    parser = argparse.ArgumentParser(prog="ddl progress", description="Show how far the runs of a scale are.")
+    parser.add_argument("results", type=Path, help="the folder of a scale, e.g. results/laptop")
+    args = parser.parse_args(argv)
+    with user_errors(ConfigError):
+        scale = load_scale(args.results.resolve().name)
+        console = Console()
+        if not console.is_terminal:
+            Console(width=120).print(view(scale, args.results))
+            return
+        try:
+            with Live(view(scale, args.results), console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(REFRESH_SECONDS)
+                    live.update(view(scale, args.results), refresh=True)
+        except KeyboardInterrupt:
+            pass  # how one leaves
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Every number that the paper's prose and the README quote, from the files of one scale. Null is missing, never 0."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddl.cli import user_errors
+from ddl.config import SHOTS, ConfigError, Scale, load_scale, to_mapping
+from ddl.files import finite, write_json
+from ddl.layout import BASELINE
+from ddl.reporting.accuracy_tables import gains, published_gains
+from ddl.reporting.figures import comparable, scale_note
+from ddl.reporting.read_results import Record, Results, ResultsError, by_key, over_seeds, published
+from ddl.reporting.statistics import Z
+
+COST_PARTS = ("tok_per_s", "ratio")
+
+
+def collect(results: Results) -> Record:
+    """The content of numbers.json as plain values."""
+    ours, theirs = measured(results), published_numbers(results)
+    gained = {size: {f"{shots}shot": gains(results, size, shots) for shots in SHOTS} for size in results.sizes}
+    missing = [
+        {"name": f"{size}/{slug}: {key}", "reason": run["reason"] or "the file has no such number"}
+        for size, runs in ours.items()
+        for slug, run in runs.items()
+        for key, value in run.items()
+        if value is None
+    ]
+    scale = results.scale
+    settings = to_mapping(scale)
+    return {
+        "scale": {"phrase": results.scale_phrase}
+        | {key: settings[key] for key in ("name", "sequence_length", "seeds", "tokenizer", "evaluation")},
+        "training": settings["training"]
+        | {"tokens_per_step": scale.training.batch_sequences * scale.sequence_length, "tokens": _run_tokens(results)},
+        "sizes": {size: _shape(scale, size) for size in results.sizes},
+        "model": settings_of_designs(scale),
+        "paper": _paper(load_scale("paper")),
+        "corpus": _corpus(results),
+        "variants": [{"slug": slug, "label": variant.label} for slug, variant in results.variants.items()],
+        "runs": ours,
+        "published": theirs,
+        "comparison": {size: compare(ours[size], theirs[size], gained[size]) for size in results.sizes},
+        "gains": {"ours": gained, "published": published_gains()},
+        "evaluation": _evaluation(results),
+        "provenance": _provenance(results),
+        "missing": missing,
+    }
+
+
+def measured(results: Results) -> dict[str, dict[str, Record]]:
+    """Size -> slug -> numbers of our runs, means over the seeds; `delta` is the loss minus the baseline's."""
+    validation, summaries = results.validation(), results.summaries()
+    columns = {
+        "val_loss": over_seeds(validation, "val_loss"),
+        "val_loss_stderr": over_seeds(validation, "val_loss_stderr"),
+        "val_perplexity": over_seeds(validation, "val_perplexity"),
+        "params": over_seeds(summaries, "params"),
+        "tokens": over_seeds(summaries, "tokens"),
+        "seconds": over_seeds(summaries, "seconds"),
+    }
+    for shots in SHOTS:
+        frame = results.downstream(shots)
+        frame = frame[frame["column"] == "Avg."]
+        columns[f"avg_{shots}shot"] = over_seeds(frame, "value")
+        columns[f"avg_{shots}shot_stderr"] = over_seeds(frame, "stderr")
+    cost = by_key(results.cost(), "size", "variant")
+    cost_keys = {f"{kind}_{what}": f"{kind}_{what}_median" for kind in ("train", "inference") for what in COST_PARTS}
+    cost_keys |= {key: key for key in ("peak_mem_bytes", "peak_mem_factor")}
+    table: dict[str, dict[str, Record]] = {size: {} for size in results.sizes}
+    for size in results.sizes:
+        for slug in results.variants:
+            key = (size, slug)
+            row: Record = {name: finite(runs[key].mean) for name, runs in columns.items()}
+            row |= {name: finite(cost[key][column]) for name, column in cost_keys.items()}
+            row["seeds"] = columns["val_loss"][key].seeds
+            texts = [runs[key].reason for runs in columns.values()] + [cost[key]["reason"]]
+            row["reason"] = "; ".join(dict.fromkeys(text for text in texts if text))
+            table[size][slug] = row
+        _add_deltas(table[size])
+    return table
+
+
+def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
+    """Size -> slug -> the paper's numbers under the same names as ours; fractions, not percent."""
+    loss = by_key(published("validation_loss"), "size", "variant")
+    accuracy = by_key(published("downstream_accuracy"), "size", "variant", "num_fewshot", "task")
+    cost = by_key(published("cost"), "size", "variant")
+    table: dict[str, dict[str, Record]] = {}
+    for size in results.sizes:
+        table[size] = {}
+        for slug in results.variants:
+            key = (size, slug)
+            row: Record = {name: loss.get(key, {}).get(name) for name in ("val_loss", "val_perplexity")}
+            for shots in SHOTS:
+                percent = accuracy.get((*key, shots, "Avg."), {}).get("accuracy_percent")
+                row[f"avg_{shots}shot"] = None if percent is None else round(percent / 100, 6)
+            for kind in ("train", "inference"):
+                speed, reference = (cost.get((size, name), {}).get(f"{kind}_ktok_per_s") for name in (slug, BASELINE))
+                row[f"{kind}_ratio"] = speed / reference if speed and reference else None
+            row["peak_mem_factor"] = cost.get(key, {}).get("peak_memory_factor")
+            table[size][slug] = row
+        _add_deltas(table[size])
+    return table
+
+
+def compare(ours: dict[str, Record], theirs: dict[str, Record], gained: dict[str, dict[str, Record]]) -> Record:
+    """How the variants stand against the baseline at one size, in our runs and in the paper's."""
+    both = [slug for slug in ours if slug != BASELINE and None not in (ours[slug]["delta"], theirs[slug]["delta"])]
+    same = sum((ours[slug]["delta"] < 0) == (theirs[slug]["delta"] < 0) for slug in both)
+    result: Record = {"same_sign": same, "both": len(both)}
+    for name, table in (("ours", ours), ("published", theirs)):
+        losses = {slug: row["val_loss"] for slug, row in table.items() if row["val_loss"] is not None}
+        deltas = [row["delta"] for slug, row in table.items() if slug != BASELINE and row["delta"] is not None]
+        result[name] = {
+            "best": min(losses, key=losses.__getitem__) if losses else None,
+            "compared": len(deltas),
+            "lower_loss": sum(delta < 0 for delta in deltas),
+            "best_delta": min(deltas, default=None),
+            "worst_delta": max(deltas, default=None),
+        }
+        for shots in SHOTS:
+            result[name] |= _compare_accuracy(table, f"avg_{shots}shot")
+    for shots in SHOTS:
+        differences = gained[f"{shots}shot"].values()
+        beyond = sum(difference["separated"] for difference in differences) if differences else None
+        result["ours"][f"avg_{shots}shot_beyond_noise"] = beyond
+    return result
+
+
+def _compare_accuracy(table: dict[str, Record], key: str) -> Record:
+    """Counts of variants above the baseline."""
+    base = table[BASELINE]
+    others = [row for slug, row in table.items() if slug != BASELINE and None not in (row[key], base[key])]
+    return {f"{key}_compared": len(others), f"{key}_higher": sum(row[key] > base[key] for row in others)}
+
+
+def _add_deltas(rows: dict[str, Record]) -> None:
+    base = rows[BASELINE]["val_loss"]
+    for row in rows.values():
+        row["delta"] = None if None in (base, row["val_loss"]) else row["val_loss"] - base
+
+
+def settings_of_designs(scale: Scale) -> Record:
+    """The settings of the default rewrite design (DDL-CC) that do not depend on the size."""
+    model = to_mapping(scale.model("small", "ddl-cc"))
+    return {key: value for key, value in model.items() if key not in ("layers", "width", "heads")}
+
+
+def _paper(paper: Scale) -> Record:
+    """The paper's own scale, as config/scales/paper.yaml states it."""
+    tokens = paper.training.steps * paper.training.batch_sequences * paper.sequence_length
+    sizes = {size: _shape(paper, size) for size in paper.sizes}
+    return to_mapping(paper.training) | {"sequence_length": paper.sequence_length, "tokens": tokens, "sizes": sizes}
+
+
+def _shape(scale: Scale, size: str) -> Record:
+    model = scale.model(size, BASELINE)
+    shape = {"layers": model.layers, "heads": model.heads, "head_dim": model.head_dim, "width": model.width}
+    return shape | {"mlp_hidden": model.mlp_hidden}
+
+
+def _run_tokens(results: Results) -> int | None:
+    """Tokens of a run, if all runs agree; what they say counts, not the settings."""
+    values = results.summaries()["tokens"].dropna().unique()
+    return int(values[0]) if len(values) == 1 else None
+
+
+def _corpus(results: Results) -> Record:
+    manifest = results.manifest()
+    splits, removed = manifest.get("splits", {}), manifest.get("deduplication") or {}
+    record: Record = {"name": results.scale.corpus.name, "packages": list(results.scale.corpus.packages)}
+    for split in ("train", "val"):
+        record |= {f"{split}_{key}": splits.get(split, {}).get(key) for key in ("documents", "bytes", "tokens")}
+    record |= {key: removed.get(key) for key in ("exact_removed", "near_removed", "near_definition")}
+    trained = _run_tokens(results)
+    record["passes"] = trained / record["train_tokens"] if trained and record["train_tokens"] else None
+    return record
+
+
+def _evaluation(results: Results) -> Record:
+    """Tasks in the paper's column order, items a task and chance, from whatever evaluation is there."""
+    record: Record = {"noise_stderrs": Z}
+    for shots in SHOTS:
+        frame = results.downstream(shots)
+        found = frame.dropna(subset=["value"]).drop_duplicates("column")
+        tasks = found[found["column"] != "Avg."]
+        record[f"{shots}shot"] = {
+            "tasks": [{"column": row.column, "task": row.task, "metric": row.metric} for row in tasks.itertuples()],
+            "items_min": _integer(tasks["n"].min()),
+            "items_max": _integer(tasks["n"].max()),
+            "average_untrained": finite(by_key(results.untrained(shots), "column")["Avg.",]["value"]),
+            "average_chance": finite(found[found["column"] == "Avg."]["chance"].mean()),
+        }
+    return record
+
+
+def _provenance(results: Results) -> Record:
+    """What all training runs agree on (null where they do not), their total time, and the last one's date."""
+    found = results.provenances()
+    record = {key: _agreed(found, key) for key in ("commit", "dirty", "python", "device", "platform", "threads")}
+    seconds = results.summaries()["seconds"].dropna()
+    return record | {
+        "versions": _agreed(found, "versions") or {},
+        "utc": max((record["utc"] for record in found if record.get("utc")), default=None),
+        "runs": len(seconds),
+        "runs_expected": len(list(results.runs())),
+        "train_seconds": float(seconds.sum()) if len(seconds) else None,
+    }
+
+
+def _agreed(records: list[Record], key: str) -> Any:
+    values = [record.get(key) for record in records]
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _integer(value: float) -> int | None:
+    return None if pd.isna(value) else int(value)
+
+
+def write_numbers(results: Results) -> pd.DataFrame:
+    """Write numbers.json, every number that the paper's prose and the README quote.
+
+    Returns:
+        frame of what is missing: name, reason.
+    """
+    numbers = collect(results) | {"scale_note": scale_note(results)}
+    whole = numbers["training"]["tokens"] == numbers["paper"]["tokens"]
+    numbers["comparable"] = whole and comparable(results.scale)
+    write_json(results.path / "numbers.json", numbers)
+    return pd.DataFrame(numbers["missing"], columns=["name", "reason"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="ddl numbers", description="Write results/<scale>/numbers.json.")
+    parser.add_argument("--results", type=Path, required=True, help="the folder of a scale, e.g. results/laptop")
+    arguments = parser.parse_args(argv)
+    with user_errors(ConfigError, ResultsError):
+        missing = write_numbers(Results(arguments.results))
+        for name, reason in missing.itertuples(index=False):
+            print(f"{name}: {reason}")
+        print(f"{arguments.results / 'numbers.json'}: {len(missing)} missing")
+
+
+if __name__ == "__main__":
+    main()

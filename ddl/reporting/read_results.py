@@ -1,0 +1,299 @@
+"""Reads what the runs of one scale left under results/<scale>/, and what the paper published, into frames.
+
+A file that is not there is a row of its own: its numbers are NaN and its `reason` says which file is missing. A file
+that is there but cannot be read is an error, because it would otherwise pass for a run that was never made.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddl.config import Scale, load_scale, scale_names, to_mapping
+from ddl.errors import UserError
+from ddl.layout import BASELINE, ROOT
+
+PUBLISHED_DIR = ROOT / "paper" / "published"
+REFERENCE_DIR = ROOT / "results" / "reference"
+# The names of the variants in the published tables.
+PUBLISHED_NAMES = {
+    "baseline": "Baseline",
+    "ddl-dv1": "DDL-dv1",
+    "ddl-tc-noec": "DDL-TC w/o EC",
+    "ddl-cc-noec": "DDL-CC w/o EC",
+    "ddl-tc": "DDL-TC",
+    "ddl-cc": "DDL-CC",
+}
+COST_NUMBERS = (
+    *(
+        f"{mode}_{what}_{part}"
+        for mode in ("train", "inference")
+        for what in ("tok_per_s", "ratio")
+        for part in ("median", "p20", "p80")
+    ),
+    *("params", "peak_mem_bytes", "peak_mem_factor"),
+)
+TASK_COLUMNS = ("ARC-C", "ARC-E", "Hellaswag", "OpenBookQA", "PIQA", "SciQ", "Social IQA", "WG")
+
+Record = dict[str, Any]
+Run = tuple[str, str, int]
+
+
+class ResultsError(UserError):
+    """Results that cannot be read: the message names the file and what was expected in it."""
+
+
+class Results:
+    """The results of one scale.
+
+    Args:
+        path: the folder results/<scale>; a copy under another name works once it holds a run's summary.json.
+
+    Raises:
+        ResultsError: no such folder, or no way to tell which scale it belongs to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ResultsError(f"{self.path}: not found; expected the results of a scale, e.g. results/laptop")
+        self.scale: Scale = load_scale(self._scale_name())
+        self.sizes = list(self.scale.sizes)
+        self.variants = self.scale.variants
+
+    def _scale_name(self) -> str:
+        if self.path.resolve().name in scale_names():
+            return self.path.resolve().name
+        for file in sorted(self.path.glob("runs/*/*/seed*/summary.json")):
+            return str(_read_json(file)["scale"])
+        raise ResultsError(
+            f"{self.path}: expected a folder named after a scale ({', '.join(scale_names())}) or a run's summary.json"
+        )
+
+    @property
+    def scale_phrase(self) -> str:
+        """The scale within a sentence, e.g. "laptop scale"; names such as H200 keep their capitals."""
+        title = self.scale.title
+        return f"{title.lower() if title[1:].islower() else title} scale"
+
+    def runs(self) -> Iterator[Run]:
+        """Every (size, variant, seed) that the scale asks for, in the order of the paper's tables."""
+        for size in self.sizes:
+            for variant in self.variants:
+                for seed in self.scale.seeds:
+                    yield size, variant, seed
+
+    def curves(self) -> pd.DataFrame:
+        """metrics.jsonl of every run: size, variant, seed, step, tokens, train_loss, val_loss, ..., reason."""
+        rows: list[Record] = []
+        for size, variant, seed in self.runs():
+            name = f"runs/{size}/{variant}/seed{seed}/metrics.jsonl"
+            key = {"size": size, "variant": variant, "seed": seed}
+            records = self._lines(name)
+            rows += [{**key, **record, "reason": ""} for record in records]
+            if not records:
+                rows.append({**key, "reason": self._reason(name)})
+        return _frame(rows, numeric=("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tok_per_s"))
+
+    def summaries(self) -> pd.DataFrame:
+        """summary.json of every run, one row each, with `reason`."""
+        return self._per_run(
+            "runs/{}/{}/seed{}/summary.json",
+            ("val_loss", "val_perplexity", "params", "steps", "tokens", "seconds", "peak_mem_bytes"),
+        )
+
+    def validation(self) -> pd.DataFrame:
+        """Loss in nats and perplexity on the whole validation split, one row a run, with `reason`."""
+        return self._per_run(
+            "evals/{}/{}/seed{}/validation.json", ("val_loss", "val_loss_stderr", "val_perplexity", "tokens")
+        )
+
+    def downstream(self, shots: int) -> pd.DataFrame:
+        """Accuracies in [0, 1] in long form: a row for each run and task, and one with column "Avg." for the average.
+
+        Columns: size, variant, seed, column (of the paper's tables), task, metric, value, stderr, chance, n, reason.
+        """
+        rows: list[Record] = []
+        for size, variant, seed in self.runs():
+            key = {"size": size, "variant": variant, "seed": seed}
+            rows += [key | row for row in self._tasks(f"evals/{size}/{variant}/seed{seed}/{shots}shot.json")]
+        return _task_frame(rows)
+
+    def untrained(self, shots: int) -> pd.DataFrame:
+        """The same columns, less those of a run, for a model with its initial weights: the tasks' own check."""
+        return _task_frame(self._tasks(f"evals/random-init/{shots}shot.json"))
+
+    def outcomes(self, size: str, variant: str, seed: int, shots: int) -> dict[str, np.ndarray]:
+        """Column -> right (1) or wrong (0), int8, of each item that a run answered; empty if none were kept."""
+        name = f"evals/{size}/{variant}/seed{seed}/{shots}shot"
+        if not (self.path / f"{name}.parquet").is_file():
+            return {}
+        items = pd.read_parquet(self.path / f"{name}.parquet", columns=["task", "correct"])
+        tasks = self._json(f"{name}.json")["tasks"]
+        return {
+            tasks[task]["column"]: found["correct"].to_numpy().astype(np.int8)
+            for task, found in items.groupby("task", sort=False)
+        }
+
+    def _tasks(self, name: str) -> list[Record]:
+        found = self._json(name)
+        tasks = {entry["column"]: {**entry, "task": task} for task, entry in found.get("tasks", {}).items()}
+        tasks["Avg."] = found.get("average", {})
+        rows = []
+        for column in (*TASK_COLUMNS, "Avg."):
+            entry = tasks.get(column, {})
+            reason = "" if "value" in entry else self._reason(name, column)
+            rows.append({"column": column, **entry, "reason": reason})
+        return rows
+
+    def cost(self) -> pd.DataFrame:
+        """Throughput and memory, a row for each size and variant; a spread is columns such as `train_ratio_p20`."""
+        rows: list[Record] = []
+        for size in self.sizes:
+            for variant in self.variants:
+                name = f"cost/{size}/{variant}.json"
+                found = self._json(name)
+                row: Record = {"size": size, "variant": variant, "reason": "" if found else self._reason(name)}
+                for key, value in found.items():
+                    if isinstance(value, dict):
+                        row |= {f"{key}_{part}": x for part, x in value.items()}
+                    elif key not in ("size", "variant"):
+                        row[key] = value
+                rows.append(row)
+        return _frame(rows, COST_NUMBERS)
+
+    def manifest(self) -> Record:
+        """The manifest of the corpus, empty if there is none."""
+        return self._json("data/manifest.json")
+
+    def provenances(self) -> list[Record]:
+        """The provenance of every training run that left one."""
+        found = (self._json(f"runs/{size}/{variant}/seed{seed}/provenance.json") for size, variant, seed in self.runs())
+        return [record for record in found if record]
+
+    def _per_run(self, pattern: str, numeric: tuple[str, ...]) -> pd.DataFrame:
+        rows: list[Record] = []
+        for size, variant, seed in self.runs():
+            name = pattern.format(size, variant, seed)
+            found = self._json(name)
+            row = {key: found.get(key) for key in numeric}
+            lacking = [key for key in numeric[:1] if row[key] is None]
+            reason = self._reason(name, *lacking) if lacking else ""
+            rows.append({"size": size, "variant": variant, "seed": seed, **row, "reason": reason})
+        return _frame(rows, numeric=numeric)
+
+    def _reason(self, name: str, *keys: str) -> str:
+        """Why a number is missing: the file is not there, or it does not hold the key."""
+        if not (self.path / name).is_file():
+            return f"{name} is missing"
+        return f"{name} has no {', '.join(keys) or 'records'}"
+
+    def _json(self, name: str) -> Record:
+        path = self.path / name
+        return _read_json(path) if path.is_file() else {}
+
+    def _lines(self, name: str) -> list[Record]:
+        path = self.path / name
+        if not path.is_file():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        except json.JSONDecodeError as error:
+            raise ResultsError(f"{path}: expected one JSON record a line, found: {error}") from None
+
+
+def published(name: str) -> pd.DataFrame:
+    """A published table as stored in paper/published, with the variants' slugs in `variant`.
+
+    Args:
+        name: validation_loss, downstream_accuracy, cost or architecture.
+    """
+    path = PUBLISHED_DIR / f"{name}.csv"
+    if not path.is_file():
+        raise ResultsError(f"{path.relative_to(ROOT)}: not found; it belongs to the repository")
+    frame = pd.read_csv(path)
+    if "model" in frame:
+        frame["variant"] = frame["model"].map({label: slug for slug, label in PUBLISHED_NAMES.items()})
+    return frame
+
+
+def gpu_cost(size: str) -> dict[str, Record]:
+    """What benchmarks/gpu.py measured at the paper's shape of a size: variant -> the numbers of `Results.cost`.
+
+    Of all kept runs the newest that measured the baseline, executed as the paper scale says; empty if none did.
+    """
+    frames = [pd.read_csv(file) for file in sorted(REFERENCE_DIR.glob("*/end_to_end.csv"))]
+    if not frames:
+        return {}
+    rows = pd.concat(frames, ignore_index=True)
+    paper = load_scale("paper")
+    wanted = to_mapping(paper.sizes[size]) | to_mapping(paper.execution) | {"device_type": "cuda"}
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    measured = rows[(rows["variant"] == BASELINE) & rows["tok_per_s"].notna()]
+    found: dict[str, Record] = {}
+    for row in _records(rows[rows["utc"] == measured["utc"].max()].fillna({"reason": ""})):
+        head = {name: row[name] for name in ("device", "params", "reason")}
+        record = found.setdefault(row["variant"], dict.fromkeys(COST_NUMBERS, float("nan")) | head)
+        for name in ("tok_per_s", "ratio"):
+            for part, column in (("median", name), ("p20", f"{name}_p20"), ("p80", f"{name}_p80")):
+                record[f"{row['mode']}_{name}_{part}"] = row[column]
+        if row["mode"] == "train":
+            record |= {name: row[name] for name in ("peak_mem_bytes", "peak_mem_factor")}
+    return found
+
+
+def by_key(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Record]:
+    """The rows of a frame by the values of some columns."""
+    return {tuple(row[key] for key in keys): row for row in _records(frame)}
+
+
+def _records(frame: pd.DataFrame) -> list[Record]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Mean and standard deviation (NaN for one seed) of a number over the seeds that have it; why others do not."""
+
+    mean: float
+    sd: float
+    seeds: int
+    reason: str
+
+
+def over_seeds(frame: pd.DataFrame, value: str) -> dict[tuple[str, str], OverSeeds]:
+    """(size, variant) -> a number of the runs of that size and variant."""
+    result = {}
+    for (size, variant), runs in frame.groupby(["size", "variant"], sort=False):
+        reasons = "; ".join(dict.fromkeys(str(text) for text in runs["reason"] if text))
+        values = runs[value].dropna()
+        result[str(size), str(variant)] = OverSeeds(float(values.mean()), float(values.std()), len(values), reasons)
+    return result
+
+
+def _read_json(path: Path) -> Record:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: expected JSON, found: {error}") from None
+    if not isinstance(value, dict):
+        raise ResultsError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _task_frame(rows: list[Record]) -> pd.DataFrame:
+    frame = _frame(rows, numeric=("value", "stderr", "chance", "n"))
+    return frame.reindex(columns=[*frame.columns.union(["task", "metric"], sort=False)])
+
+
+def _frame(rows: list[Record], numeric: tuple[str, ...]) -> pd.DataFrame:
+    """Rows as a frame in which every numeric column exists and null is NaN."""
+    frame = pd.DataFrame(rows)
+    for column in numeric:
+        frame[column] = pd.to_numeric(frame[column]) if column in frame else float("nan")
+    return frame

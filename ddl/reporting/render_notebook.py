@@ -1,0 +1,326 @@
+"""Runs a notebook and renders it as one offline page.
+
+    ddl notebook notebooks/01_delta_rule.py --html results/laptop/notebooks/01_delta_rule.html \\
+        --parameters '{"results": "results/laptop"}'
+
+1. jupytext reads the py:percent file; its cell tagged `parameters` says which parameters exist.
+2. papermill executes it from the repository's root, in a kernel of the interpreter that runs this command: no kernel
+   spec, IPython profile or matplotlibrc of the user takes part, so the page depends on the repository alone.
+3. nbconvert fills `notebooks/template`; formulas become SVG drawings here (ziamath), so the page needs no JavaScript,
+   no font and no network.
+
+What a cell may say about its place on the page, after `# %%`: `tags=["fold"]` shows its code only on demand, under the
+words `summary="..."`; `alt="..."` describes its figure to readers who do not see it.
+"""
+
+import argparse
+import ast
+import base64
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import papermill
+import ziamath
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from nbconvert.exporters import TemplateExporter
+from nbconvert.filters.ansi import strip_ansi
+from nbconvert.filters.highlight import Highlight2HTML
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from pygments.formatters import HtmlFormatter
+from traitlets import default
+
+from ddl.cli import user_errors
+from ddl.errors import UserError
+from ddl.files import write_text
+from ddl.layout import ROOT
+
+TEMPLATES = ROOT / "notebooks"  # holds the folder `template`
+PARAMETERS_TAG = "parameters"
+INJECTED_TAG = "injected-parameters"  # papermill's, on the cell that it adds
+EM = 20.0  # pixels of one em in the drawings of formulas, which are then scaled to the text around them
+MARGIN = 0.5  # pixels around a formula
+
+# Inline figures as SVG, with nothing in them that changes from run to run; and no word about being shut down.
+IPYTHON_CONFIG = """\
+c.IPKernelApp.log_level = "CRITICAL"
+c.InlineBackend.figure_formats = {"svg"}
+c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
+"""
+MATPLOTLIBRC = "svg.hashsalt: ddl\n"
+
+
+class NotebookError(UserError):
+    """A notebook or parameter that a user can put right: the message names the notebook."""
+
+
+class CellFailure(RuntimeError):  # noqa: N818 - not the user's error but the notebook's finding
+    """A cell raised: the message names the notebook, the cell and the exception."""
+
+
+def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
+    """Execute a notebook and write it as one HTML file.
+
+    Args:
+        source: a py:percent file with one cell tagged `parameters`.
+        page: the HTML file to write; only where a cell fails, `<name>.failed.ipynb` is written beside it instead.
+        parameters: values for names that the parameters cell assigns, of types that JSON has.
+
+    Raises:
+        NotebookError: no such file, no parameters cell, an unknown parameter, a formula that cannot be drawn, or a
+            page that would load something from elsewhere.
+        CellFailure: a cell raised, its traceback is printed on stderr before; or the kernel died.
+    """
+    notebook = read_notebook(source, parameters)
+    failed = page.with_suffix(".failed.ipynb")
+    page.unlink(missing_ok=True)  # a page of an earlier run beside a failed one would mislead
+    failed.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ddl-") as folder:
+        executed = Path(folder) / "executed.ipynb"
+        try:
+            done = _execute(notebook, executed, parameters)
+        except PapermillExecutionError as error:
+            write_text(failed, executed.read_text(encoding="utf-8"))
+            traceback = strip_ansi("\n".join(error.traceback))
+            print(traceback, file=sys.stderr)
+            raise CellFailure(_describe_failure(error, traceback, source, failed)) from None
+        except DeadKernelError as error:
+            raise CellFailure(f"{source}: the kernel died, as it does when memory runs out: {error}") from None
+    write_text(page, render(done, source))
+
+
+def read_notebook(source: Path, parameters: dict[str, Any]) -> NotebookNode:
+    """The notebook of a py:percent file, with its parameters checked against the cell tagged `parameters`."""
+    if not source.is_file():
+        raise NotebookError(f"{source}: no such notebook")
+    notebook = jupytext.read(source, fmt="py:percent")
+    tagged = [cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise NotebookError(f'{source}: expected one cell `# %% tags=["{PARAMETERS_TAG}"]`, found {len(tagged)}')
+    known = [
+        target.id
+        for statement in ast.parse(tagged[0].source).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    ]
+    for name in parameters:
+        if name not in known:
+            raise NotebookError(f"{source}: unknown parameter {name!r}, expected one of {', '.join(known)}")
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
+def _execute(notebook: NotebookNode, executed: Path, parameters: dict[str, Any]) -> NotebookNode:
+    """Run all cells; what ran is in the file `executed` even when a cell fails."""
+    return papermill.execute_notebook(
+        notebook,
+        executed,
+        parameters=parameters,
+        kernel_name="python3",
+        kernel_manager_class=_kernel_manager(executed.parent),
+        cwd=ROOT,
+        progress_bar=False,
+    )
+
+
+def _kernel_manager(folder: Path) -> type[AsyncKernelManager]:
+    """A manager whose only kernel is this interpreter, with its configuration and sockets in `folder`."""
+    profile = folder / "ipython" / "profile_default"
+    profile.mkdir(parents=True)
+    (profile / "ipython_kernel_config.py").write_text(IPYTHON_CONFIG)
+    (folder / "matplotlibrc").write_text(MATPLOTLIBRC)
+    environment = {
+        "IPYTHONDIR": str(profile.parent),
+        "MATPLOTLIBRC": str(folder / "matplotlibrc"),
+        "SOURCE_DATE_EPOCH": "0",  # figures that a notebook saves carry a date otherwise
+        "PYTHONHASHSEED": "0",  # sympy's order of terms
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's warning in the log, which nobody asked for
+    }
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=command, display_name="Python 3", language="python", env=environment)
+
+    class ThisInterpreter(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return spec
+
+    class Manager(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _this_interpreter(self) -> KernelSpecManager:
+            return ThisInterpreter(parent=self)
+
+        # Ports of two notebooks that start at once can collide; files in a folder of one's own cannot.
+        @default("transport")
+        def _transport(self) -> str:
+            return "ipc" if os.name == "posix" else "tcp"
+
+        @default("ip")
+        def _address(self) -> str:
+            return str(folder / "kernel") if self.transport == "ipc" else "127.0.0.1"
+
+    return Manager
+
+
+def _describe_failure(error: PapermillExecutionError, traceback: str, source: Path, failed: Path) -> str:
+    """One line. Cells are counted as in the file: code cells from 1, without the one that papermill adds."""
+    cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
+    code = [
+        cell for cell in cells if cell["cell_type"] == "code" and INJECTED_TAG not in cell["metadata"].get("tags", [])
+    ]
+    number = next(n for n, cell in enumerate(code, 1) if any(out["output_type"] == "error" for out in cell["outputs"]))
+    # A bare assert has no message; its statement says more than nothing.
+    statement = re.findall(r"^-+> ?\d+ +(.+)$", traceback, re.M)
+    reason = (str(error.evalue).strip().splitlines() or statement or ["no message"])[-1]
+    return f"{source}: code cell {number} failed: {error.ename}: {reason}; executed as far as it came: {failed}"
+
+
+def render(notebook: NotebookNode, source: Path) -> str:
+    """The page of an executed notebook."""
+    _tidy_parameters(notebook)
+    # A kernel sends what is printed in pieces that depend on its timing.
+    notebook, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
+    heading = re.search(r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
+    resources = {
+        "title": heading[1].strip() if heading else source.stem,
+        "source": f"{source.parent.name}/{source.name}",
+        "highlight_css": HtmlFormatter(style="friendly").get_style_defs(".highlight"),
+    }
+    try:
+        html, _ = Page(template_name="template", extra_template_basedirs=[str(TEMPLATES)]).from_notebook_node(
+            notebook, resources
+        )
+    except NotebookError as error:
+        raise NotebookError(f"{source}: {error}") from error
+    if found := remote_references(html):
+        raise NotebookError(f"{source}: the page would load {found[0]}, expected nothing from elsewhere")
+    return html.strip() + "\n"
+
+
+def _tidy_parameters(notebook: NotebookNode) -> None:
+    """Show injected parameters only where they say something else than the notebook's own parameters cell."""
+    own = next(cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
+    defaults = {ast.unparse(statement) for statement in ast.parse(own.source).body}
+    for cell in [cell for cell in notebook.cells if INJECTED_TAG in cell.metadata.get("tags", [])]:
+        changed = [
+            text for statement in ast.parse(cell.source).body if (text := ast.unparse(statement)) not in defaults
+        ]
+        cell.source = "\n".join(["# Set for this page", *changed])
+        if not changed:
+            notebook.cells.remove(cell)
+
+
+def remote_references(html: str) -> list[str]:
+    """What a browser would fetch to show the page: addresses in src, href (of anything but a link), url(), @import."""
+    loads = r"""<(?!a\s)[^>]*?\s(?:src|srcset|href|data|poster|action)\s*=\s*["']?\s*((?:https?:)?//[^\s"'>]+)"""
+    styles = r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^\s"')]+)"""
+    return re.findall(loads, html, re.I) + re.findall(styles, html, re.I)
+
+
+class Page(TemplateExporter):
+    """nbconvert's exporter for `notebooks/template`, with the filters that the template uses."""
+
+    file_extension = ".html"
+    output_mimetype = "text/html"
+
+    @default("template_file")
+    def _index(self) -> str:
+        return "index.html.j2"
+
+    def default_filters(self) -> Any:
+        yield from super().default_filters()
+        yield "page_markdown", _markdown
+        yield "page_latex", _latex_output
+        yield "page_svg_uri", _svg_uri
+        yield "page_code", Highlight2HTML(pygments_lexer="ipython3")
+
+
+class _FormulaRenderer(IPythonRenderer):
+    """nbconvert's Markdown renderer, with formulas as drawings."""
+
+    def inline_math(self, body: str) -> str:
+        return formula(body, display=False)
+
+    def block_math(self, body: str) -> str:
+        tag = re.search(r"\\tag\{([^}]*)\}", body)
+        number = f'<span class="number">({tag[1]})</span>' if tag else ""
+        drawing = formula(body.replace(tag[0], "") if tag else body, display=True)
+        return f'<span class="equation"><span class="formula">{drawing}</span>{number}</span>'
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
+
+
+def _markdown(text: str) -> str:
+    html = MarkdownWithMath(renderer=_FormulaRenderer(escape=False, exclude_anchor_links=True)).render(text)
+    return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+
+
+def _latex_output(text: str) -> str:
+    """A result that describes itself in LaTeX, as sympy's do: a display formula."""
+    body = text.strip().strip("$").strip().removeprefix(r"\displaystyle")
+    return f"<p>{_FormulaRenderer(escape=False).block_math(body)}</p>"
+
+
+def _svg_uri(svg: str) -> str:
+    """A figure as an image's address: its styles and identifiers then stay out of the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def formula(latex: str, display: bool) -> str:
+    """Draw a formula as an SVG element in units of em, its baseline on the baseline of the text.
+
+    Raises:
+        NotebookError: LaTeX that ziamath does not know or draws wrongly.
+    """
+    latex = latex.strip()
+    if r"\operatorname*" in latex:
+        raise NotebookError(rf"\operatorname* in formula ${latex}$ would be drawn wrongly, expected \operatorname")
+    ziamath.config.svg2 = False  # glyphs as paths: no identifiers that could clash between formulas
+    try:
+        drawing = ziamath.Latex(latex, size=EM, inline=not display, margin=MARGIN)
+        svg = drawing.svgxml()
+    except Exception as error:  # the parser raises whatever it stumbles over
+        raise NotebookError(f"cannot draw formula ${latex}$: {error or type(error).__name__}") from error
+    if unknown := re.search(r">\s*(\\[A-Za-z]+)", drawing.mathmlstr()):
+        raise NotebookError(f"unknown command {unknown[1]} in formula ${latex}$")
+    for side in ("width", "height"):
+        svg.set(side, f"{float(svg.attrib[side]) / EM:.3f}em")
+    svg.set("style", f"vertical-align:{(drawing.getyofst() - MARGIN) / EM:.3f}em")
+    svg.set("class", "math")
+    svg.set("role", "img")
+    svg.set("aria-label", " ".join(latex.split()))
+    return re.sub(r' (?:xmlns(?::\w+)?|fill)="(?:http[^"]*|black)"', "", ziamath.zmath.ET.tostring(svg, "unicode"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="ddl notebook", description="Run a notebook, write it as a page.")
+    parser.add_argument("notebook", type=Path, help="a py:percent file")
+    parser.add_argument("--html", type=Path, required=True, help="the page to write")
+    parser.add_argument("--parameters", default="{}", help="values for its parameters cell, JSON: '{\"name\": value}'")
+    arguments = parser.parse_args(argv)
+    with user_errors(NotebookError):
+        try:
+            parameters = json.loads(arguments.parameters)
+        except json.JSONDecodeError as error:
+            raise NotebookError(f"{arguments.notebook}: --parameters is not JSON: {error}") from None
+        if not isinstance(parameters, dict):
+            raise NotebookError(f"{arguments.notebook}: --parameters: expected a JSON object, found {parameters!r}")
+        try:
+            run_notebook(arguments.notebook, arguments.html, parameters)
+        except CellFailure as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The tables: frames of cells as a reader sees them, and their CSV, LaTeX and HTML.
+
+A frame holds one row a model and, beside its visible columns, up to four that say how to show it: `block` starts a
+headed group of rows, `bold` and `underline` list the columns (separated by "; ") in which the row is best or second,
+`reason` says why a cell is a dash. A column named "X ±" or "X range" is shown in the cell of X; names of the form
+"Group: X" give a header of two levels. The PDF is set from the same CSV by the same rules (paper/template.typ).
+"""
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ddl.files import write_text
+
+DASH = "–"
+DETAILS = {" ±": "± {}", " range": "({})"}
+HIDDEN = ("block", "bold", "underline", "reason")
+REASONS_SHOWN = 3
+
+
+def cell(value: Any, digits: int | None = None) -> str:
+    """A number with `digits` decimals (or as it is), text unchanged, a dash for a missing value."""
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return DASH
+    if isinstance(value, str):
+        return value
+    return f"{value:.{digits}f}" if digits is not None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number to `digits` significant digits without an exponent, a dash for a missing value."""
+    if pd.isna(value):
+        return DASH
+    decimals = digits - 1 - int(f"{value:.{digits - 1}e}".split("e")[1])
+    return f"{value:.{max(decimals, 0)}f}"
+
+
+def count(value: float, digits: int = 3) -> str:
+    """A count with its unit, e.g. "1.05 M", a dash for a missing value."""
+    if pd.isna(value):
+        return DASH
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if value >= size:
+            return significant(value / size, digits) + unit
+    return f"{value:.0f}"
+
+
+def mark_best(frame: pd.DataFrame, columns: Iterable[str], *, lower: bool, second: bool) -> pd.DataFrame:
+    """Write `bold` and `underline`: best and second-best value of each column, as printed, so that ties share a mark.
+
+    Args:
+        frame: rows to compare, cells as text; a dash takes no part.
+        lower: whether a lower value is better.
+        second: whether the second-best value is underlined.
+    """
+    marks: dict[str, list[list[str]]] = {mark: [[] for _ in range(len(frame))] for mark in ("bold", "underline")}
+    for column in columns:
+        values = pd.to_numeric(frame[column].replace(DASH, None)).tolist()
+        ranked = sorted({value for value in values if not pd.isna(value)}, reverse=not lower)
+        for row, value in enumerate(values):
+            if ranked and value == ranked[0]:
+                marks["bold"][row].append(column)
+            elif second and len(ranked) > 1 and value == ranked[1]:
+                marks["underline"][row].append(column)
+    return frame.assign(**{mark: ["; ".join(names) for names in rows] for mark, rows in marks.items()})
+
+
+@dataclass(frozen=True)
+class WrittenTable:
+    """A table as it was written; a notebook shows it as HTML."""
+
+    frame: pd.DataFrame
+    caption: str
+    note: str
+
+    def _repr_html_(self) -> str:
+        groups, columns = _header(self.frame)
+        head = "".join(f'<th colspan="{span}">{html.escape(text)}</th>' for text, span in groups)
+        lines = [f"<tr>{head}</tr>"] if head else []
+        lines.append("<tr>" + "".join(f"<th>{html.escape(short)}</th>" for _, short in columns) + "</tr>")
+        for block, cells in _rows(self.frame):
+            if block:
+                lines.append(f'<tr><td colspan="{len(columns)}"><i>{html.escape(block)}</i></td></tr>')
+            lines.append("<tr>" + "".join(f"<td>{_html_cell(*parts)}</td>" for parts in cells) + "</tr>")
+        notes = html.escape(" ".join(filter(None, [self.note, reasons(self.frame)])))
+        caption = f"<caption>{html.escape(self.caption)}</caption>"
+        table = f'<table style="font-size: 0.78em">{caption}{"".join(lines)}</table>'
+        return f"{table}<p><small>{notes}</small></p>"
+
+
+def write_table(frame: pd.DataFrame, results: str | Path, name: str, caption: str, note: str = "") -> WrittenTable:
+    """Write tables/<name>.csv and tables/<name>.tex (booktabs) under a results folder.
+
+    Args:
+        frame: visible columns and, optionally, `block`, `bold`, `underline`, `reason` (see the module's docstring).
+        name: e.g. "table3".
+    """
+    shown = frame.map(cell)
+    folder = Path(results) / "tables"
+    write_text(folder / f"{name}.csv", shown.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / f"{name}.tex", _latex(shown, name, caption, note))
+    return WrittenTable(shown, caption, note)
+
+
+def reasons(frame: pd.DataFrame) -> str:
+    """The reasons behind the dashes as one sentence, the first few in full; empty if nothing is missing."""
+    if "reason" not in frame:
+        return ""
+    found = list(dict.fromkeys(part for text in frame["reason"] for part in text.split("; ") if part))
+    more = f"; and {len(found) - REASONS_SHOWN} more" if len(found) > REASONS_SHOWN else ""
+    return f"{DASH}: {'; '.join(found[:REASONS_SHOWN])}{more}." if found else ""
+
+
+def _header(frame: pd.DataFrame) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
+    """The groups with their widths (none for a header of one level), and (column, text shown) of visible columns."""
+    names = [name for name in map(str, frame.columns) if name not in HIDDEN and not name.endswith(tuple(DETAILS))]
+    columns = [(name, name.split(": ", 1)[-1]) for name in names]
+    if not any(": " in name for name in names):
+        return [], columns
+    groups: list[tuple[str, int]] = []
+    for name in names:
+        text = name.split(": ", 1)[0] if ": " in name else ""
+        if groups and groups[-1][0] == text:
+            groups[-1] = (text, groups[-1][1] + 1)
+        else:
+            groups.append((text, 1))
+    return groups, columns
+
+
+def _rows(frame: pd.DataFrame) -> Iterable[tuple[str, list[tuple[str, str, bool, bool]]]]:
+    """For each row: the block that starts there ("" if none), and (text, detail, bold, underline) of each cell."""
+    last = ""
+    for _, row in frame.iterrows():
+        block = row.get("block", "")
+        marks = [row.get(mark, "").split("; ") for mark in ("bold", "underline")]
+        cells = []
+        for name, _ in _header(frame)[1]:
+            detail = "".join(form.format(row[name + end]) for end, form in DETAILS.items() if row.get(name + end, ""))
+            cells.append((row[name], detail if row[name] != DASH else "", name in marks[0], name in marks[1]))
+        yield block if block != last else "", cells
+        last = block
+
+
+def _latex(frame: pd.DataFrame, name: str, caption: str, note: str) -> str:
+    groups, columns = _header(frame)
+    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}", rf"\label{{tab:{name}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule"]
+    if groups:
+        lines.append(" & ".join(rf"\multicolumn{{{span}}}{{c}}{{{_escape(text)}}}" for text, span in groups) + r" \\")
+    lines += [" & ".join(_escape(short) for _, short in columns) + r" \\", r"\midrule"]
+    for index, (block, cells) in enumerate(_rows(frame)):
+        if block:
+            lines += [r"\midrule"] if index else []
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{_escape(block)}}}}} \\")
+        lines.append(" & ".join(_latex_cell(*parts) for parts in cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = " ".join(filter(None, [note, reasons(frame)]))
+    lines += [rf"\par\footnotesize {_escape(notes)}"] if notes else []
+    return "\n".join([*lines, r"\end{table*}", ""])
+
+
+def _latex_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
+    shown = _escape(text)
+    shown = rf"\textbf{{{shown}}}" if bold else rf"\underline{{{shown}}}" if underline else shown
+    return f"{shown} {{\\tiny {_escape(detail)}}}" if detail else shown
+
+
+def _html_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
+    shown = html.escape(text).replace("d_v", "d<sub>v</sub>").replace("_", "_<wbr>")
+    shown = f"<b>{shown}</b>" if bold else f"<u>{shown}</u>" if underline else shown
+    return f"{shown}<br><small>{html.escape(detail)}</small>" if detail else shown
+
+
+def _escape(text: str) -> str:
+    """Text as LaTeX shows it literally; the symbols of the tables become mathematics."""
+    plain = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    plain |= {char: f"\\{char}" for char in "&%$#_{}"}
+    plain |= {DASH: "--", "±": r"$\pm$", "×": r"$\times$", "β": r"$\beta$"}
+    return "".join(plain.get(char, char) for char in text).replace(r"d\_v", "$d_v$")

@@ -1,0 +1,98 @@
+"""Compiles paper/main.typ with the results of one scale.
+
+    ddl paper --results results/laptop --out results/laptop/paper.pdf
+
+The same results give the same bytes: no system fonts, no clock. The file conforms to PDF/UA-1 and PDF/A-2a.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ddl.cli import user_errors
+from ddl.errors import UserError
+from ddl.files import atomic
+from ddl.layout import ROOT
+
+PAPER_DIR = ROOT / "paper"
+NEEDED = (
+    "numbers.json",
+    *(f"tables/table{number}.csv" for number in range(1, 9)),
+    *(f"figures/figure{number}.svg" for number in range(1, 5)),
+)
+
+
+class PaperError(UserError):
+    """The paper cannot be built: the message names the file that is missing or the line that typst refused."""
+
+
+def compile_paper(results: Path, out: Path) -> None:
+    """Write the PDF.
+
+    Args:
+        results: a results folder with numbers.json, tables 1 to 8 and figures 1 to 4.
+        out: the PDF; replaced only by a whole one.
+
+    Raises:
+        PaperError: a file of the results is missing, or typst refuses the source.
+    """
+    import typst
+
+    for name in NEEDED:
+        if not (results / name).is_file():
+            raise PaperError(f"{results / name}: not found; the paper is set from it, build it first")
+    with tempfile.TemporaryDirectory() as folder:
+        root = stage(results, Path(folder))
+        with atomic(out) as temporary:
+            try:
+                typst.compile(
+                    root / "paper" / "main.typ",
+                    output=temporary,
+                    root=root,
+                    format="pdf",
+                    sys_inputs={"results": "/results"},
+                    timestamp=timestamp(results),
+                    font_paths=typst.Fonts(include_system_fonts=False),
+                    pdf_standards=["ua-1", "a-2a"],
+                )
+            except RuntimeError as error:
+                raise PaperError(f"paper/main.typ: {_one_line(error, root)}") from None
+
+
+def stage(results: Path, root: Path) -> Path:
+    """Copy the source and what it reads below one folder, because typst reads nothing outside its root."""
+    shutil.copytree(PAPER_DIR, root / "paper")
+    for name in NEEDED:
+        target = root / "results" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(results / name, target)
+    return root
+
+
+def timestamp(results: Path) -> int:
+    """The date in the PDF in seconds since 1970: that of the last run, or 1970 where none is recorded."""
+    utc = json.loads((results / "numbers.json").read_text(encoding="utf-8"))["provenance"]["utc"]
+    return int(datetime.strptime(utc, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) if utc else 0
+
+
+def _one_line(error: RuntimeError, root: Path) -> str:
+    """What typst says, on one line, without the temporary folder, which it may name relative to the working one."""
+    text = str(getattr(error, "diagnostic", "") or error)
+    return " ".join(re.sub(rf"\S*{re.escape(root.name)}/", "", text).split())
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="ddl paper", description="Compile the paper of one scale.")
+    parser.add_argument("--results", type=Path, required=True, help="the folder of a scale, e.g. results/laptop")
+    parser.add_argument("--out", type=Path, required=True, help="the PDF to write")
+    arguments = parser.parse_args(argv)
+    with user_errors(PaperError):
+        compile_paper(arguments.results, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

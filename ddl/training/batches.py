@@ -1,0 +1,119 @@
+"""Which sequences a step sees, and their tensors before the step asks for them.
+
+The order is a function of (seed, step) alone: epochs are permutations of the training split, laid end to end and cut
+into batches. A batch is cut into micro-batches, and processes take these in turn, so that any number of processes that
+divides them sees the same batches.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddl.config import ConfigError, TrainConfig
+from ddl.data.sequences import TokenSequences, sequence_order
+from ddl.data.shard_format import DataError
+from ddl.training.distributed import Processes
+from ddl.training.learner import Batch
+
+AHEAD = 2  # batches that are read while a step runs
+
+
+class TrainingBatches:
+    """The batches of one process.
+
+    Raises:
+        ConfigError: the micro-batches of a batch cannot be shared equally among the processes.
+        DataError: the split is smaller than a batch.
+    """
+
+    def __init__(self, data: TokenSequences, recipe: TrainConfig, seed: int, processes: Processes) -> None:
+        check_shares(recipe, processes.count)
+        if len(data) < recipe.batch_sequences:
+            raise DataError(f"training split: expected at least {recipe.batch_sequences} sequences, found {len(data)}")
+        self.data, self.recipe, self.seed, self.processes = data, recipe, seed, processes
+        self._orders: dict[int, np.ndarray] = {}
+
+    def indices(self, step: int) -> np.ndarray:
+        """The sequences of a batch, those of all processes."""
+        count, size = len(self.data), self.recipe.batch_sequences
+        first = step * size
+        epochs = range(first // count, (first + size - 1) // count + 1)
+        self._orders = {epoch: self._order(epoch) for epoch in epochs}
+        order = (
+            np.concatenate([self._orders[epoch] for epoch in epochs]) if len(epochs) > 1 else self._orders[epochs[0]]
+        )
+        offset = first - epochs[0] * count
+        return order[offset : offset + size]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        # Kept, because a permutation of 50 million sequences takes seconds.
+        return self._orders[epoch] if epoch in self._orders else sequence_order(len(self.data), self.seed, epoch)
+
+    def stream(self, steps: range) -> Iterator[Batch]:
+        """The micro-batches of this process, step by step, on the device; a thread reads ahead.
+
+        Raises:
+            DataError: a token outside the vocabulary.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+            try:
+                ahead = deque(reader.submit(self._read, step) for step in steps[:AHEAD])
+                for step in steps:
+                    batch = ahead.popleft().result()
+                    if step + AHEAD < steps.stop:
+                        ahead.append(reader.submit(self._read, step + AHEAD))
+                    yield [to_device(part, self.processes.device) for part in batch]
+            finally:
+                reader.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, step: int) -> Batch:
+        parts = self.indices(step).reshape(-1, self.recipe.micro_batch_sequences)
+        mine = parts[self.processes.rank :: self.processes.count]
+        return [pinned(self.data.batch(part), self.processes.device) for part in mine]
+
+
+def check_shares(recipe: TrainConfig, processes: int) -> None:
+    """Refuse a number of processes that would change the batch.
+
+    Raises:
+        ConfigError: naming the numbers that fit.
+    """
+    parts = recipe.batch_sequences // recipe.micro_batch_sequences
+    if parts % max(processes, 1):
+        fitting = [str(count) for count in range(1, parts + 1) if parts % count == 0]
+        raise ConfigError(
+            f"{processes} processes cannot share a batch of {parts} micro-batches (training.batch_sequences "
+            f"{recipe.batch_sequences}, training.micro_batch_sequences {recipe.micro_batch_sequences}) equally: "
+            f"expected {', '.join(fitting)}"
+        )
+
+
+def validation_batch(data: TokenSequences, recipe: TrainConfig, processes: Processes) -> tuple[Batch, int]:
+    """This process' part of the fixed validation sequences, which are spread evenly, and how many there are in all.
+
+    Every process has the same number of micro-batches, because sharded models compute together. They stay on the
+    device, so that validation reads nothing.
+    """
+    count = min(recipe.val_sequences, len(data))
+    if count < processes.count:
+        raise ConfigError(
+            f"training.val_sequences: expected at least one for each of {processes.count} processes, found {count}"
+        )
+    indices = np.linspace(0, len(data) - 1, count).astype(np.int64)
+    rounds = -(-count // (recipe.micro_batch_sequences * processes.count))
+    mine = np.array_split(indices, rounds * processes.count)[processes.rank :: processes.count]
+    return [to_device(data.batch(part), processes.device) for part in mine], count
+
+
+def pinned(tensors: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tensors where a GPU can fetch them by itself."""
+    return (tensors[0].pin_memory(), tensors[1].pin_memory()) if device.type == "cuda" else tensors
+
+
+def to_device(tensors: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tensors on the device; of pinned ones the copy is only ordered here."""
+    return tensors[0].to(device, non_blocking=True), tensors[1].to(device, non_blocking=True)

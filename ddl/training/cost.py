@@ -1,0 +1,173 @@
+"""Speed and memory of every variant of one size: `ddl cost --scale laptop --size small --out ...`.
+
+The variants take turns within each round, in one process, so that a slow moment of the machine hits all of them; the
+ratios to the baseline are formed round by round. Peak memory is measured in a process of its own for each variant.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddl.cli import user_errors
+from ddl.config import ConfigError, Scale, load_scale
+from ddl.files import write_json
+from ddl.layout import BASELINE
+from ddl.model.language_model import LanguageModel, parameter_count
+from ddl.provenance import peak_resident_bytes, provenance
+from ddl.training.distributed import Processes
+from ddl.training.learner import Learner
+
+
+class Subject:
+    """One variant under measurement: a training step and an inference pass on random tokens."""
+
+    def __init__(self, scale: Scale, size: str, variant: str) -> None:
+        processes = Processes()
+        self.device = processes.device
+        self.model = LanguageModel(scale.model(size, variant)).to(self.device)
+        self.learner = Learner(self.model, scale.training, processes)
+        shape = (scale.cost.batch_sequences, scale.sequence_length)
+        generator = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(0, scale.tokenizer.vocab_size, shape, generator=generator).to(self.device)
+
+    def train_step(self) -> None:
+        """One step of training, as runs make it."""
+        self.learner.step([(self.ids, self.ids)], self.learner.recipe.learning_rate)
+
+    @torch.no_grad()
+    def inference(self) -> None:
+        """Forward pass of one batch with its logits, as scoring and prefill do."""
+        with self.learner.autocast():
+            self.model(self.ids)
+
+    def seconds(self, work: Any) -> float:
+        """Wall time of one call, the device idle before and after."""
+        self.synchronize()
+        start = time.perf_counter()
+        work()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def throughput(scale: Scale, size: str) -> dict[str, dict[str, np.ndarray]]:
+    """Tokens/s of training and inference, variant -> mode -> one number a round."""
+    subjects = {variant: Subject(scale, size, variant) for variant in scale.variants}
+    tokens = scale.cost.batch_sequences * scale.sequence_length
+    rates: dict[str, dict[str, list[float]]] = {variant: {"train": [], "inference": []} for variant in subjects}
+    for round_ in range(scale.cost.warmup_rounds + scale.cost.rounds):
+        for variant, subject in subjects.items():
+            measured = {
+                "train": subject.seconds(subject.train_step),
+                "inference": subject.seconds(subject.inference),
+            }
+            if round_ >= scale.cost.warmup_rounds:
+                for mode, seconds in measured.items():
+                    rates[variant][mode].append(tokens / seconds)
+        print(f"{size}: round {round_ + 1}/{scale.cost.warmup_rounds + scale.cost.rounds}", flush=True)
+    return {v: {mode: np.array(values) for mode, values in modes.items()} for v, modes in rates.items()}
+
+
+def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
+    """Peak bytes of two training steps, measured in this process, which must not have done anything else."""
+    if torch.cuda.is_available():
+        subject = Subject(scale, size, variant)
+        subject.train_step()
+        subject.train_step()
+        return {"bytes": torch.cuda.max_memory_allocated(), "kind": "peak allocated GPU memory of a training step"}
+    torch.nn.Linear(64, 64)(torch.randn(64, 64)).sum().backward()  # loads what any model needs
+    before = peak_resident_bytes()
+    subject = Subject(scale, size, variant)
+    subject.train_step()
+    subject.train_step()
+    after = peak_resident_bytes()
+    kind = "growth of the peak resident set of a fresh process over two training steps, model and optimiser included"
+    return {"bytes": after - before, "kind": kind}
+
+
+def peak_memory_apart(scale: Scale, size: str, variant: str) -> dict[str, Any]:
+    """`peak_memory` in a new process."""
+    command = [
+        sys.executable,
+        "-m",
+        "ddl.training.cost",
+        "--scale",
+        scale.name,
+        "--size",
+        size,
+        "--peak-memory-of",
+        variant,
+    ]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def spread(values: np.ndarray) -> dict[str, float | int]:
+    """Median, 20th and 80th percentile, and how many."""
+    p20, median, p80 = np.percentile(values, [20, 50, 80])
+    return {"median": float(median), "p20": float(p20), "p80": float(p80), "repeats": len(values)}
+
+
+def measure(scale: Scale, size: str, out: Path) -> None:
+    """Measure all variants of one size and write one JSON file each into `out`."""
+    memory = {variant: peak_memory_apart(scale, size, variant) for variant in scale.variants}
+    rates = throughput(scale, size)
+    source = provenance()
+    for variant, modes in rates.items():
+        base = rates[BASELINE]
+        row: dict[str, Any] = {
+            "size": size,
+            "variant": variant,
+            "params": parameter_count(scale.model(size, variant))["total"],
+            "device": source["device"],
+            "dtype": scale.training.dtype,
+            "batch_sequences": scale.cost.batch_sequences,
+            "sequence_length": scale.sequence_length,
+            "threads": scale.training.threads,
+            "train_tok_per_s": spread(modes["train"]),
+            "inference_tok_per_s": spread(modes["inference"]),
+            "train_ratio": spread(modes["train"] / base["train"]),
+            "inference_ratio": spread(modes["inference"] / base["inference"]),
+            "peak_mem_bytes": memory[variant]["bytes"],
+            "peak_mem_kind": memory[variant]["kind"],
+            "peak_mem_factor": memory[variant]["bytes"] / memory[BASELINE]["bytes"],
+            "provenance": source,
+        }
+        write_json(out / f"{variant}.json", row)
+        train, inference = row["train_tok_per_s"], row["inference_tok_per_s"]
+        print(
+            f"{size}/{variant}: train {train['median']:,.0f} tok/s ({row['train_ratio']['median']:.2f} of baseline), "
+            f"inference {inference['median']:,.0f} tok/s, "
+            f"peak {row['peak_mem_bytes'] / 2**20:,.0f} MiB ({row['peak_mem_factor']:.2f})",
+            flush=True,
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module's first line."""
+    parser = argparse.ArgumentParser(prog="ddl cost", description="Measure speed and memory of all variants.")
+    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
+    parser.add_argument("--size", required=True)
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, help="folder for one JSON file a variant")
+    target.add_argument("--peak-memory-of", metavar="VARIANT", help="print the peak memory of one variant as JSON")
+    args = parser.parse_args(argv)
+    with user_errors(ConfigError):
+        scale = load_scale(args.scale)
+        if args.peak_memory_of:
+            print(json.dumps(peak_memory(scale, args.size, args.peak_memory_of)))
+        else:
+            measure(scale, args.size, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Train one of the twelve models: `ddl train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
+
+The same seed, machine and thread count give the same loss curve and weights to the bit, also across an interruption at
+any moment: the order of the data is a function of (seed, step), nothing else in training is random, and a checkpoint
+holds the rest, which is weights, optimiser states, the step and the records. With `--processes N` the same batches are
+shared among N processes; the curve is then the same to rounding.
+"""
+
+import argparse
+import dataclasses
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddl.cli import user_errors
+from ddl.code_identity import package_code
+from ddl.config import ConfigError, Scale, TrainConfig, load_scale, to_mapping
+from ddl.data.sequences import TokenSequences, load_manifest
+from ddl.data.shard_format import DataError
+from ddl.data.tokenizer import TokenizerError, save_tokenizer
+from ddl.files import finite, write_json
+from ddl.model.language_model import LanguageModel, parameter_count
+from ddl.model.run_files import save_model
+from ddl.provenance import peak_resident_bytes, provenance
+from ddl.training.batches import TrainingBatches, check_shares, validation_batch
+from ddl.training.checkpoints import Checkpoints, Origin
+from ddl.training.distributed import Processes, add_processes, start_processes
+from ddl.training.errors import NotFiniteError, TrainingError, explained, not_finite
+from ddl.training.learner import Learner, learning_rate
+from ddl.training.metrics import Metrics, line
+
+COMPUTATION = ("kernels", "state_memory")  # settings of a model that change rounding at most
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has done so far; together with weights and optimiser states, the whole of its state."""
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last record
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+class Run:
+    """One training run: `Run(...).train()`.
+
+    Args:
+        scale, size, variant, seed: which run.
+        data: manifest of the token shards.
+        out: folder of the run; checkpoints lie in `out/checkpoints/<fingerprint>/`.
+
+    Raises:
+        ConfigError, DataError: settings or data that do not fit.
+    """
+
+    def __init__(self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path) -> None:
+        self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
+        self.config = scale.model(size, variant)
+        self.recipe: TrainConfig = scale.training
+        self.processes = Processes()
+        manifest = load_manifest(data)
+        self.tokenizer = data.parent / manifest["tokenizer"]["file"]
+        train, val = (TokenSequences(data, split, scale.sequence_length) for split in ("train", "val"))
+        self.batches = TrainingBatches(train, self.recipe, seed, self.processes)
+        self.validation, self.validation_sequences = validation_batch(val, self.recipe, self.processes)
+        model = LanguageModel(self.config, seed).to(self.processes.device)
+        self.learner = Learner(model, self.recipe, self.processes)
+        self.progress = Progress()
+        self.settings = {
+            "scale": scale.name,
+            "size": size,
+            "variant": variant,
+            "seed": seed,
+            "model": to_mapping(self.config),
+            "training": to_mapping(self.recipe),
+        }
+        shards = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
+        model_settings = {name: value for name, value in to_mapping(self.config).items() if name not in COMPUTATION}
+        determining = {"model": model_settings, "training": self.recipe.determining()}
+        origin = Origin(self.settings | determining, shards, running_code())
+        self.checkpoints = Checkpoints(out, origin)
+        self.metrics: Metrics | None = None
+        self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms that are still on the device
+        self.grad_norm = math.nan
+        self.stop_signal: int | None = None
+
+    def train(self) -> bool:
+        """Train from the newest checkpoint, or from the start; write the run's files once the last step is done.
+
+        Returns:
+            Whether it is done; False after SIGINT or SIGTERM, with the step that it reached saved.
+
+        Raises:
+            TrainingError: why the run cannot go on; the checkpoints are those of before.
+        """
+        recipe, count = self.recipe, self.processes.count
+        self.say(
+            f"{self.size}/{self.variant}/seed{self.seed} on {count} x {self.processes.device.type}: "
+            f"{parameter_count(self.config)['total']:,} parameters, {recipe.steps} steps of "
+            f"{recipe.batch_sequences} x {self.scale.sequence_length} tokens, "
+            f"fingerprint {self.checkpoints.folder.name}"
+        )
+        previous = {name: signal.signal(name, self.request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with explained(self.checkpoints.folder, self.processes.name):
+                self.resume()
+                if not self.processes.leads:
+                    self.steps()
+                else:
+                    save_tokenizer(self.tokenizer, self.out)  # first: without one there is nothing to train for
+                    with Metrics(self.out, self.progress.records, recipe.tensorboard) as self.metrics:
+                        self.steps()
+                done = self.progress.step == recipe.steps
+                if done:
+                    self.finish()
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+        if not done:
+            self.say(f"stopped after step {self.progress.step}; the next start continues there")
+        return done
+
+    def steps(self) -> None:
+        """The loop over optimiser steps; one record every `log_interval` and at every validation.
+
+        The host waits for the device at records, validations and checkpoints only.
+        """
+        recipe, progress = self.recipe, self.progress
+        if progress.step == 0:
+            self.record(train_loss=None, val_loss=self.validate(), lr=0.0, grad_norm=None, tok_per_s=None)
+        logged_step, logged_seconds = progress.step, progress.seconds
+        clock = time.perf_counter()
+        for batch in self.batches.stream(range(progress.step, recipe.steps)):
+            lr = learning_rate(progress.step, recipe)
+            self.unchecked.append(self.learner.step(batch, lr))
+            progress.step += 1
+            validates = progress.step % recipe.val_interval == 0 or progress.step == recipe.steps
+            records = progress.step % recipe.log_interval == 0 or validates
+            stops = self.stops(agreed=records)
+            saves = progress.step % recipe.checkpoint_interval == 0 or progress.step == recipe.steps or stops
+            if records or saves:
+                self.check()
+                progress.seconds += time.perf_counter() - clock
+            if records:
+                tokens = (progress.step - logged_step) * recipe.batch_sequences * self.scale.sequence_length
+                self.record(
+                    train_loss=torch.tensor(progress.losses).mean().item(),
+                    val_loss=self.validate() if validates else None,
+                    lr=lr,
+                    grad_norm=self.grad_norm,
+                    tok_per_s=tokens / max(progress.seconds - logged_seconds, 1e-9),
+                )
+                progress.losses = []
+                logged_step, logged_seconds = progress.step, progress.seconds
+            if saves:
+                self.save_checkpoint()
+            if stops:
+                return
+            if records or saves:
+                clock = time.perf_counter()
+
+    def check(self) -> None:
+        """Bring the losses since the last call to the host, and stop where a step was not finite.
+
+        Raises:
+            NotFiniteError: naming the first such step; no checkpoint has been written since.
+        """
+        losses = self.processes.mean(torch.stack([loss for loss, _ in self.unchecked])).tolist()
+        norms = torch.stack([norms for _, norms in self.unchecked])
+        totals = torch.linalg.vector_norm(norms, dim=1).tolist()
+        for index, (loss, total) in enumerate(zip(losses, totals, strict=True)):
+            if not math.isfinite(loss) or not math.isfinite(total):
+                step = self.progress.step - len(losses) + index + 1
+                named = self.learner.model.named_parameters()
+                names = [name for name, parameter in named if parameter.grad is not None]
+                by_name = dict(zip(names, norms[index].tolist(), strict=True))
+                raise NotFiniteError(
+                    f"{not_finite(step, loss, by_name)}; the checkpoints in {self.checkpoints.folder} are of steps "
+                    "before it; a lower training.learning_rate or more warmup_steps may help"
+                )
+        self.progress.losses += losses
+        self.grad_norm = totals[-1]
+        self.unchecked = []
+
+    def validate(self) -> float:
+        """Mean loss in nats over the fixed validation sequences."""
+        loss = self.processes.sum(self.learner.evaluate(self.validation)).item() / self.validation_sequences
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"step {self.progress.step}: validation loss {loss}: not finite")
+        return loss
+
+    def record(self, **values: float | None) -> None:
+        """Append one record to the metrics and print it for people."""
+        progress = self.progress
+        tokens = progress.step * self.recipe.batch_sequences * self.scale.sequence_length
+        record = {"step": progress.step, "tokens": tokens, **values}
+        progress.records.append(record)
+        if self.metrics:
+            self.metrics.write(record)
+        self.say(f"{self.size}/{self.variant}  {line(record, self.recipe.steps, progress.seconds)}")
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.processes.leads:
+            print(text, flush=True)
+
+    def save_checkpoint(self) -> None:
+        """Write the state of the run."""
+        state = self.learner.state()
+        if self.processes.leads:
+            self.checkpoints.save(self.progress.step, {**state, "progress": dataclasses.asdict(self.progress)})
+
+    def resume(self) -> None:
+        """Take over the newest checkpoint of this origin, if there is one."""
+        if self.processes.leads:
+            self.checkpoints.tidy()
+        state = self.checkpoints.newest(self.say)
+        if state is None:
+            self.checkpoints.compare_others(self.recipe.steps, self.say)
+        else:
+            self.learner.load(state)
+            self.progress = Progress(**state["progress"])
+        starts = self.processes.gather((self.checkpoints.folder.name, self.progress.step))
+        if len(set(starts)) > 1:
+            raise TrainingError(f"the processes would start from different checkpoints: {starts}")
+
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: stop at the end of this step; a second signal stops at once."""
+        if self.stop_signal and self.processes.count == 1:  # torchrun itself sends one after the terminal's
+            raise KeyboardInterrupt
+        self.stop_signal = number
+
+    def stops(self, agreed: bool) -> bool:
+        """Whether a signal asks to stop after this step. Several processes ask each other at records only."""
+        asked = self.stop_signal is not None
+        return any(self.processes.gather(asked)) if agreed else asked and self.processes.count == 1
+
+    def finish(self) -> None:
+        """Write model, summary and provenance."""
+        state = self.learner.state()
+        if not self.processes.leads:
+            return
+        with torch.device("meta"):
+            model = LanguageModel(self.config)
+        model.load_state_dict(state["model"], assign=True)
+        save_model(model, self.out)
+        counts = parameter_count(self.config)
+        last = self.progress.records[-1]
+        write_json(
+            self.out / "summary.json",
+            {
+                "scale": self.scale.name,
+                "size": self.size,
+                "variant": self.variant,
+                "seed": self.seed,
+                "val_loss": last["val_loss"],
+                "val_perplexity": finite(math.exp(min(last["val_loss"], 700.0))),
+                "params": counts["total"],
+                "params_non_embedding": counts["non_embedding"],
+                "steps": last["step"],
+                "tokens": last["tokens"],
+                "seconds": self.progress.seconds,
+                "peak_mem_bytes": peak_memory(self.processes.device),
+            },
+        )
+        source = {"fingerprint": self.checkpoints.origin.fingerprint, "processes": self.processes.count}
+        write_json(self.out / "provenance.json", {"settings": self.settings, **source, **provenance()})
+
+
+def running_code() -> dict[str, str]:
+    """The files of this package that training may run, with their SHA-256."""
+    return package_code(Path(__file__))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes allocated on the GPU, else the peak resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_resident_bytes()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: see the module's first line."""
+    parser = argparse.ArgumentParser(prog="ddl train", description="Train one model.")
+    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
+    parser.add_argument("--size", required=True)
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--data", required=True, type=Path, help="folder with the manifest of the token shards")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the run")
+    add_processes(parser)
+    args = parser.parse_args(argv)
+    with user_errors(ConfigError, DataError, TokenizerError, TrainingError):
+        scale = load_scale(args.scale)
+        check_shares(scale.training, args.processes)
+        start_processes(args.processes, "ddl.training.run", sys.argv[1:] if argv is None else argv)
+        run = Run(scale, args.size, args.variant, args.seed, args.data / "manifest.json", args.out)
+        if not run.train():
+            raise SystemExit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The paper's eight benchmarks through the harness' own definitions, on small files of the datasets' schemas."""
+
+import dataclasses
+import json
+import os
+import random
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ddl.data.tokenizer import save_tokenizer, train_bpe
+from ddl.evaluation import paper_benchmarks as prefetch
+from ddl.evaluation.lm_eval_model import DDL
+from ddl.evaluation.lm_eval_tasks import HarnessError, load_manifest, open_tasks, prepare_environment, run_tasks, solved
+from ddl.evaluation.paper_benchmarks import BENCHMARKS, PrefetchError
+from ddl.evaluation.run import evaluate_tasks, main
+from ddl.model.language_model import LanguageModel
+from ddl.model.run_files import save_model
+
+ITEMS, DEMOS = 10, 6
+WORDS = "the cat dog bird sat ran on under a mat tree river because it was small red old and quiet".split()  # noqa: SIM905
+
+
+def phrase(rng, n=4):
+    return " ".join(rng.choice(WORDS) for _ in range(n))
+
+
+def arc(rng, index):
+    text = [phrase(rng) for _ in range(4)]
+    labels = list("1234" if index % 5 == 0 else "ABCD")  # some of the real questions number their choices
+    return {
+        "id": f"q{index}",
+        "question": f"{phrase(rng)}?",
+        "choices": {"text": text, "label": labels},
+        "answerKey": rng.choice(labels),
+    }
+
+
+def hellaswag(rng, index):
+    return {
+        "activity_label": "Sitting on mats",
+        "ctx_a": f"{phrase(rng)} [title] x.",
+        "ctx_b": phrase(rng),
+        "endings": [phrase(rng, 6) for _ in range(4)],
+        "label": str(rng.randrange(4)),
+    }
+
+
+def openbookqa(rng, index):
+    return {"question_stem": phrase(rng), **{key: arc(rng, 1)[key] for key in ("choices", "answerKey")}}
+
+
+def piqa(rng, index):
+    return {"goal": phrase(rng), "sol1": phrase(rng), "sol2": phrase(rng), "label": rng.randrange(2)}
+
+
+def sciq(rng, index):
+    answers = {name: phrase(rng, 2) for name in ("distractor1", "distractor2", "distractor3", "correct_answer")}
+    return {"question": f"{phrase(rng)}?", "support": f" {phrase(rng)}.", **answers}
+
+
+def siqa(rng, index):
+    answers = {f"answer{letter}": phrase(rng) for letter in "ABC"}
+    return {"context": phrase(rng), "question": f"{phrase(rng)}?", **answers, "label": rng.choice("123")}
+
+
+def winogrande(rng, index):
+    options = {"option1": "cat", "option2": "dog"}
+    return {"sentence": f"{phrase(rng)} _ {phrase(rng)}.", **options, "answer": rng.choice("12")}
+
+
+SCHEMAS = {
+    "arc_challenge": arc,
+    "arc_easy": arc,
+    "hellaswag": hellaswag,
+    "openbookqa": openbookqa,
+    "piqa": piqa,
+    "sciq": sciq,
+    "social_iqa": siqa,
+    "winogrande": winogrande,
+}
+
+
+def local_copies(folder):
+    """Each dataset as a folder of Parquet files, and the benchmarks that point there."""
+    found = []
+    for benchmark in BENCHMARKS:
+        rng = random.Random(benchmark.task)
+        source = folder / benchmark.task
+        source.mkdir(parents=True)
+        for split, count in ((benchmark.split, ITEMS), ("train", DEMOS)):
+            rows = [SCHEMAS[benchmark.task](rng, index) for index in range(count)]
+            datasets.Dataset.from_list(rows).to_parquet(source / f"{split}.parquet")
+        found.append(dataclasses.replace(benchmark, dataset=str(source), configuration=None, items=ITEMS))
+    return tuple(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _offline(tmp_path_factory):
+    prepare_environment()
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return local_copies(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module")
+def folder(sources, tmp_path_factory):
+    found = tmp_path_factory.mktemp("benchmarks")
+    prefetch.prefetch(found, sources)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, variants):
+    """A run directory; the weights are large enough that predictions differ."""
+    from ddl.config import ModelConfig, from_mapping
+
+    path = tmp_path_factory.mktemp("run")
+    train_bpe([" ".join(WORDS) + ". Question: Answer: Q: A: Sitting on mats?"], 300).save(str(path / "bpe.json"))
+    save_tokenizer(path / "bpe.json", path)
+    shape = {"vocab_size": 300, "sequence_length": 128, "layers": 1, "width": 24, "heads": 2}
+    model = LanguageModel(from_mapping(ModelConfig, shape | variants["ddl-tc"].model, "test"))
+    with torch.no_grad():
+        model.embedding.weight.mul_(20)
+    save_model(model, path)
+    return path
+
+
+def rows(folder, task, split="test"):
+    return pd.read_parquet(folder / f"{task}.{split}.parquet").to_dict("records")
+
+
+def test_all_eight_are_there_with_the_papers_columns_and_metrics(folder):
+    tasks = load_manifest(folder)["tasks"]
+    assert list(tasks) == list(SCHEMAS)
+    plain = [name for name, task in tasks.items() if task["metric"] == "acc"]
+    assert plain == ["social_iqa", "winogrande"]
+    assert {task["metric"] for task in tasks.values()} == {"acc", "acc_norm"}
+
+
+def test_every_revision_is_a_commit():
+    assert all(len(benchmark.revision) == 40 and int(benchmark.revision, 16) for benchmark in BENCHMARKS)
+
+
+def test_prompts_are_those_of_the_harness(folder):
+    with open_tasks(folder) as tasks:
+        texts = {name: solved(task.task, next(iter(task.task.eval_docs))) for name, task in tasks.items()}
+    row = {name: rows(folder, name)[0] for name in SCHEMAS}
+
+    def right(found):
+        choices = found["choices"]
+        return choices["text"][list(choices["label"]).index(found["answerKey"])]
+
+    for name in ("arc_challenge", "arc_easy"):
+        assert texts[name] == f"Question: {row[name]['question']}\nAnswer: {right(row[name])}"
+    found = row["hellaswag"]
+    context = found["ctx_a"].replace(" [title]", ". ").replace("  ", " ")
+    ending = found["endings"][int(found["label"])]
+    assert texts["hellaswag"] == f"Sitting on mats: {context} {found['ctx_b'].capitalize()} {ending}"
+    found = row["openbookqa"]
+    assert texts["openbookqa"] == f"{found['question_stem']} {right(found)}"
+    found = row["piqa"]
+    assert texts["piqa"] == f"Question: {found['goal']}\nAnswer: {(found['sol1'], found['sol2'])[found['label']]}"
+    found = row["sciq"]
+    question = f"{found['support'].lstrip()}\nQuestion: {found['question']}\nAnswer:"
+    assert texts["sciq"] == f"{question} {found['correct_answer']}"
+    found = row["social_iqa"]
+    answer = found[f"answer{'ABC'[int(found['label']) - 1]}"]
+    assert texts["social_iqa"] == f"Q: {found['context']} {found['question']}\nA: {answer}"
+    found = row["winogrande"]
+    assert texts["winogrande"] == found["sentence"].replace("_", found[f"option{found['answer']}"])
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_all_eight_run_and_their_accuracies_are_those_of_their_items(folder, run, shots):
+    lm = DDL(run)
+    with open_tasks(folder) as tasks:
+        result, items = run_tasks(lm, tasks, shots)
+    assert [task["column"] for task in result["tasks"].values()] == [benchmark.column for benchmark in BENCHMARKS]
+    assert all(task["n"] == ITEMS for task in result["tasks"].values())
+    values = items.groupby("task", sort=False)["correct"].mean()
+    assert {name: task["value"] for name, task in result["tasks"].items()} == pytest.approx(values.to_dict())
+    assert 0 < result["average"]["value"] < 1
+    assert result["average"]["value"] == pytest.approx(values.mean())
+    # The answer by the longest row is by the rule of the metric: per character of the choice for acc_norm.
+    row, found = rows(folder, "piqa")[3], items[items["task"] == "piqa"].iloc[3]
+    per_character = np.array(found["log_likelihoods"]) / [len(row["sol1"]), len(row["sol2"])]
+    assert found["correct"] == (per_character.argmax() == row["label"])
+
+
+def test_one_shot_prompts_show_a_training_item(folder, run):
+    seen = []
+
+    class Spy(DDL):
+        def loglikelihood(self, requests, disable_tqdm=False):
+            seen.extend(request.args[0] for request in requests)
+            return super().loglikelihood(requests, disable_tqdm)
+
+    with open_tasks(folder, ["social_iqa"]) as tasks:
+        run_tasks(Spy(run), tasks, 1)
+    demos = [f"Q: {row['context']} {row['question']}\nA: " for row in rows(folder, "social_iqa", "train")]
+    tests = [f"Q: {row['context']} {row['question']}\nA:" for row in rows(folder, "social_iqa")]
+    assert len(seen) == 3 * ITEMS
+    assert all(any(prompt.startswith(demo) for demo in demos) for prompt in seen)
+    assert all(any(prompt.endswith(f"\n\n{test}") for test in tests) for prompt in seen)
+
+
+def test_only_the_tasks_and_shots_asked_for_are_run(folder, run, tmp_path):
+    results = evaluate_tasks(DDL(run), folder, tmp_path, ["piqa", "winogrande"], [0])
+    assert list(results) == [0]
+    assert list(results[0]["tasks"]) == ["piqa", "winogrande"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0shot.json", "0shot.parquet"]
+    with pytest.raises(HarnessError, match="no task 'boolq', expected some of arc_challenge, arc_easy"):
+        evaluate_tasks(DDL(run), folder, None, ["boolq"], [0])
+
+
+def test_the_command_line_evaluates_a_run_directory(folder, run, tmp_path, capsys, monkeypatch):
+    main(["--run", str(run), "--items", str(folder), "--tasks", "sciq", "--shots", "0", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.startswith("0-shot sciq (SciQ): acc_norm ")
+    assert json.loads((tmp_path / "0shot.json").read_text())["tasks"]["sciq"]["n"] == ITEMS
+
+
+def test_without_the_files_one_sentence_says_what_to_do(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--run", str(run)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: results/benchmarks/manifest.json: not found or no manifest of tasks: on a machine with a network run "
+        "python -m ddl.evaluation.paper_benchmarks, and copy results/benchmarks here\n"
+    )
+
+
+def test_without_a_network_prefetching_names_dataset_and_revision(tmp_path):
+    with pytest.raises(PrefetchError) as stopped:
+        prefetch.prefetch(tmp_path, BENCHMARKS[:1])
+    message = str(stopped.value)
+    assert message.startswith(f"arc_challenge: dataset allenai/ai2_arc ARC-Challenge at revision {prefetch.ARC[1]} is ")
+    assert "\n" not in message
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_split_that_is_not_whole_is_refused(sources, tmp_path):
+    short = dataclasses.replace(sources[0], items=ITEMS + 1)
+    with pytest.raises(PrefetchError, match=f"expected {ITEMS + 1} items in the test split of .*, found {ITEMS}"):
+        prefetch.prefetch(tmp_path, (short,))
+
+
+def test_changed_items_are_refused_by_name(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    changed = tmp_path / "sciq.test.parquet"
+    changed.write_bytes(changed.read_bytes() + b" ")
+    with pytest.raises(HarnessError, match=r"sciq\.test\.parquet: not the items listed in manifest\.json, SHA-256"):
+        load_manifest(tmp_path)
+    changed.unlink()
+    with pytest.raises(HarnessError, match=r"sciq\.test\.parquet: not found"):
+        load_manifest(tmp_path)

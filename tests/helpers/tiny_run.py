@@ -1,0 +1,59 @@
+"""A run that trains in a second: random tokens of a 64-entry vocabulary, and a model of a few thousand parameters."""
+
+import dataclasses
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models
+
+from ddl.config import Scale, load_scale
+from ddl.data.shard_format import write_shard
+from ddl.data.tokenizer import END_OF_TEXT
+from ddl.files import sha256_file, write_json
+
+STEPS = 12
+# A server that has imported everything once, and forks a process for every run.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["ddl.training.run", "ddl.data.build", "torch._dynamo", "torch.distributed.fsdp"])
+
+
+def write_data(folder: Path) -> Path:
+    """Shards, tokenizer and manifest; returns the manifest."""
+    folder.mkdir()
+    splits = {}
+    for split, tokens in (("train", 2000), ("val", 500)):
+        path = folder / f"{split}_000000.bin"
+        write_shard(path, np.random.default_rng(len(split)).integers(0, 64, tokens))
+        shard = {"file": path.name, "tokens": tokens, "sha256": sha256_file(path)}
+        splits[split] = {"documents": 1, "bytes": tokens, "tokens": tokens, "shards": [shard]}
+    Tokenizer(models.WordLevel({END_OF_TEXT: 0}, END_OF_TEXT)).save(str(folder / "tokenizer.json"))
+    tokenizer = {"name": "bpe", "vocab_size": 64, "file": "tokenizer.json"}
+    tokenizer["sha256"] = sha256_file(folder / "tokenizer.json")
+    write_json(folder / "manifest.json", {"tokenizer": tokenizer, "splits": splits, "documents": None})
+    return folder / "manifest.json"
+
+
+def tiny_scale(**recipe) -> Scale:
+    """The smoke scale made smaller; keyword arguments change the training recipe."""
+    smoke = load_scale("smoke")
+    settings = {"steps": STEPS, "batch_sequences": 4, "micro_batch_sequences": 2, "warmup_steps": 2}
+    intervals = {"val_interval": 5, "val_sequences": 8, "log_interval": 3, "checkpoint_interval": 4}
+    training = dataclasses.replace(smoke.training, **settings | intervals | recipe)
+    tokenizer = dataclasses.replace(smoke.tokenizer, name="gpt2", vocab_size=50257)
+    object.__setattr__(tokenizer, "vocab_size", 64)  # smaller than any tokenizer that could be trained
+    return dataclasses.replace(smoke, sequence_length=16, training=training, tokenizer=tokenizer)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def become(rank: int, count: int, port: int) -> None:
+    """Give this process the environment that torchrun gives."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})

@@ -1,0 +1,259 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+
+from ddl.config import load_scale, load_variants
+from ddl.layout import ROOT
+from ddl.reporting import figures as report
+from ddl.reporting.accuracy_tables import downstream_table
+from ddl.reporting.loss_and_cost_tables import cost_table, loss_table
+from ddl.reporting.quoted_numbers import collect
+from ddl.reporting.read_results import TASK_COLUMNS, Results, ResultsError, published
+from ddl.reporting.table_format import DASH, cell, count, mark_best, significant, write_table
+from tests.helpers import fake_results
+
+matplotlib.use("agg")
+
+LABELS = ["Baseline", "DDL (d_v = 1)", "DDL-TC w/o EC", "DDL-CC w/o EC", "DDL-TC", "DDL-CC"]
+NOTEBOOKS = ("10_loss_curves", "11_downstream", "12_cost")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fake_results.write(tmp_path)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    (tmp_path / "laptop").mkdir()
+    return tmp_path / "laptop"
+
+
+def rerun(name: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Execute a notebook's code in this process with another value of its parameter."""
+    source = (ROOT / "notebooks" / f"{name}.py").read_text()
+    assert source.count('results = "results/laptop"') == 1
+    monkeypatch.chdir(ROOT)
+    exec(compile(source.replace('"results/laptop"', repr(str(results))), name, "exec"), {"__name__": name})
+
+
+def test_loss_table_has_the_rows_and_columns_of_table_3(folder: Path) -> None:
+    table = loss_table(Results(folder))
+    assert table["Model"].tolist() == LABELS
+    wanted = ["Small valid loss", "Small valid perplexity", "Medium valid loss", "Medium valid perplexity"]
+    groups = ["Ours (laptop scale)", "Published"]
+    assert [name for name in table if ": " in name] == [f"{group}: {name}" for group in groups for name in wanted]
+    assert table.loc[0, "Published: Small valid loss"] == "2.8543"
+    assert table.loc[0, "Ours (laptop scale): Small valid loss"] == "4.4100"
+
+
+@pytest.mark.parametrize(("size", "shots", "average"), [("small", 1, "48.56"), ("medium", 0, "51.92")])
+def test_downstream_table_has_the_rows_and_columns_of_the_paper(
+    folder: Path, size: str, shots: int, average: str
+) -> None:
+    table = downstream_table(Results(folder), size, shots)
+    visible = [name for name in table if name in (*TASK_COLUMNS, "Avg.")]
+    assert visible == [*TASK_COLUMNS, "Avg."]
+    ours, theirs = (table[table["block"].str.startswith(word)] for word in ("Ours", "Published"))
+    assert ours["Model"].tolist() == ["Stand-in task, metric", "Chance", "Untrained (small)", *LABELS]
+    assert theirs["Model"].tolist() == LABELS
+    assert ours.iloc[0]["ARC-E"] == "doc_cloze, acc"
+    assert ours.iloc[1]["PIQA"] == "50.00"
+    assert ours.iloc[3]["ARC-C ±"] == "2.38"
+    assert theirs.iloc[0]["Avg."] == average
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_cost_table_puts_ratios_beside_published_ratios_and_dashes_where_the_paper_has_no_row(
+    folder: Path, size: str
+) -> None:
+    table = cost_table(Results(folder), size).set_index(["block", "Model"])
+    block = "Published (paper scale)"
+    assert table.loc[(block, "DDL-TC"), "Train ratio"] == {"small": "0.52", "medium": "0.53"}[size]
+    lacking = table.loc[(block, "DDL-CC w/o EC")]
+    assert lacking["Train tok/s (K)"] == lacking["Val loss"] == DASH
+    assert "no such row" in lacking["reason"]
+    ours = table.loc[("Ours (laptop scale, Example CPU @ 2 GHz)", "DDL-CC")]
+    assert (ours["Train ratio"], ours["Train ratio range"]) == ("0.60", "0.58–0.61")
+
+
+def test_missing_run_prints_a_dash_with_its_reason_and_never_zero(folder: Path) -> None:
+    shutil.rmtree(folder / "evals/small/ddl-cc")
+    (folder / "cost/small/ddl-cc.json").unlink()
+    results = Results(folder)
+    loss = loss_table(results).set_index("Model").loc["DDL-CC"]
+    assert loss["Ours (laptop scale): Small valid loss"] == DASH
+    assert "evals/small/ddl-cc/seed0/validation.json is missing" in loss["reason"]
+    tasks = downstream_table(results, "small", 1)
+    row = tasks[(tasks["Model"] == "DDL-CC") & tasks["block"].str.startswith("Ours")].iloc[0]
+    assert {row[name] for name in (*TASK_COLUMNS, "Avg.")} == {DASH}
+    assert "1shot.json is missing" in row["reason"]
+    cost = cost_table(results, "small").set_index("Model").loc["DDL-CC"].iloc[0]
+    assert cost["Peak memory (GB)"] == cost["Train tok/s (K)"] == DASH
+    assert "cost/small/ddl-cc.json is missing" in cost["reason"]
+    run = collect(results)["runs"]["small"]["ddl-cc"]
+    assert run["val_loss"] is run["delta"] is run["avg_1shot"] is run["train_ratio"] is None
+
+
+def test_no_results_at_all_still_give_whole_tables_and_numbers(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NOTEBOOKS:
+        rerun(name, empty, monkeypatch)
+    report.main(["--results", str(empty)])
+    table = pd.read_csv(empty / "tables/table1.csv", keep_default_na=False)
+    assert set(table[table["block"].str.startswith("Ours")]["Avg."]) == {"mean", DASH}
+    numbers = json.loads((empty / "numbers.json").read_text())
+    assert {run["val_loss"] for run in numbers["runs"]["small"].values()} == {None}
+    assert all(entry["reason"] for entry in numbers["missing"])
+
+
+def test_best_and_second_are_marked_by_printed_value_and_ties_share_a_mark() -> None:
+    frame = pd.DataFrame({"Model": list("abcd"), "up": ["1.0", "3.0", "2.0", "2.0"], "down": ["5", "6", DASH, "5"]})
+    marked = mark_best(mark_best(frame, ["up"], lower=False, second=True), [], lower=False, second=True)
+    assert marked["bold"].tolist() == [""] * 4  # marks are of the last call alone
+    marked = mark_best(frame, ["up"], lower=False, second=True)
+    assert marked["bold"].tolist() == ["", "up", "", ""]
+    assert marked["underline"].tolist() == ["", "", "up", "up"]
+    marked = mark_best(frame, ["down"], lower=True, second=False)
+    assert marked["bold"].tolist() == ["down", "", "", "down"]
+    assert marked["underline"].tolist() == [""] * 4
+
+
+def test_marks_computed_for_published_numbers_are_the_papers(folder: Path) -> None:
+    """The underlines of Table 1 and the shared first place of Table 2, as printed in the paper."""
+    table = downstream_table(Results(folder), "small", 1)
+    theirs = table[table["block"].str.startswith("Published")].set_index("Model")["underline"]
+    assert theirs.tolist() == ["ARC-C; PIQA", "WG", "ARC-E", "OpenBookQA", "Hellaswag; SciQ; WG", "Social IQA; Avg."]
+    medium = downstream_table(Results(folder), "medium", 1)
+    bold = medium[medium["block"].str.startswith("Published")].set_index("Model")["bold"]
+    assert [label for label in LABELS if "Social IQA" in bold[label].split("; ")] == ["DDL (d_v = 1)", "DDL-TC w/o EC"]
+
+
+def test_latex_is_escaped_marked_and_has_equal_rows(folder: Path) -> None:
+    table = write_table(loss_table(Results(folder)), folder, "table3", "50% of d_v & more", "a_b")
+    tex = (folder / "tables/table3.tex").read_text()
+    assert r"\caption{50\% of $d_v$ \& more}" in tex
+    assert r"\textbf{4.2900}" in tex
+    assert r"\textbf{2.8299}" in tex
+    rows = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {row.replace(r"\&", "").count("&") for row in rows} == {8}
+    assert "<b>4.2900</b>" in table._repr_html_()
+
+
+def test_plain_frames_can_be_written_too(tmp_path: Path) -> None:
+    write_table(pd.DataFrame({"Model": ["a"], "x": [0.5], "n": [3], "y": [None]}), tmp_path, "table9", "caption")
+    assert (tmp_path / "tables/table9.csv").read_text() == f"Model,x,n,y\na,0.5,3,{DASH}\n"
+
+
+def test_numbers_are_differences_to_the_baseline_and_valid_json(folder: Path) -> None:
+    report.main(["--results", str(folder)])
+    text = (folder / "numbers.json").read_text()
+    assert "NaN" not in text
+    numbers = json.loads(text)
+    small = numbers["runs"]["small"]
+    assert small["ddl-cc"]["delta"] == pytest.approx(small["ddl-cc"]["val_loss"] - small["baseline"]["val_loss"])
+    assert numbers["published"]["medium"]["ddl-cc"]["delta"] == pytest.approx(2.5758 - 2.6053)
+    assert numbers["comparison"]["small"]["ours"]["lower_loss"] == 5
+    assert numbers["comparison"]["small"]["same_sign"] == 5
+    assert numbers["paper"]["tokens"] == 100_000 * 480 * 1024
+    assert numbers["corpus"]["train_tokens"] == fake_results.MANIFEST["splits"]["train"]["tokens"]
+    assert numbers["missing"] == []
+    assert not numbers["comparable"]
+
+
+def test_losses_of_several_seeds_are_averaged_with_their_spread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results(folder)
+    object.__setattr__(results.scale, "seeds", (0, 1))
+    source, target = (folder / f"evals/small/baseline/seed{seed}" for seed in (0, 1))
+    shutil.copytree(source, target)
+    record = json.loads((target / "validation.json").read_text())
+    (target / "validation.json").write_text(json.dumps(record | {"val_loss": record["val_loss"] + 0.2}))
+    table = loss_table(results)
+    assert table.loc[0, "Ours (laptop scale): Small valid loss"] == "4.5100"
+    assert table.loc[0, "Ours (laptop scale): Small valid loss ±"] == "0.1414"
+    assert table.loc[1, "Ours (laptop scale): Small valid loss ±"] == DASH
+    assert "seed1/validation.json is missing" in table.loc[1, "reason"]
+
+
+def test_notebooks_write_their_files_and_figures_are_identical_on_two_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in NOTEBOOKS:
+        rerun(name, folder, monkeypatch)
+    tables = {file.name for file in (folder / "tables").iterdir()}
+    assert tables == {f"table{k}.{kind}" for k in (1, 2, 3, 4, 5, 7, 8) for kind in ("csv", "tex")}
+    first = {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
+    assert set(first) == {f"figure{k}.{kind}" for k in (2, 3, 4) for kind in report.FORMATS}
+    rerun(NOTEBOOKS[0], folder, monkeypatch)
+    assert first == {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
+
+
+def test_every_variant_of_the_paper_looks_different_and_new_ones_get_a_look() -> None:
+    looks = [report.look(slug) for slug in load_variants()]
+    for key in ("color", "linestyle", "marker"):
+        values = [str(look[key]) for look in looks]
+        # Two designs may share a solid line, but no colour and no marker.
+        assert len(set(values)) >= (len(values) if key != "linestyle" else len(values) - 1)
+    assert report.look("some-new-design")["color"] not in {look["color"] for look in looks}
+
+
+def test_only_the_papers_scale_is_comparable_with_it() -> None:
+    scales = {name: report.comparable(load_scale(name)) for name in ("smoke", "laptop", "h200", "paper")}
+    assert scales == {"smoke": False, "laptop": False, "h200": False, "paper": True}
+
+
+@pytest.mark.parametrize(("name", "phrase"), [("smoke", "smoke test scale"), ("h200", "H200 scale")])
+def test_a_scale_keeps_its_capitals_within_a_sentence(tmp_path: Path, name: str, phrase: str) -> None:
+    (tmp_path / name).mkdir()
+    assert Results(tmp_path / name).scale_phrase == phrase
+
+
+def test_a_copy_under_another_name_knows_its_scale_from_its_runs(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "laptop-some-machine"
+    shutil.copytree(folder, copy)
+    assert Results(copy).scale.name == "laptop"
+    shutil.rmtree(copy / "runs")
+    with pytest.raises(ResultsError, match="expected a folder named after a scale"):
+        Results(copy)
+
+
+def test_unreadable_results_are_one_line_that_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "evals/small/baseline/seed0/validation.json").write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["--results", str(folder)])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*small/baseline/seed0/validation\.json: expected JSON, found: .*\n", message)
+
+
+def test_absent_results_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main(["--results", str(tmp_path / "nowhere")])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_published_names_cover_every_published_row() -> None:
+    for name in ("validation_loss", "downstream_accuracy", "cost"):
+        assert published(name)["variant"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (significant(0.012345), "0.0123"),
+        (significant(1234.5), "1234"),
+        (significant(9.999), "10.0"),
+        (significant(float("nan")), DASH),
+        (count(1_048_576), "1.05 M"),
+        (count(49.152e9), "49.2 B"),
+        (cell(None), DASH),
+        (cell(0.5, 4), "0.5000"),
+        (cell(float("nan"), 4), DASH),
+    ],
+)
+def test_numbers_are_shown_with_fixed_digits(shown: str, expected: str) -> None:
+    assert shown == expected

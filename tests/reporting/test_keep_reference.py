@@ -1,0 +1,85 @@
+"""Reference results and the README that shows them."""
+
+import json
+import os
+import re
+
+import pytest
+
+from ddl.files import write_json, write_text
+from ddl.layout import ROOT
+from ddl.reporting import keep_reference as reference
+from ddl.reporting.keep_reference import KeepError, keep, main, times
+from ddl.reporting.readme import readme_parts, replace_part
+
+README = (ROOT / "README.md").read_text()
+SHOWN = re.search(r"results/reference/([\w-]+)/figures", README)[1]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The least that `keep` takes for a finished run."""
+    results = tmp_path / "results"
+    for name, seconds in (("data", 10), ("train/small-a", 100), ("train/small-b", 60), ("paper", 1)):
+        write_text(results / "benchmarks" / f"{name}.tsv", f"s\th:m:s\n{seconds}\t0:00:01\n")
+    write_json(results / "runs/small/a/seed0/provenance.json", {"dirty": False})
+    write_json(results / "numbers.json", {})
+    write_text(results / "data/train_000000.bin", "large")
+    write_text(results / "paper.pdf", "%PDF")
+    return results
+
+
+@pytest.mark.parametrize(
+    "part", ["results", "times", "budget", "bias", "rate", "kernels", "generation", "claims", "workflow"]
+)
+def test_readme_shows_what_the_committed_results_and_the_snakefile_say(part):
+    content = readme_parts(ROOT / "results/reference" / SHOWN)[part]
+    assert replace_part(README, part, content) == README, "run `make readme`"
+
+
+def test_readme_maps_only_files_that_exist_and_all_modules():
+    table = README.split("## Map")[1].split("## ")[0]
+    paths = [
+        path for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for path in re.findall(r"`([^`]+)`", cell)
+    ]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = {f"ddl/{path.name}" for path in (ROOT / "ddl").glob("*.py")} - {"ddl/__init__.py"}
+    assert modules - set(paths) == set()
+
+
+def test_kept_results_are_the_small_files_and_their_times(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "REFERENCE", tmp_path / "reference")
+    keep(run, "mine")
+    kept = {str(path.relative_to(tmp_path / "reference/mine")) for path in (tmp_path / "reference/mine").rglob("*.*")}
+    assert kept == {"numbers.json", "times.json", "runs/small/a/seed0/provenance.json"}
+    stages = {row["stage"]: row for row in json.loads((tmp_path / "reference/mine/times.json").read_text())["stages"]}
+    assert stages["twelve trainings"] == {"stage": "twelve trainings", "jobs": 2, "seconds": 160.0, "longest": 100.0}
+
+
+def test_wall_time_runs_from_the_start_of_the_first_job_to_the_paper(run):
+    os.utime(run / "benchmarks/data.tsv", (1010, 1010))
+    os.utime(run / "benchmarks/train/small-a.tsv", (1110, 1110))
+    os.utime(run / "benchmarks/train/small-b.tsv", (1110, 1110))
+    os.utime(run / "benchmarks/paper.tsv", (1200, 1200))
+    os.utime(run / "paper.pdf", (1200, 1200))
+    assert times(run)["wall_seconds"] == 200
+
+
+def test_an_unfinished_run_and_one_of_uncommitted_code_are_refused_and_nothing_is_kept(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "REFERENCE", tmp_path / "reference")
+    write_json(run / "runs/small/a/seed0/provenance.json", {"dirty": True})
+    with pytest.raises(KeepError, match="trained from files that no commit holds"):
+        keep(run, "mine")
+    (run / "paper.pdf").unlink()
+    with pytest.raises(KeepError, match=r"paper\.pdf: not found"):
+        keep(run, "mine")
+    assert not (tmp_path / "reference").exists()
+
+
+def test_an_unknown_name_and_a_missing_mark_are_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["readme", "--name", "nowhere"])
+    assert stopped.value.code == 2
+    assert re.fullmatch(r"error: results/reference/nowhere: not found; there are: .*\n", capsys.readouterr().err)
+    with pytest.raises(KeepError, match="expected the marks <!-- begin results -->"):
+        replace_part("no marks", "results", "table")

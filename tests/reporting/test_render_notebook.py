@@ -1,0 +1,201 @@
+"""The notebook runner: parameters, failures, and a page that is offline, drawn and the same in every run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddl.reporting.render_notebook import NotebookError, formula, main, read_notebook, remote_references, run_notebook
+
+TEXT = r"""# %% [markdown]
+# # A small notebook
+#
+# Inline $\beta \in (0, 2)$ and a numbered rule:
+#
+# $$\mathbf{X}' = \mathbf{X} + \beta\,\mathbf{k}\,(\mathbf{v}^\top - \mathbf{k}^\top\mathbf{X}). \tag{2.2}$$
+#
+# \begin{align*} a &= b + c \\ &= d \end{align*}
+#
+# > What the paper says.
+
+"""
+PARAMETERS = """# %% tags=["parameters"]
+results = "nowhere"
+times = 1
+
+"""
+BODY = """# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import sympy
+
+figure, axes = plt.subplots(figsize=(2, 1))
+axes.plot([0, 1], [0, times], label="line")
+axes.legend()
+Path(results).mkdir()
+figure.savefig(Path(results) / "figure.svg")
+for _ in range(3):
+    print(f"times is {times}, in {Path.cwd().name}", flush=True)
+sympy.Matrix([[1 - sympy.Symbol("beta"), 0], [0, 1]])
+"""
+
+
+def write(folder: Path, *cells: str) -> Path:
+    path = folder / "small.py"
+    path.write_text("".join(cells))
+    return path
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
+    """The page of one notebook from two runs, and the folder that the first run's figure went to."""
+    folder = tmp_path_factory.mktemp("twice")
+    source = write(folder, TEXT, PARAMETERS, BODY)
+    pages = []
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+        run_notebook(source, folder / name / "small.html", {"results": str(folder / "results"), "times": 7})
+        pages.append((folder / name / "small.html").read_text())
+        (folder / "results").rename(folder / name / "results")
+    return pages[0], pages[1], folder
+
+
+def test_parameters_reach_the_notebook_which_runs_in_the_repository(twice: tuple[str, str, Path]) -> None:
+    root = Path(__file__).resolve().parent.parent.name
+    assert f"times is 7, in {root}" in twice[0]
+    assert (twice[2] / "first" / "results" / "figure.svg").is_file()
+
+
+def test_two_runs_give_the_same_bytes(twice: tuple[str, str, Path]) -> None:
+    first, second, folder = twice
+    assert first == second
+    figures = [(folder / name / "results" / "figure.svg").read_bytes() for name in ("first", "second")]
+    assert figures[0] == figures[1]
+
+
+def test_lines_printed_one_by_one_are_one_output(twice: tuple[str, str, Path]) -> None:
+    assert twice[0].count("times is 7") == 3
+    assert twice[0].count('<pre class="output stdout">') == 1
+
+
+def test_formulas_are_drawings_and_nothing_is_left_of_their_source(twice: tuple[str, str, Path]) -> None:
+    page = twice[0]
+    assert page.count('class="math"') == 4  # inline, numbered, aligned, sympy's result
+    assert "$$" not in page
+    assert r"\begin{align" not in page.replace('aria-label="\\begin{align', "")
+    assert '<span class="number">(2.2)</span>' in page
+
+
+def test_page_needs_no_network_and_no_script(twice: tuple[str, str, Path]) -> None:
+    page = twice[0]
+    assert remote_references(page) == []
+    assert "<script" not in page
+    assert 'src="data:image/svg+xml;base64,' in page
+
+
+def test_page_shows_no_prompts_and_leaves_no_notebook_behind(twice: tuple[str, str, Path]) -> None:
+    assert "In&nbsp;[" not in twice[0]
+    assert "[1]:" not in twice[0]
+    assert list(twice[2].rglob("*.ipynb")) == []
+
+
+def test_kernel_is_this_interpreter_whatever_the_user_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": ["false", "{connection_file}"], "display_name": "Mine", "language": "python"})
+    )
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("surprise = True\n")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    check = '# %%\nimport sys\n\nassert sys.executable == python\nassert "surprise" not in globals()\n'
+    source = write(tmp_path, '# %% tags=["parameters"]\npython = ""\n\n', check)
+    page = tmp_path / "small.html"
+    run_notebook(source, page, {"python": sys.executable})
+    assert page.is_file()  # a cell that fails leaves none
+
+
+def test_failing_cell_is_named_and_kept_and_no_page_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "pages" / "small.html"
+    page.parent.mkdir()
+    page.write_text("the page of an earlier run")
+    source = write(tmp_path, PARAMETERS, '# %%\nprint("fine")\n\n', '# %%\nraise ValueError("first\\nlast line")\n')
+    with pytest.raises(SystemExit) as stopped:
+        main([str(source), "--html", str(page), "--parameters", '{"times": 2}'])
+    assert stopped.value.code == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{source}: code cell 3 failed: ValueError: last line" in last
+    assert "small.failed.ipynb" in last
+    assert [path.name for path in page.parent.iterdir()] == ["small.failed.ipynb"]
+    kept = json.loads((page.parent / "small.failed.ipynb").read_text())
+    assert any("fine" in json.dumps(cell.get("outputs")) for cell in kept["cells"])
+
+
+def test_kernel_that_dies_is_a_failure_of_the_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path, PARAMETERS, "# %%\nimport os\n\nos._exit(1)\n")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(source), "--html", str(tmp_path / "small.html")])
+    assert stopped.value.code == 1
+    assert f"{source}: the kernel died" in capsys.readouterr().err
+    assert not (tmp_path / "small.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("cells", "parameters", "message"),
+    [
+        ([PARAMETERS], '{"time": 2}', "unknown parameter 'time', expected one of results, times"),
+        (["# %%\nx = 1\n"], "{}", 'expected one cell `# %% tags=["parameters"]`, found 0'),
+        ([PARAMETERS, PARAMETERS], "{}", "found 2"),
+        ([PARAMETERS], "{times: 2}", "--parameters is not JSON"),
+        ([PARAMETERS], "[2]", "expected a JSON object, found [2]"),
+    ],
+    ids=["unknown", "untagged", "tagged-twice", "no-json", "no-object"],
+)
+def test_mistake_is_one_line_that_names_the_notebook(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cells: list[str], parameters: str, message: str
+) -> None:
+    source = write(tmp_path, *cells)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(source), "--html", str(tmp_path / "small.html"), "--parameters", parameters])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(source) in error
+    assert message in error
+
+
+def test_absent_notebook_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotebookError, match=r"absent\.py: no such notebook"):
+        read_notebook(tmp_path / "absent.py", {})
+
+
+@pytest.mark.parametrize("latex", [r"\operatorname*{argmin} x", r"\nosuchcommand x", r"\frac{1}{"])
+def test_formula_that_would_be_drawn_wrongly_is_refused(latex: str) -> None:
+    with pytest.raises(NotebookError, match="formula"):
+        formula(latex, display=True)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        "<link rel='stylesheet' href='//cdn.example/x.css'>",
+        '<img alt="" src=http://cdn.example/x.png>',
+        "<style>@import 'https://cdn.example/x.css';</style>",
+        "<style>p { background: url( https://cdn.example/x.woff2 ) }</style>",
+    ],
+)
+def test_remote_references_are_found(html: str) -> None:
+    assert len(remote_references(html)) == 1
+
+
+def test_links_and_namespaces_are_not_remote_references() -> None:
+    links = '<a href="https://arxiv.org/abs/2601.00417">paper</a><svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    assert remote_references(links) == []

@@ -1,0 +1,182 @@
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+import typst
+
+from ddl.layout import ROOT
+from ddl.reporting import figures as report
+from ddl.reporting import typeset_paper as paper
+from ddl.reporting.accuracy_tables import downstream_table
+from ddl.reporting.loss_and_cost_tables import cost_table, loss_table
+from ddl.reporting.read_results import Results
+from ddl.reporting.read_results import published as published_table
+from ddl.reporting.table_format import DASH, write_table
+from tests.helpers import fake_results
+
+matplotlib.use("agg")
+
+
+def build(results: Path) -> Path:
+    """Everything that the paper is set from, with empty figures."""
+    data = Results(results)
+    report.write_numbers(data)
+    frames = {1: ("small", 1), 2: ("medium", 1), 7: ("small", 0), 8: ("medium", 0)}
+    for number, (size, shots) in frames.items():
+        write_table(downstream_table(data, size, shots), results, f"table{number}", "caption")
+    write_table(loss_table(data), results, "table3", "caption")
+    write_table(cost_table(data, "small"), results, "table4", "caption")
+    write_table(cost_table(data, "medium"), results, "table5", "caption")
+    write_table(published_table("architecture").drop(columns="table"), results, "table6", "caption")
+    figure = plt.figure(figsize=(2, 1))
+    for number in range(1, 5):
+        report.save_figure(figure, results, f"figure{number}")
+    plt.close(figure)
+    return results
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(fake_results.write(tmp_path_factory.mktemp("paper")))
+
+
+@pytest.fixture
+def results(shared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shared, tmp_path / "laptop"))
+
+
+def text_of(results: Path, tmp_path: Path) -> str:
+    """The paper's text in reading order, as typst lays it out."""
+    root = paper.stage(results, tmp_path / "stage")
+    parts: list[str] = []
+    for selector in ("par", "figure"):
+        found = typst.query(
+            str(root / "paper/main.typ"),
+            selector,
+            root=str(root),
+            sys_inputs={"results": "/results"},
+            font_paths=typst.Fonts(include_system_fonts=False),
+        )
+        parts += strings(json.loads(found))
+    shutil.rmtree(root)
+    return re.sub(r"\s+", " ", "".join(parts))
+
+
+def strings(node: object) -> Iterator[str]:
+    if isinstance(node, list):
+        for child in node:
+            yield from strings(child)
+    elif isinstance(node, dict):
+        if node.get("func") in ("space", "cell", "par", "figure"):
+            yield " "
+        if isinstance(node.get("text"), str):
+            yield str(node["text"])
+        for value in node.values():
+            if isinstance(value, (dict, list)):
+                yield from strings(value)
+
+
+def test_paper_is_a_pdf_and_the_same_bytes_every_time(results: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / name for name in ("a.pdf", "b.pdf")]
+    paper.main(["--results", str(results), "--out", str(outs[0])])
+    paper.main(["--results", str(results), "--out", str(outs[1])])
+    first = outs[0].read_bytes()
+    assert first.startswith(b"%PDF-")
+    assert first == outs[1].read_bytes()
+    assert b"pdfuaid" in first  # the metadata that claims the standard
+
+
+def test_a_changed_result_changes_the_text(results: Path, tmp_path: Path) -> None:
+    before = text_of(results, tmp_path)
+    assert "4.4100" in before
+    assert "7.7777" not in before
+    file = results / "evals/small/baseline/seed0/validation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"val_loss": 7.7777}))
+    after = text_of(build(results), tmp_path)
+    assert "7.7777" in after
+    assert "3.4877 nats below the baseline" in after  # 7.7777 - 4.2900, computed in the prose
+    assert "3.4877" not in before
+
+
+def test_the_prose_follows_the_sign_of_the_result(results: Path, tmp_path: Path) -> None:
+    assert "5 of 5 rewrite designs end at a lower loss" in text_of(results, tmp_path)
+    file = results / "evals/small/baseline/seed0/validation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"val_loss": 1.0}))
+    text = text_of(build(results), tmp_path)
+    assert "At the small size 0 of 5 rewrite designs end at a lower loss" in text
+    assert "the lowest loss is the baseline" in text
+
+
+def test_no_source_code_shows_in_the_text(results: Path, tmp_path: Path) -> None:
+    text = text_of(results, tmp_path)
+    for leftover in ("num.", "else [", "#", "none", "setting("):
+        assert leftover not in text
+
+
+def test_paper_without_any_run_has_dashes_and_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "laptop").mkdir()
+    results = build(tmp_path / "laptop")
+    paper.compile_paper(results, tmp_path / "paper.pdf")
+    text = text_of(results, tmp_path)
+    assert f"{DASH} parameters" in text
+    assert "validation.json is missing" in text
+    assert "no rewrite design can be compared with the baseline" in text
+
+
+def test_no_measured_or_published_number_is_typed_into_the_source() -> None:
+    source = (ROOT / "paper/main.typ").read_text()
+    source = re.sub(r"//.*", "", source)
+    source = re.sub(r'"[^"\n]*"', "", source)  # paths, keys and alternative texts hold no results: checked below
+    source = re.sub(r"\$[^$]*\$", "", source)  # formulas
+    source = re.sub(r"\b\d+(\.\d+)?(pt|em|cm|fr|%)", "", source)  # layout
+    source = re.sub(r"@\w+|<\w+>|beta[12]", "", source)  # references, names of settings
+    source = re.sub(r"\bin \(1, 0\)", "", source)  # shots
+    source = re.sub(r", \d\)", ")", source)  # decimals shown
+    source = re.sub(r"slice\([^)]*\)|at\(\d\)|table-path\(\d\)|in \(\(\d.*|== 1\b|> 0\b|== 0\b", "", source)
+    source = re.sub(r"/ 60\b|calc\.min\(12", "", source)  # seconds to minutes, digits of a commit
+    assert re.findall(r"\d+", source) == []
+    quoted = re.findall(r'"([^"\n]*)"', (ROOT / "paper/main.typ").read_text())
+    assert not [text for text in quoted if re.search(r"\d\.\d|\b\d{2}", text)]
+
+
+def test_every_table_and_figure_of_the_paper_is_included(results: Path, tmp_path: Path) -> None:
+    source = (ROOT / "paper/main.typ").read_text()
+    root = paper.stage(results, tmp_path / "stage")
+    for kind, numbers in (("table", range(1, 9)), ("figure", range(1, 5))):
+        for number in numbers:
+            found = typst.query(
+                str(root / "paper/main.typ"), f"<{kind}{number}>", root=str(root), sys_inputs={"results": "/results"}
+            )
+            assert len(json.loads(found)) == 1, f"{kind}{number}"
+            assert f"@{kind}{number}" in source  # and referred to
+
+
+def test_missing_result_is_one_line_that_names_it_and_leaves_the_old_paper(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / "tables/table5.csv").unlink()
+    out = tmp_path / "paper.pdf"
+    out.write_bytes(b"old")
+    with pytest.raises(SystemExit) as stopped:
+        paper.main(["--results", str(results), "--out", str(out)])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "tables/table5.csv: not found" in message
+    assert out.read_bytes() == b"old"
+
+
+def test_refusal_of_typst_is_one_line(results: Path, tmp_path: Path) -> None:
+    numbers = json.loads((results / "numbers.json").read_text())
+    del numbers["comparison"]
+    (results / "numbers.json").write_text(json.dumps(numbers))
+    with pytest.raises(paper.PaperError, match="comparison") as refused:
+        paper.compile_paper(results, tmp_path / "paper.pdf")
+    assert "\n" not in str(refused.value)
+    assert "tmp" not in str(refused.value)
+    assert list(tmp_path.glob("*.pdf")) == []

@@ -1,0 +1,79 @@
+"""Cost: what is timed is what is named, and ratios are formed within a round."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ddl.config import load_scale
+from ddl.training import cost
+
+
+@pytest.fixture
+def scale():
+    smoke = load_scale("smoke")
+    return dataclasses.replace(smoke, cost=dataclasses.replace(smoke.cost, batch_sequences=1, rounds=3))
+
+
+def test_ratios_are_formed_round_by_round(scale, tmp_path, monkeypatch):
+    base = np.array([100.0, 200.0, 400.0])
+    half = {"train": base / 2, "inference": base / 2}
+    rates = dict.fromkeys(scale.variants, half) | {"baseline": {"train": base, "inference": base}}
+    monkeypatch.setattr(cost, "throughput", lambda *_: rates)
+    memory = {"baseline": 100}
+    monkeypatch.setattr(cost, "peak_memory_apart", lambda s, z, v: {"bytes": memory.get(v, 125), "kind": "test"})
+    cost.measure(scale, "small", tmp_path)
+    row = json.loads((tmp_path / "ddl-cc.json").read_text())
+    assert row["train_tok_per_s"] == {
+        "median": 100.0,
+        "p20": pytest.approx(70),
+        "p80": pytest.approx(160),
+        "repeats": 3,
+    }
+    # The machine's speed moved by a factor of four between rounds, the ratio did not move at all.
+    assert row["train_ratio"] == {"median": 0.5, "p20": 0.5, "p80": 0.5, "repeats": 3}
+    assert row["peak_mem_factor"] == 1.25
+    assert json.loads((tmp_path / "baseline.json").read_text())["train_ratio"]["median"] == 1.0
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch):
+    turns = []
+    seconds = cost.Subject.seconds
+
+    def spy(self, work):
+        turns.append((self.model.config, work.__name__))
+        return seconds(self, work)
+
+    monkeypatch.setattr(cost.Subject, "seconds", spy)
+    rates = cost.throughput(scale, "small")
+    one_round = turns[: len(turns) // 4]  # one round to warm up, three to measure
+    assert [mode for _, mode in one_round] == ["train_step", "inference"] * 6
+    assert len({config for config, _ in one_round}) == 6
+    assert turns == one_round * 4
+    assert all(len(values) == 3 and (values > 0).all() for modes in rates.values() for values in modes.values())
+
+
+def test_a_training_step_changes_the_weights_and_inference_does_not(scale):
+    subject = cost.Subject(scale, "small", "ddl-cc")
+    before = subject.model.embedding.weight.detach().clone()
+    subject.inference()
+    assert (subject.model.embedding.weight == before).all()
+    subject.train_step()
+    assert (subject.model.embedding.weight != before).any()
+
+
+def test_a_larger_batch_needs_more_peak_memory(scale):
+    def peak(sequences):
+        script = (
+            "import dataclasses; from ddl import cost; from ddl.config import load_scale; scale = load_scale('smoke');"
+            f"settings = dataclasses.replace(scale.cost, batch_sequences={sequences});"
+            "scale = dataclasses.replace(scale, cost=settings);"
+            "print(cost.peak_memory(scale, 'medium', 'ddl-tc')['bytes'])"
+        )
+        return int(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+
+    assert peak(64) > peak(1) + 50e6

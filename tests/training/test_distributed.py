@@ -1,0 +1,191 @@
+"""Several processes: the same curve from the same seed, and none goes on alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ddl.config import ConfigError
+from ddl.data.sequences import TokenSequences
+from ddl.layout import ROOT
+from ddl.training.batches import TrainingBatches
+from ddl.training.distributed import Processes
+from tests.helpers.tiny_run import FORKS, become, free_port, tiny_scale, write_data
+
+
+def train(rank: int, count: int, port: int, recipe: dict, data: Path, out: Path, end: str) -> None:
+    """One process of a run; `end` says how it ends: "whole", after the "signal" at step 5, or one "dies" at step 5."""
+    become(rank, count, port)
+    with open(out.parent / f"{out.name}-{count}-{rank}.log", "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    from ddl.training.errors import TrainingError
+    from ddl.training.run import Run
+
+    run = Run(tiny_scale(**recipe), "small", "ddl-cc", 0, data, out)
+    step = run.learner.step
+
+    def interrupted(batch, lr):
+        if run.progress.step == 5 and rank == count - 1:
+            if end == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch, lr)
+
+    if end != "whole":
+        run.learner.step = interrupted
+    try:
+        sys.exit(0 if run.train() else 130)
+    except TrainingError as error:
+        print(error)
+        sys.exit(2)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Train with `count` processes in the folder `name`; returns their exit codes."""
+    data = write_data(tmp_path / "data")
+
+    def run(name: str, count: int, end: str = "whole", **recipe) -> list[int]:
+        recipe = {"batch_sequences": 8, "micro_batch_sequences": 2} | recipe
+        port = free_port()
+        processes = [
+            FORKS.Process(target=train, args=(rank, count, port, recipe, data, tmp_path / name, end))
+            for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        return codes
+
+    return run
+
+
+def curve(folder: Path) -> np.ndarray:
+    """Training and validation losses and gradient norms of a run."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    names = ("step", "train_loss", "val_loss", "grad_norm")
+    return np.array([[np.nan if record[name] is None else record[name] for name in names] for record in records])
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    a, b = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_one_two_and_four_processes_give_the_same_curve(start, tmp_path):
+    for name, count, sharding in (("one", 1, "ddp"), ("two", 2, "ddp"), ("four", 4, "ddp"), ("shares", 2, "fsdp")):
+        assert start(name, count, sharding=sharding) == [0] * count
+    one = curve(tmp_path / "one")
+    print("largest difference from one process in train_loss, val_loss, grad_norm:")
+    for name in ("two", "four", "shares"):
+        difference = np.nanmax(np.abs(curve(tmp_path / name) - one), axis=0)
+        print(f"{name:7}", *(f"{value:.1e}" for value in difference[1:]))
+        np.testing.assert_allclose(curve(tmp_path / name), one, rtol=2e-5)
+        assert_same_weights(tmp_path / name, tmp_path / "one")
+    # Rounding does differ, or nothing was shared.
+    assert (tmp_path / "four/model.safetensors").read_bytes() != (tmp_path / "one/model.safetensors").read_bytes()
+
+
+def test_a_run_continues_with_another_number_of_processes(start, tmp_path):
+    start("whole", 1)
+    assert start("changed", 4, end="signal") == [130] * 4  # at the next record, which is step 6
+    assert start("changed", 2, end="signal", sharding="fsdp") == [0, 0]
+    assert "resumed from step 6 " in (tmp_path / "changed-2-0.log").read_text()
+    np.testing.assert_allclose(curve(tmp_path / "changed"), curve(tmp_path / "whole"), rtol=2e-5)
+    assert_same_weights(tmp_path / "changed", tmp_path / "whole")
+    assert json.loads((tmp_path / "changed/provenance.json").read_text())["processes"] == 2
+
+
+def test_a_stopped_shared_run_continues_to_the_same_bits(start, tmp_path):
+    for name, end in (("whole", "whole"), ("stopped", "signal")):
+        codes = start(name, 2, end=end)
+    assert codes == [130, 130]
+    assert start("stopped", 2) == [0, 0]
+    bits = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert bits[0] == bits[1]
+
+
+def test_when_one_process_dies_the_others_end_with_a_sentence(start, tmp_path):
+    codes = start("run", 4, end="dies")
+    assert codes[3] == -signal.SIGKILL
+    assert codes[:3] == [2, 2, 2]
+    said = (tmp_path / "run-4-0.log").read_text()
+    assert "process 0 of 4: another process of this run has ended or is out of reach" in said
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert start("run", 1) == [0]
+    assert "resumed from step 4 " in (tmp_path / "run-1-0.log").read_text()
+
+
+def test_processes_take_the_micro_batches_in_turn_and_none_twice(tmp_path, monkeypatch):
+    sequences = TokenSequences(write_data(tmp_path / "data"), "train", 16)
+    recipe = tiny_scale(batch_sequences=12, micro_batch_sequences=2).training
+    processes = Processes()
+    whole = TrainingBatches(sequences, recipe, 0, processes)
+    expected = [ids[:, 0].tolist() for ids, _ in next(whole.stream(range(3, 4)))]
+    processes.count = 3
+    found = []
+    for processes.rank in range(3):
+        found.append([ids[:, 0].tolist() for ids, _ in next(whole.stream(range(3, 4)))])
+    assert [part for turn in zip(*found, strict=True) for part in turn] == expected
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(tmp_path, count):
+    scale = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0"]
+    places = ["--data", str(tmp_path), "--out", str(tmp_path), "--processes", str(count)]
+    done = subprocess.run([sys.executable, "-m", "ddl.training.run", *arguments, *places], **scale)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {count} processes cannot share a batch of 2 micro-batches (training.batch_sequences 8, "
+        "training.micro_batch_sequences 4) equally: expected 1, 2\n"
+    )
+
+
+def test_fewer_validation_sequences_than_processes_are_refused(tmp_path):
+    from ddl.training.batches import validation_batch
+
+    sequences = TokenSequences(write_data(tmp_path / "data"), "val", 16)
+    processes = Processes()
+    processes.count = 8
+    with pytest.raises(ConfigError, match="val_sequences: expected at least one for each of 8 processes, found 4"):
+        validation_batch(sequences, tiny_scale(val_sequences=4).training, processes)
+
+
+def test_torchrun_is_started_and_ends_all_when_one_is_killed(tmp_path):
+    """The command of the workflow, on the smoke scale, with one of its two processes killed."""
+    data = write_data(tmp_path / "data")
+    arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0", "--processes", "2"]
+    places = ["--data", str(data.parent), "--out", str(tmp_path / "run")]
+    log = open(tmp_path / "log", "w+")  # noqa: SIM115
+    command = [sys.executable, "-m", "ddl.training.run", *arguments, *places]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    try:
+        while "on 2 x cpu" not in (tmp_path / "log").read_text():
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        workers = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        assert len(workers) == 2
+        os.kill(int(workers[1]), signal.SIGKILL)
+        assert launcher.wait(60) != 0
+    finally:
+        launcher.kill()
+        log.close()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert not (tmp_path / "run/model.safetensors").exists()

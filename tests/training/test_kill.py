@@ -1,0 +1,123 @@
+"""Kill -9 at any moment, in data preparation, training or checkpoint writing: the next start ends in the same bits.
+
+A moment is a line of the package that the main thread is about to execute. One uninterrupted run lists them all; then
+a run of its own is killed at each of 20 of them, drawn with a seed, started again, and compared by the SHA-256 of its
+weights. `pytest -rP tests/test_kill.py` prints the record.
+"""
+
+import dataclasses
+import os
+import random
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddl.config import CorpusConfig, Scale, TokenizerConfig, load_scale
+from ddl.files import sha256_file
+from ddl.layout import ROOT
+from ddl.training.checkpoints import Checkpoints
+from tests.helpers.tiny_run import FORKS
+
+PACKAGE = str(ROOT / "ddl") + os.sep
+SAVE = Checkpoints.save.__code__
+KILLS = {"data preparation": 5, "checkpoint writing": 7, "training": 8}
+
+
+def tiny_scale(corpus: Path) -> Scale:
+    smoke = load_scale("smoke")
+    changes = {"steps": 8, "batch_sequences": 4, "micro_batch_sequences": 2, "warmup_steps": 2, "val_sequences": 4}
+    recipe = dataclasses.replace(smoke.training, **changes, val_interval=5, log_interval=3, checkpoint_interval=2)
+    return dataclasses.replace(
+        smoke,
+        sequence_length=16,
+        training=recipe,
+        corpus=CorpusConfig(name="text", val_fraction=0.2, path=str(corpus)),
+        tokenizer=TokenizerConfig(name="bpe", vocab_size=280),
+    )
+
+
+def prepare_and_train(corpus: Path, folder: Path, kill_at: int | None) -> None:
+    """What the workflow does: data unless they are there, then training; with itself killed at a moment."""
+    with open(folder / "log", "w") as log:
+        os.dup2(log.fileno(), 1)
+    from ddl.data.build import build
+    from ddl.training import run as train
+
+    moments: list[str] = []
+    stage = "data preparation"
+    saving = 0
+
+    def line(frame, event, argument):
+        nonlocal saving
+        if event == "line":
+            if len(moments) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            path = frame.f_code.co_filename.removeprefix(PACKAGE)
+            moments.append(f"{'checkpoint writing' if saving else stage}\t{path}:{frame.f_lineno}")
+        elif event == "return" and frame.f_code is SAVE:
+            saving -= 1
+        return line
+
+    def call(frame, event, argument):
+        nonlocal saving
+        saving += frame.f_code is SAVE
+        return line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    scale = tiny_scale(corpus)
+    train.running_code = lambda: {}  # reads the package itself, which would be most of the lines
+    sys.settrace(call)
+    if not (folder / "data/manifest.json").is_file():
+        build(scale, folder / "data", workers=1)
+    stage = "training"
+    assert train.Run(scale, "small", "ddl-cc", 0, folder / "data/manifest.json", folder / "run").train()
+    sys.settrace(None)
+    (folder / "moments").write_text("\n".join(moments))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Run in a process of its own, in a folder of its own; returns the exit code."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    words = random.Random(0)
+    for number in range(30):
+        text = " ".join(words.choice(["rewrite", "gate", "state", "value", "target", "read"]) for _ in range(60))
+        (corpus / f"{number:02d}.txt").write_text(f"Document {number}. {text}.")
+
+    def run(name: str, kill_at: int | None = None) -> int:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        process = FORKS.Process(target=prepare_and_train, args=(corpus, folder, kill_at))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return run
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(start, tmp_path):
+    assert start("whole") == 0
+    expected = sha256_file(tmp_path / "whole/run/model.safetensors")
+    moments = (tmp_path / "whole/moments").read_text().splitlines()
+    draw = random.Random(0)
+    for stage, count in KILLS.items():
+        visits = {}  # every line counts once, however often it runs: loops are most of the time and little of the code
+        for moment, place in enumerate(moments):
+            if place.startswith(stage):
+                visits.setdefault(place, []).append(moment)
+        for moment in sorted(draw.choice(visits[place]) for place in draw.sample(sorted(visits), count)):
+            name = f"killed-{moment}"
+            assert start(name, kill_at=moment) == -signal.SIGKILL
+            assert start(name) == 0
+            resumed = re.search(r"resumed from step (\d+)", (tmp_path / name / "log").read_text())
+            found = sha256_file(tmp_path / name / "run/model.safetensors")
+            print(
+                f"{stage:18}  line {moment:6,} of {len(moments):,}, {moments[moment].partition(chr(9))[2]:22}  "
+                f"{'from step ' + resumed[1] if resumed else 'from the start'}  weights {found[:16]}"
+            )
+            assert found == expected
+            left = [path.name for path in (tmp_path / name / "run").rglob("*") if path.name.endswith(".tmp")]
+            assert left == []

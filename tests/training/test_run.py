@@ -1,0 +1,387 @@
+"""The training loop: repeatable to the bit, across interruptions too, and never from another model's checkpoint."""
+
+import errno
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddl.config import ConfigError, load_scale
+from ddl.data.shard_format import DataError, write_shard
+from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer
+from ddl.files import sha256_file, write_json
+from ddl.model.run_files import load_model
+from ddl.training import run as train_module
+from ddl.training.errors import NotFiniteError, TrainingError
+from ddl.training.learner import compile_layers, learning_rate, make_optimizer
+from ddl.training.run import Run
+from tests.helpers.tiny_run import tiny_scale, write_data
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def start(data, tmp_path):
+    """Make a run in a folder of its own."""
+
+    def make(name, variant="ddl-cc", seed=0, **recipe):
+        return Run(tiny_scale(**recipe), "small", variant, seed, data, tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Run until a signal stops it after a step."""
+
+    def run_until(run, last):
+        step = run.learner.step
+
+        def step_then_stop(batch, lr):
+            result = step(batch, lr)
+            if run.progress.step + 1 == last:
+                signal.raise_signal(signal.SIGTERM)
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run.learner, "step", step_then_stop)
+            assert not run.train()
+
+    return run_until
+
+
+def other_data(manifest):
+    """Replace the training shard, as another corpus would."""
+    content = json.loads(manifest.read_text())
+    write_shard(manifest.parent / "train_000000.bin", np.zeros(2000, dtype=np.int64))
+    content["splits"]["train"]["shards"][0]["sha256"] = sha256_file(manifest.parent / "train_000000.bin")
+    write_json(manifest, content)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folder):
+    """The metrics of a run without the times."""
+    return [{key: value for key, value in record.items() if key != "tok_per_s"} for record in records(folder)]
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("variant", ["baseline", "ddl-tc"])
+def test_same_seed_gives_the_same_curve_and_weights_to_the_bit(start, tmp_path, variant):
+    for name in ("a", "b"):
+        assert start(name, variant).train()
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    start("c", variant, seed=1).train()
+    assert weights(tmp_path / "c") != weights(tmp_path / "a")
+
+
+def test_training_learns_and_writes_what_it_promises(start, tmp_path):
+    start("run", steps=60, log_interval=10, val_interval=60).train()
+    found = records(tmp_path / "run")
+    assert [record["step"] for record in found] == [0, 10, 20, 30, 40, 50, 60]
+    assert found[0]["train_loss"] is None
+    assert found[1]["val_loss"] is None
+    assert found[-1]["train_loss"] < found[1]["train_loss"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["val_loss"] == found[-1]["val_loss"]
+    assert summary["tokens"] == 60 * 4 * 16
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["settings"]["model"]["compressor"] == "cc"
+    assert load_model(tmp_path / "run").config.compressor == "cc"
+    assert load_tokenizer(tmp_path / "run" / "tokenizer.json").get_vocab() == {END_OF_TEXT: 0}
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 11])
+def test_a_stopped_run_continues_to_the_same_bits(start, tmp_path, stop_at, stop_after):
+    start("whole").train()
+    stop_at(start("stopped"), stop_after)
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    again = start("stopped")
+    assert again.train()
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_a_killed_run_loses_at_most_one_checkpoint_interval(start, tmp_path, monkeypatch, capsys):
+    start("whole").train()
+    run = start("killed")
+    monkeypatch.setattr(run, "validate", lambda: (_ for _ in ()).throw(KeyboardInterrupt) if run.progress.step else 4.0)
+    with pytest.raises(KeyboardInterrupt):  # at step 5, the checkpoint is of step 4
+        run.train()
+    start("killed").train()
+    assert "resumed from step 4 " in capsys.readouterr().out
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_a_finished_run_that_is_started_again_only_writes_its_files(start, tmp_path, monkeypatch):
+    start("run").train()
+    before = weights(tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    again = start("run")
+    monkeypatch.setattr(again.learner, "step", lambda *_: pytest.fail("trained again"))
+    again.train()
+    assert weights(tmp_path / "run") == before
+
+
+def test_no_checkpoint_serves_other_settings_data_or_code(start, data, monkeypatch):
+    def fingerprint(seed=0, **recipe):
+        return start("run", seed=seed, **recipe).checkpoints.origin.fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    assert fingerprint(learning_rate=1e-3) != first
+    assert fingerprint(seed=1) != first
+    code = train_module.running_code()
+    monkeypatch.setattr(train_module, "running_code", lambda: code | {"residual.py": "another rule"})
+    assert fingerprint() != first
+    monkeypatch.setattr(train_module, "running_code", lambda: code)
+    other_data(data)
+    assert fingerprint() != first
+
+
+def test_a_checkpoint_serves_any_number_of_processes_and_any_micro_batch(start):
+    first = start("run").checkpoints.origin.fingerprint
+    changed = start("run", gpus=4, micro_batch_sequences=1, checkpoint_interval=2, sharding="fsdp", compile=False)
+    assert changed.checkpoints.origin.fingerprint == first
+
+
+def test_fingerprint_covers_the_code_of_model_and_rules():
+    names = set(train_module.running_code())
+    assert {"train.py", "learner.py", "model.py", "residual.py", "config.py", "__init__.py"} <= names
+    assert {"ops/rewrite.py", "ops/compress.py", "ops/expand.py", "ops/__init__.py"} <= names
+
+
+def test_an_unfinished_run_whose_data_changed_is_refused_and_says_what_changed(start, data, tmp_path, stop_at):
+    stop_at(start("run"), 5)
+    before = sha256_file(data.parent / "train_000000.bin")
+    other_data(data)
+    now = sha256_file(data.parent / "train_000000.bin")
+    with pytest.raises(TrainingError) as refused:
+        start("run").train()
+    assert f"data train_000000.bin was {before[:12]}, is {now[:12]}; put that data back" in str(refused.value)
+    assert "has reached step 5 of 12" in str(refused.value)
+
+
+def test_changed_settings_start_over_and_say_what_changed(start, tmp_path, stop_at, capsys):
+    stop_at(start("run"), 5)
+    assert start("run", learning_rate=1e-3).train()
+    assert "step 5 of another run: settings training.learning_rate was 0.008, is 0.001" in capsys.readouterr().out
+    start("whole", learning_rate=1e-3).train()
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_shard_that_is_gone_is_named(start, data, stop_at):
+    stop_at(start("run"), 5)
+    (data.parent / "train_000000.bin").unlink()
+    with pytest.raises(DataError, match=r"train_000000\.bin: no such shard"):
+        start("run")
+
+
+def test_every_epoch_sees_each_sequence_once_and_in_another_order(start):
+    batches = start("run").batches
+    count = len(batches.data)
+    steps = 2 * count // 4
+    seen = np.concatenate([batches.indices(step) for step in range(steps + 1)])
+    epochs = seen[: 2 * count].reshape(2, count)
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert not np.array_equal(*epochs)
+
+
+def test_more_sequences_in_a_batch_than_in_the_split_are_refused(start):
+    with pytest.raises(DataError, match="training split: expected at least 1000 sequences, found 124"):
+        start("run", batch_sequences=1000).train()
+
+
+def test_micro_batches_add_up_to_the_whole_batch(start):
+    whole, parts = (start(name, micro_batch_sequences=n, grad_clip=1e9) for name, n in (("a", 4), ("b", 1)))
+    for run in (whole, parts):
+        run.learner.step(next(run.batches.stream(range(1))), 1e-3)
+    for a, b in zip(whole.learner.model.parameters(), parts.learner.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad_step", [6, 8, 11])
+def test_a_step_that_is_not_finite_is_named_and_never_saved(start, tmp_path, monkeypatch, bad_step):
+    """Step 8 is one of a checkpoint and of no record, 6 one of a record; 11 lies between."""
+    run = start("run")
+    loss = run.learner.model.loss
+    calls = iter(range(1000))
+
+    def loss_with_a_spike(ids, targets):
+        bad = torch.is_grad_enabled() and next(calls) // 2 + 1 == bad_step
+        return loss(ids, targets) * (float("nan") if bad else 1.0)
+
+    monkeypatch.setattr(run.learner.model, "loss", loss_with_a_spike)
+    with pytest.raises(NotFiniteError, match=f"^step {bad_step}: loss nan, gradient not finite in all parameters;"):
+        run.train()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    saved = [int(path.name[4:12]) for path in (tmp_path / "run" / "checkpoints").rglob("*.pt")]
+    assert max(saved) == (bad_step - 1) // 4 * 4
+    assert start("run").train()  # the last good checkpoint serves
+    start("whole").train()
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_parameters_with_a_bad_gradient_are_named(start, monkeypatch):
+    run = start("run")
+    run.learner.model.blocks[0].mlp.out.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(NotFiniteError) as stopped:
+        run.train()
+    assert re.search(
+        r"step 1: loss [\d.]+, gradient not finite in 1 of \d+ parameters \(blocks\.0\.mlp\);", str(stopped.value)
+    )
+
+
+def test_a_full_disk_leaves_the_checkpoints_of_before_and_nothing_half_written(start, tmp_path, monkeypatch):
+    run = start("run")
+    save, write = run.checkpoints.save, Path.write_bytes
+
+    def fill_the_disk(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def save_on_a_full_disk(step, state):
+        if step == 8:
+            monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+        save(step, state)
+
+    monkeypatch.setattr(run.checkpoints, "save", save_on_a_full_disk)
+    with pytest.raises(TrainingError, match=r"^disk full: .*step00000008.*; the next start continues from the last"):
+        run.train()
+    monkeypatch.undo()
+    names = sorted(path.name for path in run.checkpoints.folder.iterdir())
+    assert len(names) == 2
+    assert names[0] == "origin.json"
+    assert names[1].startswith("step00000004-")
+    assert start("run").train()
+    start("whole").train()
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError(), "allocator"]
+)
+def test_out_of_memory_names_the_settings_to_lower(start, monkeypatch, error):
+    run = start("run")
+
+    def step(*_):
+        if error == "allocator":
+            torch.empty(2**60)
+        raise error
+
+    monkeypatch.setattr(run.learner, "step", step)
+    with pytest.raises(TrainingError, match=r"^out of memory: lower training\.micro_batch_sequences.*sharding: fsdp"):
+        run.train()
+
+
+def test_an_error_of_the_program_keeps_its_traceback(start, monkeypatch):
+    run = start("run")
+    monkeypatch.setattr(run.learner, "step", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        run.train()
+
+
+def test_learning_rate_warms_up_and_falls_to_its_floor():
+    recipe = load_scale("paper").training
+    rates = [learning_rate(step, recipe) for step in range(recipe.steps)]
+    assert rates[0] == pytest.approx(recipe.learning_rate / recipe.warmup_steps)
+    assert max(rates) == rates[recipe.warmup_steps - 1] == recipe.learning_rate
+    assert rates[-1] == pytest.approx(recipe.min_learning_rate)
+    assert all(a >= b for a, b in zip(rates[recipe.warmup_steps :], rates[recipe.warmup_steps + 1 :], strict=False))
+    middle = (recipe.warmup_steps + recipe.steps - 1) // 2
+    assert rates[middle] == pytest.approx((recipe.learning_rate + recipe.min_learning_rate) / 2, rel=1e-3)
+
+
+def test_weight_decay_acts_on_matrices_only(tiny_config):
+    from ddl.model.language_model import LanguageModel
+
+    model = LanguageModel(tiny_config("ddl-tc"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = make_optimizer(model, load_scale("paper").training).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    assert "embedding.weight" in decayed_names
+    assert not [
+        name for name in decayed_names if "norm" in name or "bias" in name or "kernel" in name or "read" in name
+    ]
+
+
+def test_tensorboard_shows_the_records_and_an_interruption_leaves_no_trace(start, tmp_path, stop_at):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    stop_at(start("run", tensorboard=True), 5)
+    assert start("run", tensorboard=True).train()
+    shown = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    for name in ("train_loss", "val_loss", "lr", "grad_norm", "tok_per_s"):
+        expected = [(r["step"], r[name]) for r in records(tmp_path / "run") if r[name] is not None]
+        found = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert found == [(step, pytest.approx(value)) for step, value in expected]
+
+
+def test_tensorboard_that_is_not_installed_is_a_sentence(start, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"^training\.tensorboard: the package tensorboard is not installed"):
+        start("run", tensorboard=True).train()
+    assert start("run").train()
+
+
+def test_compiled_layers_compute_the_same(start):
+    run, compiled = start("a", "ddl-tc"), start("b", "ddl-tc")
+    compile_layers(compiled.learner.model, backend="eager")
+    for one in (run, compiled):
+        one.learner.step(next(one.batches.stream(range(1))), 1e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for a, b in zip(run.learner.model.parameters(), compiled.learner.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_are_read_ahead_in_a_thread_and_its_errors_reach_the_loop(start, data, monkeypatch):
+    run = start("run")
+    read, batch = [], run.batches.data.batch
+
+    def spy(indices):
+        read.append(threading.current_thread().name)
+        if len(read) > 6:
+            raise DataError("no more")
+        return batch(indices)
+
+    monkeypatch.setattr(run.batches.data, "batch", spy)
+    stream = run.batches.stream(range(10))
+    next(stream)
+    while len(read) < 4:  # two micro-batches a step: the next step is there before it is asked for
+        time.sleep(0.01)
+    assert {name.partition("_")[0] for name in read} == {"batches"}
+    with pytest.raises(DataError, match="no more"):
+        list(stream)
+
+
+def test_the_host_waits_for_the_device_at_records_and_checkpoints_only(start, monkeypatch):
+    """What brings numbers to the host is counted: a step must not be among it."""
+    run = start("run", log_interval=6, val_interval=12, checkpoint_interval=12)
+    waits = []
+    for name in ("item", "tolist"):
+        method = getattr(torch.Tensor, name)
+
+        def spy(tensor, method=method):
+            waits.append(run.progress.step)
+            return method(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    run.train()
+    assert set(waits) == {0, 6, 12}
