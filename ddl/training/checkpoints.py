@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from ddl.files import atomic, write_json
+from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
-KEPT_CHECKPOINTS = 2
 DIGITS = 16  # of a fingerprint or checksum in a name
 
 
