@@ -18,7 +18,7 @@ from ddl.config import SHOTS, SIZES, Scale, load_scale
 from ddl.errors import UserError
 
 if TYPE_CHECKING:
-    from ddl.training.run import Stale
+    from ddl.training.checkpoints import Stale
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells give it
 

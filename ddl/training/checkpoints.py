@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,8 @@ from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
 DIGITS = 16  # of a fingerprint or checksum in a name
+
+Stale = Literal["refuse", "restart", "continue"]  # what to do where all checkpoints are of another origin
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +26,12 @@ from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.run_files import save_model
 from ddl.provenance import peak_resident_bytes, provenance
 from ddl.training.batches import TrainingBatches, validation_batch
-from ddl.training.checkpoints import Checkpoints, Origin
+from ddl.training.checkpoints import Checkpoints, Origin, Stale
 from ddl.training.distributed import Processes
 from ddl.training.errors import NotFiniteError, TrainingError, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
 from ddl.training.metrics import Metrics, line
 
-Stale = Literal["refuse", "restart", "continue"]  # what to do with checkpoints of other code or settings
 COMPUTATION = ("kernels", "state_memory")  # settings of a model that change rounding at most
 
 
@@ -59,9 +58,10 @@ class Run:
     """
 
     def __init__(
-        self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path, *, stale: Stale = "refuse"
+        self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path, stale: Stale = "refuse"
     ) -> None:
-        self.scale, self.size, self.variant, self.seed, self.out, self.stale = scale, size, variant, seed, out, stale
+        self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
+        self.stale: Stale = stale
         self.config = scale.model(size, variant)
         self.recipe: TrainConfig = scale.training
         self.processes = Processes()

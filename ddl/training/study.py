@@ -18,8 +18,9 @@ from typing import Any
 from ddl.config import Scale, TrainConfig
 from ddl.files import atomic, write_json
 from ddl.layout import Point, points
+from ddl.training.checkpoints import Stale
 from ddl.training.errors import NotFiniteError, TrainingError
-from ddl.training.run import Run, Stale
+from ddl.training.run import Run
 
 COLUMNS = ("scale", "size", "variant", "learning_rate", "seed", "steps", "tokens", "val_loss", "seconds", "reason")
 
@@ -37,10 +38,9 @@ def recipe(scale: Scale, rate: float) -> TrainConfig:
 
 
 def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "refuse") -> bool:
-    """Train one point and write its `point.json`; returns whether it is done, as `Run.train`."""
+    """Train one point and write its `point.json`; returns whether it is done. For `stale` see `Run`."""
     changed = recipe(scale, point.rate)
-    scale = dataclasses.replace(scale, training=changed)
-    run = Run(scale, point.size, point.variant, point.seed, data, out, stale=stale)
+    run = Run(dataclasses.replace(scale, training=changed), point.size, point.variant, point.seed, data, out, stale)
     val_loss, reason = None, ""
     try:
         if not run.train():
