@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ from ddl.training.learner import Learner
 
 
 class Subject:
-    """One variant under measurement: a training step and an inference pass on random tokens."""
+    """One model of a scale under measurement: a training step and an inference pass on random tokens.
 
-    def __init__(self, scale: Scale, size: str, variant: str) -> None:
+    Args:
+        model: it moves to the device of this process.
+    """
+
+    def __init__(self, scale: Scale, model: LanguageModel) -> None:
         processes = Processes()
         self.device = processes.device
-        self.model = LanguageModel(scale.model(size, variant)).to(self.device)
+        self.model = model.to(self.device)
         self.learner = Learner(self.model, scale.training, processes)
         shape = (scale.cost.batch_sequences, scale.sequence_length)
         generator = torch.Generator().manual_seed(0)
@@ -60,34 +65,40 @@ class Subject:
             torch.cuda.synchronize(self.device)
 
 
-def throughput(scale: Scale, size: str) -> dict[str, dict[str, np.ndarray]]:
-    """Tokens/s of training and inference, variant -> mode -> one number a round."""
-    subjects = {variant: Subject(scale, size, variant) for variant in scale.variants}
+Rates = dict[str, dict[str, np.ndarray]]  # tokens/s: variant -> "train" or "inference" -> one number per round
+
+
+def rounds(scale: Scale, subjects: Mapping[str, Subject]) -> Iterator[Rates]:
+    """The rates of all rounds so far, after each round of the scale; while rounds warm up they have no numbers."""
     tokens = scale.cost.batch_sequences * scale.sequence_length
-    rates: dict[str, dict[str, list[float]]] = {variant: {"train": [], "inference": []} for variant in subjects}
-    for round_ in range(scale.cost.warmup_rounds + scale.cost.rounds):
+    rates: Rates = {variant: {"train": np.array([]), "inference": np.array([])} for variant in subjects}
+    for number in range(scale.cost.warmup_rounds + scale.cost.rounds):
         for variant, subject in subjects.items():
-            measured = {
-                "train": subject.seconds(subject.train_step),
-                "inference": subject.seconds(subject.inference),
-            }
-            if round_ >= scale.cost.warmup_rounds:
-                for mode, seconds in measured.items():
-                    rates[variant][mode].append(tokens / seconds)
-        print(f"{size}: round {round_ + 1}/{scale.cost.warmup_rounds + scale.cost.rounds}", flush=True)
-    return {v: {mode: np.array(values) for mode, values in modes.items()} for v, modes in rates.items()}
+            for mode, work in (("train", subject.train_step), ("inference", subject.inference)):
+                rate = tokens / subject.seconds(work)
+                if number >= scale.cost.warmup_rounds:
+                    rates[variant][mode] = np.append(rates[variant][mode], rate)
+        yield rates
+
+
+def throughput(scale: Scale, size: str) -> Rates:
+    """The rates of all variants, which take turns in every round."""
+    subjects = {variant: Subject(scale, LanguageModel(scale.model(size, variant))) for variant in scale.variants}
+    for number, rates in enumerate(rounds(scale, subjects), start=1):
+        print(f"{size}: round {number}/{scale.cost.warmup_rounds + scale.cost.rounds}", flush=True)
+    return rates
 
 
 def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
     """Peak bytes of two training steps, measured in this process, which must not have done anything else."""
     if torch.cuda.is_available():
-        subject = Subject(scale, size, variant)
+        subject = Subject(scale, LanguageModel(scale.model(size, variant)))
         subject.train_step()
         subject.train_step()
         return {"bytes": torch.cuda.max_memory_allocated(), "kind": "peak allocated GPU memory of a training step"}
     torch.nn.Linear(64, 64)(torch.randn(64, 64)).sum().backward()  # loads what any model needs
     before = peak_resident_bytes()
-    subject = Subject(scale, size, variant)
+    subject = Subject(scale, LanguageModel(scale.model(size, variant)))
     subject.train_step()
     subject.train_step()
     after = peak_resident_bytes()
