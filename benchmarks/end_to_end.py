@@ -20,7 +20,7 @@ from ddl.config import ExecutionConfig, ModelConfig, Scale
 from ddl.layout import BASELINE
 from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.ops.cross_entropy import linear_cross_entropy
-from ddl.training.cost import Rates, Subject, rounds, spread
+from ddl.training.cost import Rates, Subject, by_variant, measure_round, spread
 
 COLUMNS = (
     *("size", "variant", "kernels", "state_memory", "state_dtype", "dtype", "compiler", "mode"),
@@ -127,14 +127,16 @@ def describe(scale: Scale, size: str, variant: str) -> dict[str, Any]:
 
 
 def take_turns(scale: Scale, subjects: dict[str, Candidate], budget: Budget) -> Rates:
-    """The rates of the rounds for which there is time."""
-    rates: Rates = {}
-    for rates in rounds(scale, subjects) if subjects else ():
-        done = len(rates[BASELINE]["train"])
-        if done >= FEWEST_ROUNDS and done < scale.cost.rounds and budget.left() <= 0:
-            print(f"  {done} rounds instead of {scale.cost.rounds}: no time left", flush=True)
-            break
-    return rates
+    """The rates of as many rounds as there is time for, after those that warm up."""
+    if not subjects:
+        return {}
+    warmup, rounds = scale.cost.warmup_rounds, []
+    while len(rounds) < warmup + scale.cost.rounds and (len(rounds) < warmup + FEWEST_ROUNDS or budget.left() > 0):
+        rounds.append(measure_round(scale, subjects))
+    measured = rounds[warmup:]
+    if len(measured) < scale.cost.rounds:
+        print(f"  {len(measured)} rounds instead of {scale.cost.rounds}: no time left", flush=True)
+    return by_variant(measured)
 
 
 def add_measured(

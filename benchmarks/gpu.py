@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="write the profiles only; on a CPU those of the laptop scale's medium models",
+        help="only write profiles; on a CPU those of the laptop scale's medium models",
     )
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

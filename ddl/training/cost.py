@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,28 +65,38 @@ class Subject:
             torch.cuda.synchronize(self.device)
 
 
-Rates = dict[str, dict[str, np.ndarray]]  # tokens/s: variant -> "train" or "inference" -> one number per round
+Round = dict[str, dict[str, float]]  # tokens/s: variant -> "train" or "inference" -> a number
+Rates = dict[str, dict[str, np.ndarray]]  # the same with one number per round
 
 
-def rounds(scale: Scale, subjects: Mapping[str, Subject]) -> Iterator[Rates]:
-    """The rates of all rounds so far, after each round of the scale; while rounds warm up they have no numbers."""
+def measure_round(scale: Scale, subjects: Mapping[str, Subject]) -> Round:
+    """Time one training step and one inference pass of every subject, one subject after another."""
     tokens = scale.cost.batch_sequences * scale.sequence_length
-    rates: Rates = {variant: {"train": np.array([]), "inference": np.array([])} for variant in subjects}
-    for number in range(scale.cost.warmup_rounds + scale.cost.rounds):
-        for variant, subject in subjects.items():
-            for mode, work in (("train", subject.train_step), ("inference", subject.inference)):
-                rate = tokens / subject.seconds(work)
-                if number >= scale.cost.warmup_rounds:
-                    rates[variant][mode] = np.append(rates[variant][mode], rate)
-        yield rates
+    return {
+        variant: {
+            "train": tokens / subject.seconds(subject.train_step),
+            "inference": tokens / subject.seconds(subject.inference),
+        }
+        for variant, subject in subjects.items()
+    }
+
+
+def by_variant(rounds: Sequence[Round]) -> Rates:
+    """The numbers of at least one round, by variant and mode."""
+    return {
+        variant: {mode: np.array([each[variant][mode] for each in rounds]) for mode in modes}
+        for variant, modes in rounds[0].items()
+    }
 
 
 def throughput(scale: Scale, size: str) -> Rates:
-    """The rates of all variants, which take turns in every round."""
+    """The rates of all variants after the rounds that warm up."""
     subjects = {variant: Subject(scale, LanguageModel(scale.model(size, variant))) for variant in scale.variants}
-    for number, rates in enumerate(rounds(scale, subjects), start=1):
-        print(f"{size}: round {number}/{scale.cost.warmup_rounds + scale.cost.rounds}", flush=True)
-    return rates
+    total, rounds = scale.cost.warmup_rounds + scale.cost.rounds, []
+    for number in range(total):
+        rounds.append(measure_round(scale, subjects))
+        print(f"{size}: round {number + 1}/{total}", flush=True)
+    return by_variant(rounds[scale.cost.warmup_rounds :])
 
 
 def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:

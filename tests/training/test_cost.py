@@ -70,8 +70,8 @@ def test_a_training_step_changes_the_weights_and_inference_does_not(scale):
 def test_a_larger_batch_needs_more_peak_memory(scale):
     def peak(sequences):
         script = (
-            "import dataclasses; from ddl.training import cost; from ddl.config import load_scale; scale = load_scale('smoke');"
-            f"settings = dataclasses.replace(scale.cost, batch_sequences={sequences});"
+            "import dataclasses; from ddl.training import cost; from ddl.config import load_scale;"
+            f"scale = load_scale('smoke'); settings = dataclasses.replace(scale.cost, batch_sequences={sequences});"
             "scale = dataclasses.replace(scale, cost=settings);"
             "print(cost.peak_memory(scale, 'medium', 'ddl-tc')['bytes'])"
         )
