@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ddl.config import load_scale
+from ddl.model.language_model import LanguageModel
 from ddl.training import cost
 
 
@@ -58,7 +59,7 @@ def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch)
 
 
 def test_a_training_step_changes_the_weights_and_inference_does_not(scale):
-    subject = cost.Subject(scale, "small", "ddl-cc")
+    subject = cost.Subject(scale, LanguageModel(scale.model("small", "ddl-cc")))
     before = subject.model.embedding.weight.detach().clone()
     subject.inference()
     assert (subject.model.embedding.weight == before).all()
