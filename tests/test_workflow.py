@@ -149,7 +149,7 @@ def test_a_training_gets_the_processes_that_its_resources_grant(project, granted
     target = "results/paper/runs/small/baseline/seed0/summary.json"
     done = snakemake(project, target, "-n", "-p", "--resources", f"gpu={granted}")
     assert done.returncode == 0, done.stderr
-    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl.training.run" in line]
+    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl train " in line]
     assert f"--processes {processes} " in command
 
 
