@@ -265,5 +265,5 @@ Markdown("\n".join(lines))
 # published shapes and the published numbers of parameters to within one million.
 #
 # **Not shown:** that the drawing and the code agree; no assertion can look at a picture. What holds the code to the
-# formulas is [notebook 05](05_gradient.html#What-the-runs-execute-is-the-equation). Exact parameter counts are not
+# formulas is [notebook 05](05_gradient.html), "What the runs execute is the equation". Exact parameter counts are not
 # published, so a difference below a million would go unnoticed here.

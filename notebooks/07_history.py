@@ -322,7 +322,7 @@ for name, error in worst.items():
 # because the walk back subtracts the very outer products that the forward pass added. What counts is the precision in
 # which the *sum* is kept. The scales `h200` and `paper` do keep it in bf16 and walk back. There the rounding of the
 # forward pass is in the gradient already, with stored states too; whether walking back adds to it is compared in
-# [notebook 05](05_gradient.html#What-the-runs-execute-is-the-equation).
+# [notebook 05](05_gradient.html), "What the runs execute is the equation".
 
 # %% [markdown]
 # ## What it costs to keep
