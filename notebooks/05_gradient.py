@@ -337,14 +337,12 @@ print("agree with autograd through the module:", ", ".join(chain))
 
 # %%
 rows = ["| scale | matrix products | state | states for the backward pass | `kernels` |", "|---|---|---|---|---|"]
-arithmetics = set()
+arithmetics = {("float64", "float64")}  # of matrix products and of the state: what is compared below
 for scale in map(load_scale, scale_names()):
-    ways = scale.execution
-    kept_in = ways.state_dtype if ways.state_dtype != "parameters" else "float32"
-    rows.append(f"| {scale.name} | {scale.training.dtype} | {kept_in} | {ways.state_memory} | {ways.kernels} |")
-    arithmetics.add((scale.training.dtype, kept_in))
-    assert (ways.kernels, ways.state_memory) == ("auto", "rebuilt"), f"{scale.name}: not compared below"
-assert arithmetics == {("float32", "float32"), ("bfloat16", "bfloat16")}, "not compared below"
+    state_in = "bfloat16" if scale.execution.state_dtype == "bfloat16" else "float32"
+    arithmetics.add((scale.training.dtype, state_in))
+    execution = f"{scale.execution.state_memory} | {scale.execution.kernels}"
+    rows.append(f"| {scale.name} | {scale.training.dtype} | {state_in} | {execution} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
@@ -354,8 +352,9 @@ Markdown("\n".join(rows))
 # fit keep them. Evaluation runs the same operation without gradients. Generation from a cache runs rewriting and
 # compressing one by one, and so do designs whose value reads the compressed state.
 #
-# This section takes whole models as the runs build them, and holds their output, their loss and the gradient of every
-# parameter against the equations of the paper.
+# This section takes whole models as the runs build them, on a CPU, and holds their output, their loss and the gradient
+# of every parameter against the equations of the paper. It does so in the precisions of the table, and in fp64, where
+# rounding hides nothing.
 #
 # ### The equations once more, as one function
 #
@@ -513,7 +512,7 @@ def model_by_equation(W, config, ids, rotation):
 
 
 # %%
-ROUNDOFF = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.float64, torch.float32, torch.bfloat16)}
+ROUNDOFF = {name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float64", "float32", "bfloat16")}
 
 
 def rotation_table(tokens, head_dim):
@@ -521,7 +520,7 @@ def rotation_table(tokens, head_dim):
     table = rotary(torch.arange(tokens), head_dim, ROPE_BASE)
     i, t = torch.arange(head_dim // 2, dtype=torch.float64), torch.arange(tokens, dtype=torch.float64)
     angle = t[:, None] * ROPE_BASE ** (-2 * i / head_dim)
-    allowed = ROUNDOFF[torch.float32] * (1 + angle * (3 + math.log(ROPE_BASE)))
+    allowed = ROUNDOFF["float32"] * (1 + angle * (3 + math.log(ROPE_BASE)))
     for found, expected in zip(table, (angle.cos(), angle.sin()), strict=True):
         assert ((found - expected).abs() <= allowed).all()
     return table
@@ -572,11 +571,11 @@ def by_equation(config, weights, tokens, dtype):
     return loss_and_gradients(readout, logits, loss, W)
 
 
-def by_execution(config, weights, tokens, dtype):
-    """The same from the package's model, in fp64, in fp32, or in bf16 as training in bf16 computes."""
-    model = LanguageModel(config).to(torch.float64 if dtype == torch.float64 else torch.float32)
+def by_execution(config, weights, tokens, products):
+    """The same from the package's model, with matrix products in fp64, fp32 or, as training in bf16 has them, bf16."""
+    model = LanguageModel(config).to(torch.float64 if products == "float64" else torch.float32)
     model.load_state_dict(weights)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=products == "bfloat16"):
         with torch.no_grad():
             readout, logits = model.hidden(tokens[:, :-1]), model(tokens[:, :-1])
         loss = model.loss(tokens[:, :-1], tokens[:, 1:])
@@ -597,7 +596,7 @@ def sensitivities(config, weights, tokens, exact, draws=8):
         rounded, unrounded = (by_equation(config, near, tokens, dtype) for dtype in (torch.float32, torch.float64))
         squares.append({q: float((rounded[q] - unrounded[q]).square().sum() / exact[q].square().sum()) for q in exact})
     means = {q: sum(square[q] for square in squares) / draws for q in exact}
-    return {q: mean**0.5 / ROUNDOFF[torch.float32] for q, mean in means.items()}
+    return {q: mean**0.5 / ROUNDOFF["float32"] for q, mean in means.items()}
 
 
 # %% [markdown]
@@ -668,40 +667,46 @@ def check_design(name):
     weights, tokens = moved_weights(config), random_tokens(config)
     exact = by_equation(config, weights, tokens, torch.float64)
     kappa, n = sensitivities(config, weights, tokens, exact), longest_sum(config, tokens)
-    fast = [way for way in ({"state_memory": "stored"}, {"state_memory": "rebuilt"}) if settings_of(name, **way)]
-    worst, shares = dict.fromkeys(ROUNDOFF, 0.0), []
+    ways = [{"state_memory": "stored"}, {"state_memory": "rebuilt"}, {"kernels": "reference"}]
+    ways = [way for way in ways if settings_of(name, **way)]
+    cells, shares = [], []
 
-    def hold(found, dtype, allowed):
-        """Require every error to be within what is allowed for its quantity."""
-        for q, error in errors_of(found, {q: exact[q] for q in allowed}).items():
-            assert error <= allowed[q], f"{name}, {dtype}, {q}: off by {error:.1e}, allowed {allowed[q]:.1e}"
+    def hold(found, allowed, where):
+        """Require every error to be within what is allowed for its quantity; the largest but that of the logits."""
+        errors = errors_of(found, {q: exact[q] for q in allowed})
+        for q, error in errors.items():
+            assert error <= allowed[q], f"{name}, {where}, {q}: off by {error:.1e}, allowed {allowed[q]:.1e}"
             shares.append(error / allowed[q])
-            worst[dtype] = max(worst[dtype], error if q != "logits" else 0.0)
+        return max(error for q, error in errors.items() if q != "logits")
 
-    for dtype in (torch.float64, torch.float32):
-        allowed = {q: n**0.5 * kappa[q] * ROUNDOFF[dtype] for q in exact}
-        assert dtype == torch.float32 or max(allowed.values()) < 1e-10  # a part in ten thousand million is noticed
-        allowed["logits"] += ROUNDOFF[torch.float32]  # every model rounds them to fp32
-        for way in [*fast, {"kernels": "reference"}]:
-            hold(by_execution(settings_of(name, **way), weights, tokens, dtype), dtype, allowed)
-        hold({"readout": from_a_cache(config, weights, tokens, dtype)}, dtype, {"readout": allowed["readout"]})
-    allowed = {q: 3 * kappa[q] * ROUNDOFF[torch.bfloat16] for q in ("readout", "whole gradient")}
-    for way in fast:
-        config = settings_of(name, state_dtype="bfloat16", **way)
-        hold(by_execution(config, weights, tokens, torch.bfloat16), torch.bfloat16, allowed)
-    memories = " and ".join(way["state_memory"] for way in fast)
-    errors = " | ".join(f"{error:.0e}" for error in worst.values())
-    return f"| {name} | {len(weights)} | {memories} | {errors} | {max(shares):.2f} |"
+    for products, state_in in PRECISIONS:
+        if "bfloat16" in (products, state_in):
+            allowed = {q: 3 * kappa[q] * ROUNDOFF["bfloat16"] for q in ("readout", "whole gradient")}
+        else:
+            allowed = {q: n**0.5 * kappa[q] * ROUNDOFF[products] for q in exact}
+            assert products == "float32" or max(allowed.values()) < 1e-10
+            allowed["logits"] += ROUNDOFF["float32"]  # every model rounds them to fp32
+            cached = from_a_cache(config, weights, tokens, getattr(torch, products))
+            hold({"readout": cached}, {"readout": allowed["readout"]}, f"{products}, from a cache")
+        largest = []
+        for way in ways:
+            executed = settings_of(name, **way, state_dtype="bfloat16" if state_in == "bfloat16" else "parameters")
+            largest.append(hold(by_execution(executed, weights, tokens, products), allowed, f"{products}, {way}"))
+        cells.append(" / ".join(f"{error:.1e}" for error in largest[:-1]))
+    return f"| {name} | {len(weights)} | {' | '.join(cells)} | {max(shares):.2f} |"
 
 
-head = "| design | parameters | states | fp64 | fp32 | bf16 | error / tolerance |"
-Markdown("\n".join([head, "|---" * 7 + "|", *map(check_design, DESIGNS)]))
+PRECISIONS = sorted(arithmetics, key=lambda pair: [ROUNDOFF[name] for name in pair])
+heads = [products if products == state_in else f"{products}, state {state_in}" for products, state_in in PRECISIONS]
+head = f"| design | parameters | {' | '.join(heads)} | error / tolerance |"
+Markdown("\n".join([head, "|---" * (3 + len(heads)) + "|", *map(check_design, DESIGNS)]))
 
 # %% [markdown]
-# *Parameters* counts tensors. The next columns are the largest relative error of any of them, of the readout or of the
-# loss (bf16: of the readout and the whole gradient), and the last is the largest error in units of its tolerance:
-# below one, asserted for each. In fp64 a slip that changes any gradient by one part in $10^{10}$ would be noticed, and
-# one precision predicts another eight orders of magnitude away. So what the runs execute is the equation.
+# *Parameters* counts tensors. Then comes the largest relative error of any gradient, of the readout or of the loss (in
+# bf16: of the readout or the whole gradient), by precision, with stored states and, after the stroke, with rebuilt
+# ones. The last column is the largest error of a design in units of its tolerance. That it stays below one is
+# asserted. In fp64 a slip that changes any one gradient by a part in $10^{10}$ would be noticed. So what the runs
+# execute is the equation.
 
 # %% [markdown]
 # ### Where training starts
@@ -828,7 +833,7 @@ def check_training(recipe, config):
     m, n = ({parameter: torch.zeros_like(w) for parameter, w in weights.items()} for _ in range(2))
     exact = by_equation(config, weights, batches[0, 0], torch.float64)
     kappa = sensitivities(config, weights, batches[0, 0], exact)["whole gradient"]
-    allowed = longest_sum(config, batches[0, 0]) ** 0.5 * kappa * ROUNDOFF[torch.float64]
+    allowed = longest_sum(config, batches[0, 0]) ** 0.5 * kappa * ROUNDOFF["float64"]
     lengths = []
     for s, batch in enumerate(batches, start=1):
         parts = [by_equation(config, weights, tokens, torch.float64) for tokens in batch]
@@ -839,7 +844,7 @@ def check_training(recipe, config):
         loss, _ = learner.step([(tokens[:, :-1], tokens[:, 1:]) for tokens in batch], learning_rate(s - 1, recipe))
         expected = float(sum(part["loss"] for part in parts)) / len(parts)
         # The losses of two micro-batches are rounded to fp32 and added.
-        assert abs(float(loss) - expected) <= 4 * ROUNDOFF[torch.float32] * expected
+        assert abs(float(loss) - expected) <= 4 * ROUNDOFF["float32"] * expected
         found = {parameter: p.grad for parameter, p in model.named_parameters()}
         difference = torch.cat([g.flatten() for g in found.values()]) - gradient
         assert difference.norm() <= allowed * gradient.norm(), f"step {s}: gradient"
@@ -848,7 +853,7 @@ def check_training(recipe, config):
             n[parameter] = BETA_2 * n[parameter] + (1 - BETA_2) * g.square()
             adam = m[parameter] / (1 - BETA_1**s) / ((n[parameter] / (1 - BETA_2**s)).sqrt() + ADAM_EPS)
             theta = weights[parameter] - rate * (DECAY * decays(parameter) * weights[parameter] + adam)
-            roundings = OPERATIONS * ROUNDOFF[torch.float64] * (weights[parameter].abs() + rate)
+            roundings = OPERATIONS * ROUNDOFF["float64"] * (weights[parameter].abs() + rate)
             weights[parameter] = model.state_dict()[parameter].clone()
             assert ((weights[parameter] - theta).abs() <= roundings).all(), f"step {s}: {parameter}"
     return lengths

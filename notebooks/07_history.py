@@ -321,7 +321,7 @@ for name, error in worst.items():
 # with a state in fp32 it is **yes**: directions and corrections computed in bf16 cost nothing,
 # because the walk back subtracts the very outer products that the forward pass added. What counts is the precision in
 # which the *sum* is kept. The scales `h200` and `paper` do keep it in bf16 and walk back. There the rounding of the
-# forward pass is in the gradient already, with stored states too; whether walking back adds to it is compared in
+# forward pass is in the gradient already, with stored states too; what walking back adds to it is in a table of
 # [notebook 05](05_gradient.html), "What the runs execute is the equation".
 
 # %% [markdown]
