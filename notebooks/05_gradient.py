@@ -608,6 +608,7 @@ def sensitivities(config, weights, tokens, exact, draws=8):
 # with its operations as autograd sees them (`kernels: reference`), and without gradients, from a cache in two pieces.
 
 # %%
+PAPER = ("baseline", "ddl-dv1", "ddl-tc-noec", "ddl-cc-noec", "ddl-tc", "ddl-cc")
 WHOLE = {"vocab_size": 64, "sequence_length": 8, "layers": 2, "width": 16, "heads": 2}
 READINGS = {
     "gate by an MLP": ("ddl-cc", {"gate": "mlp", "gate_hidden": 7}),
@@ -622,7 +623,7 @@ READINGS = {
     "value $4\\sigma$": ("ddl-cc", {"value_activation": "sigmoid4"}),
     "loss in parts": ("baseline", {"vocab_size": 4096, "sequence_length": 27}),
 }
-DESIGNS = {variant.label.replace("d_v", "$d_v$"): (slug, {}) for slug, variant in load_variants().items()} | READINGS
+DESIGNS = {load_variants()[slug].label.replace("d_v", "$d_v$"): (slug, {}) for slug in PAPER} | READINGS
 
 
 def settings_of(name, **execution):
@@ -703,7 +704,7 @@ Markdown("\n".join([head, "|---" * (3 + len(heads)) + "|", *map(check_design, DE
 
 # %% [markdown]
 # *Parameters* counts tensors. Then comes the largest relative error of any gradient, of the readout or of the loss (in
-# bf16: of the readout or the whole gradient), by precision, with stored states and, after the stroke, with rebuilt
+# bf16: of the readout or the whole gradient), by precision, with stored states and, after the slash, with rebuilt
 # ones. The last column is the largest error of a design in units of its tolerance. That it stays below one is
 # asserted. In fp64 a slip that changes any one gradient by a part in $10^{10}$ would be noticed. So what the runs
 # execute is the equation.
@@ -793,7 +794,7 @@ def rate_by_equation(s, recipe):
     peak, floor, w = recipe.learning_rate, recipe.min_learning_rate, recipe.warmup_steps
     if s <= w:
         return peak * s / w
-    return floor + (peak - floor) * (1 + math.cos(math.pi * (s - 1 - w) / (recipe.steps - 1 - w))) / 2
+    return floor + (peak - floor) * (1 + math.cos(math.pi * (s - 1 - w) / max(recipe.steps - 1 - w, 1))) / 2
 
 
 for scale in map(load_scale, scale_names()):
