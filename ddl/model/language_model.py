@@ -202,7 +202,7 @@ class LanguageModel(nn.Module):
         if self.config.state_memory == "rebuilt" and torch.is_grad_enabled():
             X, rebuilding = X.clone(), Rebuilding()  # the first readout keeps the first state
         for (process, rule), (compress, norm) in zip(sublayers, readers[1:], strict=True):
-            X, c = rule.step(X, c, process(c), compress.taps(), norm, rebuilding)
+            X, c = rule.rewrite_and_read(X, c, process(c), compress.taps(), norm, rebuilding)
         return c
 
     def logits(self, hidden: Tensor) -> Tensor:
