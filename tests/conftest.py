@@ -12,7 +12,7 @@ from ddl.config import ModelConfig, Variant, from_mapping, load_variants
 from ddl.ops.dispatch import INTERPRETED
 
 # Where triton interprets, it compiles nothing.
-collect_ignore = ["test_ahead_of_time.py"] if INTERPRETED else []
+collect_ignore = ["ops/test_ahead_of_time.py"] if INTERPRETED else []
 
 
 # Files that take minutes: with several workers they start first, so that none waits for the last of them.
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config, items):
     """Select the tests of this process, and put those first that take longest.
 
     Tests marked `interpreter` run where TRITON_INTERPRET=1, and no others do: it must be set before triton is imported,
-    and holds for the process then; test_interpreter.py starts one with it. Tests marked `full` run where -m asks for them.
+    and holds for the process then; test_interpreter.py starts one with it. Tests marked `full` run if -m names it.
     """
     full = "full" in config.getoption("markexpr")
     here, elsewhere = [], []

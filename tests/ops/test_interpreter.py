@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="no triton on this platform")
 @pytest.mark.parametrize("tests", ["interpreter", pytest.param("interpreter and full", marks=pytest.mark.full)])
 def test_kernels_pass_in_the_interpreter(tests):
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", tests, Path(__file__).parent.parent],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", tests, Path(__file__).parents[1]],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
