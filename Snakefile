@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from ddl.config import SHOTS, ConfigError, load_scale, load_variants, scale_names, to_mapping
+from ddl.reporting.workflow_messages import Messages
 
 min_version("9.27")
 
@@ -198,14 +199,15 @@ def gpus_of_run(wildcards):
     return SCALES[wildcards.scale].training.gpus
 
 
+messages = Messages(DEFAULT)
+
+
 onstart:
-    for path in sorted(Path("results/reference").glob(f"{DEFAULT}-*/times.json")):
-        known = json.loads(path.read_text())
-        print(
-            f"The whole {DEFAULT} scale took {known['wall_seconds'] / 60:.0f} minutes with {known['cores']} cores in the run"
-            f" that is kept in {path.parent}. Logs: results/{DEFAULT}/logs/",
-            file=sys.stderr,
-        )
+    messages.start(jobs=len(workflow.dag))
+
+
+onsuccess:
+    messages.finish(whole="all" in {rule.name for rule in workflow.dag.targetrules})
 
 
 # Everything that a scale promises is a target of its own, so that a file that is lost is made again.

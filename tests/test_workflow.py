@@ -45,10 +45,16 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(project) -> Path:
-    """The same copy, its smoke scale built by one call."""
+def printed(project) -> list[str]:
+    """Lines that the call prints which builds the smoke scale of the copy."""
     done = snakemake(project)
     assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
+    return (done.stdout + done.stderr).splitlines()
+
+
+@pytest.fixture(scope="module")
+def finished(project, printed) -> Path:
+    """The same copy, its smoke scale built."""
     return project
 
 
@@ -197,6 +203,18 @@ def test_one_call_builds_everything(finished):
             assert 4.0 < summary["val_loss"] < 7.0  # learned something, from ln(1024) = 6.93 at the start
             scores = json.loads((results / f"evals/{size}/{variant}/seed0/0shot.json").read_text())
             assert len(scores["tasks"]) == 8
+
+
+@pytest.mark.dag
+def test_one_line_per_job_is_printed_and_the_last_six_lines_say_where_everything_is(finished, printed):
+    jobs = int(re.fullmatch(r"(\d+) jobs to run\..*", next(line for line in printed if "jobs to run" in line))[1])
+    lines = [re.fullmatch(rf"\d\d:\d\d:\d\d  +(\d+) of {jobs} done  .+", line) for line in printed[-6 - jobs + 1 : -6]]
+    assert all(lines)  # every job but `all`
+    counts = [int(line[1]) for line in lines]
+    assert counts == sorted(counts)
+    assert 0 == counts[0] < counts[-1] < jobs
+    assert re.fullmatch(rf"The smoke scale is built: {jobs} jobs in \d+ (s|min)\.", printed[-6])
+    assert all((finished / line.split()[1]).exists() for line in printed[-5:])
 
 
 @pytest.mark.dag
