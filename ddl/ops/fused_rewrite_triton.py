@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ddl.ops.fused_rewrite_arguments import Gradients, Reader, Rewrite, Saved
 from ddl.ops.launch import check_supported, load
+from ddl.ops.rewrite_triton import back_through_rewrite
 
 
 # X' = X + beta k (v - X^T k)^T                   k = h / sqrt(|h|^2 + eps_direction^2)
@@ -102,21 +103,10 @@ def fused_rewrite_forward_kernel(
         tl.store(rstd_ptr + token, rstd, mask=own)
 
 
-# With G the gradient in X', e = v - X^T k and g = G^T k:
-#   dX = G - beta k g^T    dv = beta g    dbeta = g^T e    dk = beta (G e - X g)    dh = inverse (dk - k (k^T dk))
-# where k^T dk = beta (g^T e - g^T X^T k) takes no further sum over the features.
-@triton.jit
-def back_through_rewrite(G, X, k, e, beta, inverse, readout):
-    g = tl.sum(G * k[None, :], 1)
-    grad_beta = tl.sum(g * e, 0)
-    grad_k = beta * tl.sum(G * e[:, None] - X * g[:, None], 0)
-    along = beta * (grad_beta - tl.sum(g * readout, 0))
-    return G - k[None, :] * (beta * g)[:, None], inverse * (grad_k - along * k), beta * g, grad_beta
-
-
-# With x_hat = rstd x_in and u = weight dc, without token compression; the last term of G without a sum over j:
+# Without token compression, with x_hat = rstd x_in and u = weight dc:
 #   dx_in = rstd (u - x_hat mean(u x_hat))        dweight = sum_t dc x_hat
 #   G = dX' + taps dx_in                          dtaps = sum_t dx_in X'
+# and from the gradient G in X' on as in `back_through_rewrite`.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def fused_rewrite_backward_kernel(
     S_ptr,
@@ -349,7 +339,7 @@ def fused_rewrite_backward_tokens_kernel(
     tl.store(grad_weight_ptr + program * D + i, grad_weight, mask=real)
 
 
-# ptxas by itself limits registers so that one more program fits on a processor, and spills to memory; this lifts that.
+# Left alone, ptxas limits the registers of a thread so that one more program fits on a processor, and spills the rest.
 MOST_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
 
 
