@@ -32,9 +32,7 @@ class JobLines(logging.Handler):
         event = getattr(record, "event", None)
         if event == "progress":
             self.done = record.done
-        if (
-            event == "job_info" and record.rule_msg and self.others.filter(record)
-        ):  # `all` has no message and does nothing
+        elif event == "job_info" and record.rule_msg and self.others.filter(record):  # short names have no message
             done = f"{self.done:{len(str(self.total))}} of {self.total} done"
             say(f"{time.strftime('%H:%M:%S')}  {done}  {record.rule_msg}")
         elif event not in HIDDEN_EVENTS and not (event is None and record.getMessage().startswith(HIDDEN_TEXTS)):
@@ -105,11 +103,13 @@ def counted(jobs: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it: 45 s, 26 min, 3 h 5 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    """Seconds for people: 2 d 03 h, 1 h 05 min, 3 min 20 s, 12 s."""
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days:.0f} d {hours % 24:02.0f} h"
+    if hours:
+        return f"{hours:.0f} h {minutes % 60:02.0f} min"
+    return f"{minutes:.0f} min {seconds % 60:02.0f} s" if minutes else f"{seconds:.0f} s"
 
 
 def say(text: str) -> None:
