@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ddl.cli import user_errors
-from ddl.code_identity import package_code
+from ddl.code_identity import code_identity
 from ddl.config import ConfigError, Scale, TrainConfig, load_scale, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.shard_format import DataError
@@ -30,13 +30,11 @@ from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.run_files import save_model
 from ddl.provenance import peak_resident_bytes, provenance
 from ddl.training.batches import TrainingBatches, check_shares, validation_batch
-from ddl.training.checkpoints import Checkpoints, Origin
+from ddl.training.checkpoints import Checkpoints, Origin, Stale
 from ddl.training.distributed import Processes, add_processes, start_processes
 from ddl.training.errors import NotFiniteError, TrainingError, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
 from ddl.training.metrics import Metrics, line
-
-COMPUTATION = ("kernels", "state_memory")  # settings of a model that change rounding at most
 
 
 @dataclasses.dataclass
@@ -47,6 +45,7 @@ class Progress:
     seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last record
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    continued: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # from checkpoints of another origin
 
 
 class Run:
@@ -56,13 +55,17 @@ class Run:
         scale, size, variant, seed: which run.
         data: manifest of the token shards.
         out: folder of the run; checkpoints lie in `out/checkpoints/<fingerprint>/`.
+        stale: where all checkpoints are of other settings or code: stop, start over, or continue from the newest.
 
     Raises:
         ConfigError, DataError: settings or data that do not fit.
     """
 
-    def __init__(self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path) -> None:
+    def __init__(
+        self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path, stale: Stale = "refuse"
+    ) -> None:
         self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
+        self.stale: Stale = stale
         self.config = scale.model(size, variant)
         self.recipe: TrainConfig = scale.training
         self.processes = Processes()
@@ -83,9 +86,8 @@ class Run:
             "training": to_mapping(self.recipe),
         }
         shards = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
-        model_settings = {name: value for name, value in to_mapping(self.config).items() if name not in COMPUTATION}
-        determining = {"model": model_settings, "training": self.recipe.determining()}
-        origin = Origin(self.settings | determining, shards, running_code())
+        determining = {"model": self.config.determining(), "training": self.recipe.determining()}
+        origin = Origin(self.settings | determining, shards, code_identity("ddl.training.run"))
         self.checkpoints = Checkpoints(out, origin)
         self.metrics: Metrics | None = None
         self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms that are still on the device
@@ -219,18 +221,25 @@ class Run:
             self.checkpoints.save(self.progress.step, {**state, "progress": dataclasses.asdict(self.progress)})
 
     def resume(self) -> None:
-        """Take over the newest checkpoint of this origin, if there is one."""
+        """Take over the newest checkpoint, if there is one that this run may continue from."""
         if self.processes.leads:
             self.checkpoints.tidy()
-        state = self.checkpoints.newest(self.say)
-        if state is None:
-            self.checkpoints.compare_others(self.recipe.steps, self.say)
-        else:
-            self.learner.load(state)
-            self.progress = Progress(**state["progress"])
-        starts = self.processes.gather((self.checkpoints.folder.name, self.progress.step))
+        state, refused = None, None
+        try:
+            state = self.checkpoints.find(self.stale, self.recipe.steps, self.say)
+        except TrainingError as error:
+            refused = error
+        start = str(refused) if refused else state["progress"]["step"] if state else 0
+        starts = self.processes.gather((self.checkpoints.folder.name, start))
         if len(set(starts)) > 1:
             raise TrainingError(f"the processes would start from different checkpoints: {starts}")
+        if refused:
+            raise refused
+        if state:
+            self.learner.load(state)
+            self.progress = Progress(**state["progress"])
+            if "origin" in state:
+                self.progress.continued.append({"step": self.progress.step, **state["origin"]})
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop at the end of this step; a second signal stops at once."""
@@ -271,13 +280,12 @@ class Run:
                 "peak_mem_bytes": peak_memory(self.processes.device),
             },
         )
-        source = {"fingerprint": self.checkpoints.origin.fingerprint, "processes": self.processes.count}
+        source = {
+            "fingerprint": self.checkpoints.origin.fingerprint,
+            "continued": self.progress.continued,
+            "processes": self.processes.count,
+        }
         write_json(self.out / "provenance.json", {"settings": self.settings, **source, **provenance()})
-
-
-def running_code() -> dict[str, str]:
-    """The files of this package that training may run, with their SHA-256."""
-    return package_code(Path(__file__))
 
 
 def peak_memory(device: torch.device) -> int:

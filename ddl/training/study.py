@@ -24,6 +24,7 @@ from ddl.data.shard_format import DataError
 from ddl.data.tokenizer import TokenizerError
 from ddl.files import atomic, write_json
 from ddl.training.batches import check_shares
+from ddl.training.checkpoints import Stale
 from ddl.training.distributed import add_processes, start_processes
 from ddl.training.errors import NotFiniteError, TrainingError
 from ddl.training.run import Run
@@ -72,10 +73,10 @@ def recipe(scale: Scale, rate: float) -> TrainConfig:
     )
 
 
-def train(scale: Scale, point: Point, data: Path, out: Path) -> bool:
-    """Train one point and write its `point.json`; returns whether it is done, as `Run.train`."""
+def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "refuse") -> bool:
+    """Train one point and write its `point.json`; returns whether it is done. For `stale` see `Run`."""
     changed = recipe(scale, point.rate)
-    run = Run(dataclasses.replace(scale, training=changed), point.size, point.variant, point.seed, data, out)
+    run = Run(dataclasses.replace(scale, training=changed), point.size, point.variant, point.seed, data, out, stale)
     val_loss, reason = None, ""
     try:
         if not run.train():
