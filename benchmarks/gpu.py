@@ -18,7 +18,6 @@ import torch
 from benchmarks import end_to_end, kernels
 from benchmarks.end_to_end import PROFILED, Shape
 from benchmarks.measure import BenchmarkError, Budget, Rows, origin
-from ddl.cli import user_errors
 from ddl.files import write_text
 from ddl.layout import ROOT
 
@@ -109,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with user_errors(BenchmarkError):
+    try:
         if device.type == "cpu" and not (args.quick or args.profile):
             raise BenchmarkError("no GPU found; --quick tries the command on a CPU, --profile profiles a laptop model")
         if args.out is None and (args.quick or device.type == "cpu"):
@@ -122,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
             write_profiles(out, size, shape, compiler, device, origin(device, args.commit))
         elif measure_all(args, out, device):
             raise SystemExit(1)
+    except BenchmarkError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 def slug(name: str) -> str:

@@ -19,6 +19,7 @@ from ddl.layout import ROOT
 
 SCALES_DIR = ROOT / "config" / "scales"
 SHOTS = (0, 1)  # demonstrations before an item: Tables 7, 8 and Tables 1, 2
+SIZES = ("small", "medium")
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
 
 
@@ -325,8 +326,8 @@ class Scale:
     sweep: SweepConfig
 
     def __post_init__(self) -> None:
-        if set(self.sizes) != {"small", "medium"}:
-            raise ConfigError(f"sizes: expected small and medium, found {', '.join(self.sizes) or 'none'}")
+        if set(self.sizes) != set(SIZES):
+            raise ConfigError(f"sizes: expected {' and '.join(SIZES)}, found {', '.join(self.sizes) or 'none'}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds: expected different integers, found {list(self.seeds)}")
 

@@ -10,7 +10,6 @@ Two more need no documents in memory: `fineweb-edu`, a dataset of the Hugging Fa
 `shards`, token shards that are there already (`ddl.data.build`).
 """
 
-import argparse
 import ast
 import hashlib
 import json
@@ -21,8 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ddl.cli import user_errors
-from ddl.config import ConfigError, CorpusConfig, load_scale, scale_names
+from ddl.config import CorpusConfig, load_scale, scale_names
 from ddl.errors import UserError
 from ddl.files import write_json
 from ddl.layout import ROOT
@@ -288,17 +286,9 @@ def _string(value: Any) -> str:
     return value
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Make `config/package_docs.json` again, for the packages that any scale reads."""
-    parser = argparse.ArgumentParser(prog="python -m ddl.data.documents", description=main.__doc__)
-    parser.add_argument("--write-manifest", action="store_true", required=True, help="overwrite the manifest")
-    parser.parse_args(argv)
-    with user_errors(ConfigError, CorpusError):
-        corpora = [load_scale(name).corpus for name in scale_names()]
-        write_package_manifest({package for corpus in corpora for package in corpus.packages})
-        for name, entry in json.loads(PACKAGE_MANIFEST.read_text(encoding="utf-8")).items():
-            print(f"{name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")
-
-
-if __name__ == "__main__":
-    main()
+def make_package_manifest() -> None:
+    """Overwrite config/package_docs.json with what the packages of all scales hold now, and print one line each."""
+    corpora = [load_scale(name).corpus for name in scale_names()]
+    write_package_manifest({package for corpus in corpora for package in corpus.packages})
+    for name, entry in json.loads(PACKAGE_MANIFEST.read_text(encoding="utf-8")).items():
+        print(f"{name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")

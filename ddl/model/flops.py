@@ -1,9 +1,6 @@
 """What the twelve models are and what they cost, before anything is trained: `ddl describe --scale paper`."""
 
-import argparse
-
-from ddl.cli import user_errors
-from ddl.config import ConfigError, ModelConfig, load_scale
+from ddl.config import ModelConfig, Scale
 from ddl.model.language_model import parameter_count
 
 
@@ -46,9 +43,8 @@ def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[st
     return {"state": state, "stored": state * 2 * config.layers}
 
 
-def describe(scale_name: str) -> str:
+def describe(scale: Scale) -> str:
     """A table of all runs of a scale: parameters, FLOPs per token, state bytes per token, training cost."""
-    scale = load_scale(scale_name)
     recipe = scale.training
     tokens = recipe.steps * recipe.batch_sequences * scale.sequence_length
     width = 2 if recipe.dtype == "bfloat16" else 4
@@ -72,16 +68,3 @@ def describe(scale_name: str) -> str:
             )
     lines.append("FLOPs are of the forward pass; training counts three of them (forward, and twice that backward).")
     return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
-    parser = argparse.ArgumentParser(prog="ddl describe", description="Describe the runs of a scale.")
-    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
-    args = parser.parse_args(argv)
-    with user_errors(ConfigError):
-        print(describe(args.scale))
-
-
-if __name__ == "__main__":
-    main()

@@ -23,9 +23,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ddl.files import atomic, write_json
+from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
-KEPT_CHECKPOINTS = 2
 DIGITS = 16  # of a fingerprint or checksum in a name
 LISTED = 5  # differences in a message
 
@@ -129,13 +129,14 @@ class Checkpoints:
             return None
         other_data = any(difference.kind == "data" for difference in differences)
         if stale == "refuse" or other_data or step > steps:
-            put_back = "put that data back to continue, or " if other_data else ""
-            resumable = not other_data and step <= steps
+            ways, keys = "start over with --restart, which leaves them where they are", "stale=restart"
+            if other_data:
+                ways = f"put that data back to continue, or {ways}"
+            elif step <= steps:
+                ways, keys = f"resume from them with --continue-anyway, or {ways}", f"stale=continue or {keys}"
             raise TrainingError(
-                f"{other}: these checkpoints, of step {step} of {steps}, are of another run: {listed}; {put_back}"
-                f"{'resume from them with --continue-anyway, or ' if resumable else ''}start over with --restart, which "
-                f"leaves them where they are (in the workflow: snakemake --config {'stale=continue or ' * resumable}"
-                "stale=restart)"
+                f"{other}: these checkpoints, of step {step} of {steps}, are of another run: {listed}; {ways} "
+                f"(in the workflow: snakemake --config {keys})"
             )
         say(f"{other}: continued although it is another run: {listed}")
         if (state := self.newest(say, other)) is not None:

@@ -4,7 +4,6 @@ The variants take turns within each round, in one process, so that a slow moment
 ratios to the baseline are formed round by round. Peak memory is measured in a process of its own for each variant.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddl.cli import user_errors
-from ddl.config import ConfigError, Scale, load_scale
+from ddl.config import Scale
 from ddl.files import write_json
 from ddl.layout import BASELINE
 from ddl.model.language_model import LanguageModel, parameter_count
@@ -97,17 +95,8 @@ def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
 
 def peak_memory_apart(scale: Scale, size: str, variant: str) -> dict[str, Any]:
     """`peak_memory` in a new process."""
-    command = [
-        sys.executable,
-        "-m",
-        "ddl.training.cost",
-        "--scale",
-        scale.name,
-        "--size",
-        size,
-        "--peak-memory-of",
-        variant,
-    ]
+    run = ["--scale", scale.name, "--size", size, "--variant", variant]
+    command = [sys.executable, "-m", "ddl", "peak-memory", *run]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
@@ -150,24 +139,3 @@ def measure(scale: Scale, size: str, out: Path) -> None:
             f"peak {row['peak_mem_bytes'] / 2**20:,.0f} MiB ({row['peak_mem_factor']:.2f})",
             flush=True,
         )
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
-    parser = argparse.ArgumentParser(prog="ddl cost", description="Measure speed and memory of all variants.")
-    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
-    parser.add_argument("--size", required=True)
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--out", type=Path, help="folder for one JSON file a variant")
-    target.add_argument("--peak-memory-of", metavar="VARIANT", help="print the peak memory of one variant as JSON")
-    args = parser.parse_args(argv)
-    with user_errors(ConfigError):
-        scale = load_scale(args.scale)
-        if args.peak_memory_of:
-            print(json.dumps(peak_memory(scale, args.size, args.peak_memory_of)))
-        else:
-            measure(scale, args.size, args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -36,7 +36,7 @@ def start(data, tmp_path):
     """Make a run in a folder of its own."""
 
     def make(name, variant="ddl-cc", seed=0, stale="refuse", **recipe):
-        return Run(tiny_scale(**recipe), "small", variant, seed, data, tmp_path / name, stale)
+        return Run(tiny_scale(**recipe), "small", variant, seed, data, tmp_path / name, stale=stale)
 
     return make
 
