@@ -82,19 +82,22 @@ def _imports(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
     only_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     for child in node.orelse if only_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
-        yield from _imports(child)
+        if not isinstance(child, ast.expr):
+            yield from _imports(child)
 
 
 def _shown(notebook: Path) -> dict[str, str]:
     """The text of the functions that a notebook shows, by `source(function, Class.method)`."""
-    tree, shown = ast.parse(notebook.read_text(encoding="utf-8")), {}
-    nodes = list(ast.walk(tree))
+    nodes = list(ast.walk(ast.parse(notebook.read_text(encoding="utf-8"))))
     modules = {alias.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "source"]
+    shown = {}
     for name in [ast.unparse(argument) for call in calls for argument in call.args]:
-        path = ROOT.joinpath(*str(modules[name.split(".")[0]]).split(".")).with_suffix(".py")
-        text = path.read_text(encoding="utf-8")
-        defined = [node for node in ast.walk(ast.parse(text)) if getattr(node, "name", None) == name.split(".")[-1]]
-        segments = "\n".join(ast.get_source_segment(text, node) or "" for node in defined)
-        shown[f"{path.relative_to(ROOT).as_posix()}:{name}"] = hashlib.sha256(segments.encode()).hexdigest()
+        for path in _files(str(modules.get(name.split(".")[0])))[
+            -1:
+        ]:  # the module; none for the notebook's own function
+            text = path.read_text(encoding="utf-8")
+            found = [node for node in ast.walk(ast.parse(text)) if getattr(node, "name", None) == name.split(".")[-1]]
+            segments = "\n".join(str(ast.get_source_segment(text, node)) for node in found)
+            shown[f"{path.relative_to(ROOT).as_posix()}:{name}"] = hashlib.sha256(segments.encode()).hexdigest()
     return shown

@@ -346,6 +346,10 @@ class Scale:
         settings = fixed | dataclasses.asdict(self.execution) | self.variants[variant].model
         return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
 
+    def determining(self, size: str, variant: str) -> dict[str, Any]:
+        """The settings that determine what one run learns."""
+        return {"model": self.model(size, variant).determining(), "training": self.training.determining()}
+
 
 def load_scale(name: str) -> Scale:
     """Read and check `config/scales/<name>.yaml`.
@@ -406,13 +410,12 @@ def changed_settings(config: Any) -> dict[str, Any]:
     What decides whether a result is still valid takes these, so that a new option with a default invalidates nothing.
     A default is therefore what all earlier results were made with, and never changes.
     """
-    fields = dataclasses.fields(config)
-    changed = {field.name: getattr(config, field.name) for field in fields if not _is_default(config, field)}
-    return json.loads(json.dumps(changed, default=changed_settings))  # configs inside, as in lists and tables, too
-
-
-def _is_default(config: Any, field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING and getattr(config, field.name) == field.default
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.default is dataclasses.MISSING or getattr(config, field.name) != field.default
+    }
+    return dict(json.loads(json.dumps(changed, default=changed_settings)))  # which is called for the configs inside
 
 
 def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:

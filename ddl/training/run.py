@@ -82,8 +82,7 @@ class Run:
             "training": to_mapping(self.recipe),
         }
         shards = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
-        determining = {"model": self.config.determining(), "training": self.recipe.determining()}
-        origin = Origin(self.settings | determining, shards, code_identity("ddl.training.run"))
+        origin = Origin(self.settings | scale.determining(size, variant), shards, code_identity("ddl.training.run"))
         self.checkpoints = Checkpoints(out, origin)
         self.metrics: Metrics | None = None
         self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms that are still on the device
