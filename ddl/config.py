@@ -107,7 +107,9 @@ class ModelConfig:
         if self.state_memory == "rebuilt":
             for name, unfit in (("kernels", "reference"), ("direction", "mlp"), ("value_input", "compressed")):
                 if getattr(self, name) == unfit:
-                    raise ConfigError(f"state_memory: 'rebuilt' needs the fused step, which {name} {unfit!r} rules out")
+                    raise ConfigError(
+                        f"state_memory: 'rebuilt' needs the fused rewrite, which {name} {unfit!r} rules out"
+                    )
         if self.residual == "additive" and self.value_channels > 1:
             raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
 

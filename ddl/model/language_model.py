@@ -116,7 +116,7 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.compress = COMPRESSORS[config.compressor](config)
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        # Whatever a user's rule does has no fused step; nor has a value that reads the compressed state.
+        # A user's own rule has no fused rewrite; nor has a value that reads the compressed state.
         self.fused = config.kernels != "reference" and config.residual == "delta" and config.value_input != "compressed"
         self.init_matrices(seed)
 
@@ -192,7 +192,7 @@ class LanguageModel(nn.Module):
         if self.config.state_memory == "rebuilt" and torch.is_grad_enabled():
             X, rebuilding = X.clone(), Rebuilding()  # the first readout keeps the first state
         for (process, rule), (compress, norm) in zip(sublayers, readers[1:], strict=True):
-            X, c = rule.step(X, c, process(c), compress.taps(), norm, rebuilding)
+            X, c = rule.rewrite_and_read(X, c, process(c), compress.taps(), norm, rebuilding)
         return c
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ A rule is a module that is built from a `ModelConfig` and maps (X, x_in, c, h) t
     h     (B, T, d), the output of the sublayer
 
 A new rule is one class with this `forward`, one line in `RULES` and one entry in config/variants.yaml. `Delta` has a
-second method, `step`, which goes on to the input of the next sublayer in one operation.
+second method, `rewrite_and_read`, which goes on to the input of the next sublayer in one operation.
 """
 
 import abc
@@ -22,7 +22,7 @@ from ddl.config import ConfigError, ModelConfig
 from ddl.model.cache import Window
 from ddl.ops.compress import channel_taps, compress, compress_reference, token_taps
 from ddl.ops.expand import expand_embedding, expand_reference, repeat_embedding
-from ddl.ops.fused_rewrite import Rebuilding, step, step_in_place
+from ddl.ops.fused_rewrite import Rebuilding, fused_rewrite, fused_rewrite_in_place
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 
 GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: gates of 0 and 2 are reached to fp32 rounding and stay trainable
@@ -58,22 +58,24 @@ class Delta(nn.Module):
             X_next = rewrite(state, k_tilde, v, beta, self.eps)
         return X_next.squeeze(-1) if X.dim() == 3 else X_next
 
-    def step(
+    def rewrite_and_read(
         self, X: Tensor, c: Tensor, h: Tensor, taps: Tensor | None, norm: nn.RMSNorm, rebuilding: Rebuilding | None
     ) -> tuple[Tensor, Tensor]:
         """Rewrite, compress with `taps` and normalise with `norm`: what comes between two sublayers, in one operation.
 
         Args:
-            taps: of the compressor that reads the next state, as `ddl.ops.fused_rewrite.step` takes them.
+            taps: of the compressor that reads the next state, as `fused_rewrite` takes them.
             rebuilding: of a state that is overwritten; None for one that is left as it is.
 
         Returns:
             the next state, and the input of the next sublayer (B, T, d).
         """
-        v, beta = self.value(c, c, h), self.gate(c)  # value_input "compressed" has no fused step: nothing reads x_in
+        v, beta = self.value(c, c, h), self.gate(c)  # value_input "compressed" cannot be fused: x_in is not kept
         assert norm.eps is not None
         arguments = (X, self.direction_of(X, h), v, beta, taps, norm.weight, self.eps, norm.eps)
-        return step(*arguments) if rebuilding is None else step_in_place(*arguments, rebuilding)
+        if rebuilding is None:
+            return fused_rewrite(*arguments)
+        return fused_rewrite_in_place(*arguments, rebuilding)
 
     def direction_of(self, X: Tensor, h: Tensor) -> Tensor:
         """k_tilde (B, T, d)."""

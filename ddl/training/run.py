@@ -58,7 +58,7 @@ class Run:
     """
 
     def __init__(
-        self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path, *, stale: Stale = "refuse"
+        self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path, stale: Stale = "refuse"
     ) -> None:
         self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
         self.stale: Stale = stale

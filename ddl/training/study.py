@@ -40,8 +40,7 @@ def recipe(scale: Scale, rate: float) -> TrainConfig:
 def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "refuse") -> bool:
     """Train one point and write its `point.json`; returns whether it is done. For `stale` see `Run`."""
     changed = recipe(scale, point.rate)
-    scale = dataclasses.replace(scale, training=changed)
-    run = Run(scale, point.size, point.variant, point.seed, data, out, stale=stale)
+    run = Run(dataclasses.replace(scale, training=changed), point.size, point.variant, point.seed, data, out, stale)
     val_loss, reason = None, ""
     try:
         if not run.train():

@@ -17,7 +17,6 @@ from ddl.data.documents import (
     CorpusError,
     Document,
     check_package,
-    main,
     module_documentation,
     read_corpus,
     read_package,
@@ -194,12 +193,6 @@ def test_committed_manifest_covers_every_scale_and_agrees_with_the_lock_file():
 
 def test_committed_manifest_describes_an_installed_package():
     assert len(read_corpus(CorpusConfig("package-docs", 0.1, packages=("networkx",)))) > 200
-
-
-def test_write_manifest_command_needs_its_flag(capsys):
-    with pytest.raises(SystemExit):
-        main([])
-    assert "--write-manifest" in capsys.readouterr().err
 
 
 def test_extraction_needs_no_version_dependent_helper():

@@ -9,8 +9,9 @@ import pytest
 from ddl.files import write_json, write_text
 from ddl.layout import ROOT
 from ddl.reporting import keep_reference as reference
-from ddl.reporting.keep_reference import KeepError, keep, main, times
+from ddl.reporting.keep_reference import KeepError, keep, times
 from ddl.reporting.readme import readme_parts, replace_part
+from tests.helpers.command import ddl
 
 README = (ROOT / "README.md").read_text()
 SHOWN = re.search(r"results/reference/([\w-]+)/figures", README)[1]
@@ -77,9 +78,7 @@ def test_an_unfinished_run_and_one_of_uncommitted_code_are_refused_and_nothing_i
 
 
 def test_an_unknown_name_and_a_missing_mark_are_one_line(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["readme", "--name", "nowhere"])
-    assert stopped.value.code == 2
+    ddl("readme", "--name", "nowhere", code=2)
     assert re.fullmatch(r"error: results/reference/nowhere: not found; there are: .*\n", capsys.readouterr().err)
     with pytest.raises(KeepError, match="expected the marks <!-- begin results -->"):
         replace_part("no marks", "results", "table")
