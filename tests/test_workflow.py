@@ -211,12 +211,12 @@ def test_one_call_builds_everything(finished):
 @pytest.mark.dag
 def test_one_line_per_job_is_printed_and_the_last_six_lines_say_where_everything_is(finished, printed):
     jobs = int(re.fullmatch(r"(\d+) jobs to run\..*", next(line for line in printed if "jobs to run" in line))[1])
-    lines = [re.fullmatch(rf"\d\d:\d\d:\d\d  +(\d+) of {jobs} done  .+", line) for line in printed[-6 - jobs + 1 : -6]]
-    assert all(lines)  # every job but `all`
+    lines = [re.fullmatch(rf"\d\d:\d\d:\d\d  +(\d+) of {jobs} done  .+", line) for line in printed[-6 - jobs : -6]]
+    assert all(lines)
     counts = [int(line[1]) for line in lines]
     assert counts == sorted(counts)
     assert 0 == counts[0] < counts[-1] < jobs
-    assert re.fullmatch(rf"The smoke scale is built: {jobs} jobs in \d+ (s|min)\.", printed[-6])
+    assert re.fullmatch(rf"The smoke scale is built: {jobs} jobs in .*\d s\.", printed[-6])
     assert all((finished / line.split()[1]).exists() for line in printed[-5:])
 
 
