@@ -12,6 +12,7 @@ from snakemake.utils import min_version
 from ddl.code_identity import code_identity
 from ddl.config import SHOTS, ConfigError, changed_settings, load_scale, load_variants, scale_names
 from ddl.layout import DRAWN, SWEEP, drawn_files, points
+from ddl.reporting.workflow_messages import Messages
 
 min_version("9.27")
 
@@ -19,7 +20,7 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-# `ddl` in every rule belongs to the Python that runs Snakemake. A command that fails fails its job, also in front of a pipe.
+# `ddl` in every rule belongs to the Python that runs Snakemake. What a job prints is in its log, and shown if it fails.
 shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
 
 STALE = {"refuse": "", "restart": "--restart", "continue": "--continue-anyway"}
@@ -103,8 +104,7 @@ def on_stale_checkpoints(wildcards):
 
 
 def threads_of_data(wildcards):
-    """What trains on GPUs takes billions of tokens, which are worth all cores."""
-    return workflow.cores if recipe("gpus")(wildcards) else 2
+    return workflow.cores if SCALES[wildcards.scale].corpus.large else 2
 
 
 def all_cores(wildcards):
@@ -137,14 +137,15 @@ def task_files(wildcards):
     return f"results/{wildcards.scale}/data/tasks/manifest.json" if offline else rules.benchmarks.output.manifest
 
 
+messages = Messages(DEFAULT)
+
+
 onstart:
-    for path in sorted(Path("results/reference").glob(f"{DEFAULT}-*/times.json")):
-        known = json.loads(path.read_text())
-        print(
-            f"The whole {DEFAULT} scale took {known['wall_seconds'] / 60:.0f} minutes with {known['cores']} cores in the run"
-            f" that is kept in {path.parent}. Logs: results/{DEFAULT}/logs/",
-            file=sys.stderr,
-        )
+    messages.start(jobs=len(workflow.dag))
+
+
+onsuccess:
+    messages.finish(whole="all" in {rule.name for rule in workflow.dag.targetrules})
 
 
 # Everything that a scale promises is a target of its own, so that a file that is lost is made again.
@@ -187,7 +188,7 @@ rule data:
     message:
         "data ({wildcards.scale}): corpus, tokenizer, shards"
     shell:
-        "ddl data --scale {wildcards.scale} --out $(dirname {output.manifest}) --workers {threads} 2>&1 | tee -i {log}"
+        "ddl data --scale {wildcards.scale} --out $(dirname {output.manifest}) --workers {threads} > {log} 2>&1"
 
 
 # The paper's eight benchmarks, once for all scales; the only evaluation step that needs a network.
@@ -201,7 +202,7 @@ rule benchmarks:
     message:
         "the eight benchmarks, from the hub"
     shell:
-        "ddl benchmarks 2>&1 | tee -i {log}"
+        "ddl benchmarks > {log} 2>&1"
 
 
 # The eight offline tasks, from held-out documents.
@@ -222,7 +223,7 @@ rule tasks:
         "tasks ({wildcards.scale}): eight offline tasks from held-out documents"
     shell:
         "ddl tasks --scale {wildcards.scale} --data $(dirname {input.data}) --out $(dirname {output.manifest})"
-        " 2>&1 | tee -i {log}"
+        " > {log} 2>&1"
 
 
 # One of the twelve models. Checkpoints lie beside the outputs, under a fingerprint of settings, data and code.
@@ -256,7 +257,7 @@ rule train:
     shell:
         "ddl train --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --seed {wildcards.seed} --data $(dirname {input.data}) --out $(dirname {output.weights})"
-        " --processes {resources.gpu} {resources.on_stale} 2>&1 | tee -i {log}"
+        " --processes {resources.gpu} {resources.on_stale} > {log} 2>&1"
 
 
 # One run with a learning rate of its own. Logs and times lie with the sweep, which is no part of the whole workflow.
@@ -283,7 +284,7 @@ rule sweep_point:
     shell:
         "ddl study point --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --rate {wildcards.rate} --seed {wildcards.seed} --data $(dirname {input.data}) --out $(dirname {output.point})"
-        " --processes {resources.gpu} {resources.on_stale} 2>&1 | tee -i {log}"
+        " --processes {resources.gpu} {resources.on_stale} > {log} 2>&1"
 
 
 rule sweep_rows:
@@ -371,7 +372,7 @@ rule contamination:
         "contamination ({wildcards.scale}): evaluation items in the training data"
     shell:
         "ddl contamination --scale {wildcards.scale} --data $(dirname {input.data}) --out $(dirname {output.summary})"
-        " 2>&1 | tee -i {log}"
+        " > {log} 2>&1"
 
 
 # Speed and memory of all variants of one size, interleaved; the job has the machine for itself.
@@ -393,7 +394,7 @@ rule cost:
         "cost {wildcards.size} ({wildcards.scale}): six variants, interleaved"
     shell:
         "ddl cost --scale {wildcards.scale} --size {wildcards.size} --out results/{wildcards.scale}/cost/{wildcards.size}"
-        " 2>&1 | tee -i {log}"
+        " > {log} 2>&1"
 
 
 # Derivations: no results, but real functions of the package; executed once, and a page of every scale.
@@ -423,15 +424,16 @@ rule derivation_page:
     input:
         rules.derivation.output.html,
     output:
-        "results/{scale}/notebooks/{notebook}.html",
+        page="results/{scale}/notebooks/{notebook}.html",
+        times="results/{scale}/benchmarks/notebooks/{notebook}.tsv",
     log:
         "results/{scale}/logs/notebooks/{notebook}.log",
     wildcard_constraints:
         notebook="|".join(DERIVATIONS),
     message:
-        "notebook {wildcards.notebook} ({wildcards.scale})"
+        "notebook {wildcards.notebook} ({wildcards.scale}), executed once for all scales"
     shell:
-        "cp {input} {output} > {log} 2>&1"
+        "cp {input} {output.page} 2> {log} && cp results/notebooks/benchmarks/{wildcards.notebook}.tsv {output.times} 2>> {log}"
 
 
 # What each notebook reads; `DRAWN` says which figures and tables it draws of it.

@@ -10,6 +10,7 @@ from ddl import config as config_module
 from ddl.config import (
     ConfigError,
     ModelConfig,
+    TokenShards,
     changed_settings,
     from_mapping,
     load_scale,
@@ -50,7 +51,7 @@ def test_every_shipped_scale_describes_twelve_valid_runs():
 def test_paper_scale_is_the_papers():
     scale = load_scale("paper")
     recipe = scale.training
-    assert recipe.steps * recipe.batch_sequences * scale.sequence_length == 49_152_000_000
+    assert scale.tokens == 49_152_000_000
     assert (recipe.learning_rate, recipe.beta1, recipe.beta2, recipe.weight_decay) == (1e-3, 0.9, 0.95, 0.1)
     assert scale.model("small", "ddl-cc").mlp_hidden == 2048
     assert [v.label for v in scale.variants.values()] == [
@@ -81,10 +82,6 @@ def test_paper_scale_is_the_papers():
         ),
         (lambda v: v.update(sizes={"small": v["sizes"]["small"]}), r"sizes: expected small and medium, found small"),
         (lambda v: v["sizes"]["small"].update(heads=[2]), r"sizes\.small\.heads: expected int, found \[2\]"),
-        (
-            lambda v: v.update(corpus={"name": "text", "val_fraction": 0.1}),
-            r"corpus\.path: needed by the corpus 'text'",
-        ),
         (lambda v: v.update(seeds=[0, 0]), r"seeds: expected different integers, found \[0, 0\]"),
     ],
 )
@@ -93,6 +90,54 @@ def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message)
     with pytest.raises(ConfigError, match=message) as caught:
         load_scale("mine")
     assert "\n" not in str(caught.value)
+
+
+PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"name": "text", "val_fraction": 0.1}, "missing key corpus.path"),
+        ({"name": "text", "path": "", "val_fraction": 0.1}, "corpus.path: needed by the corpus 'text', found nothing"),
+        ({"name": "text", "path": "x", "val_fraction": 0.5}, "corpus.val_fraction: expected a number in (0, 0.5)"),
+        (
+            {"name": "text", "path": "x", "val_fraction": 0.1, "shard_tokens": 0},
+            "corpus.shard_tokens: expected a positive integer, found 0",
+        ),
+        ({"name": "package-docs", "packages": [], "val_fraction": 0.1}, "corpus.packages: needed by the corpus"),
+        (PARQUET | {"val_tokens": -9}, "corpus.val_tokens: expected a positive integer, found -9"),
+        (PARQUET | {"max_train_tokens": -9}, "corpus.max_train_tokens: expected 0 or more, found -9"),
+        (
+            PARQUET | {"val_fraction": 0.1},
+            "unknown key corpus.val_fraction, expected one of name, max_train_tokens, shard_tokens, dataset, folder",
+        ),
+        (PARQUET | {"name": "fineweb-edu"}, "corpus.name: 'fineweb-edu' is now called 'parquet-dataset'"),
+        ({"name": "shards", "train_shards": "a"}, "missing key corpus.val_shards"),
+        (
+            {"name": "shards", "train_shards": "a", "val_shards": "b", "max_train_tokens": 1},
+            "unknown key corpus.max_train_tokens, expected one of name, train_shards, val_shards",
+        ),
+        (
+            {"name": "web"},
+            "corpus.name: expected one of package-docs, text, parquet-dataset, shards, found 'web'",
+        ),
+        ({"path": "x"}, "missing key corpus.name"),
+        ("text", "corpus: expected a mapping, found 'text'"),
+    ],
+    ids=str,
+)
+def test_each_kind_of_corpus_has_its_own_settings_and_refuses_others(scale_file, corpus, message):
+    scale_file(lambda values: values.update(corpus=corpus))
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: {re.escape(message)}") as caught:
+        load_scale("mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corpus_without_a_limit_of_tokens_refuses_one():
+    assert load_scale("paper").corpus.with_limit(7).most_tokens == 7 + load_scale("paper").corpus.val_tokens
+    with pytest.raises(ConfigError, match=r"corpus\.max_train_tokens: not read by the corpus 'shards'"):
+        TokenShards(train_shards="a", val_shards="b").with_limit(7)
 
 
 @pytest.mark.parametrize(
@@ -159,19 +204,9 @@ DEFAULTS = {
         "state_dtype": "parameters",
         "state_memory": "stored",
     },
-    "CorpusConfig": {
-        "val_fraction": 0.0,
-        "packages": (),
-        "path": "",
-        "dataset": "",
-        "folder": "",
-        "revision": "",
-        "val_tokens": 0,
-        "train_shards": "",
-        "val_shards": "",
-        "max_train_tokens": 0,
-        "shard_tokens": 100_000_000,
-    },
+    "ParquetDataset": {"folder": ""},
+    "Variant": {"published": ""},
+    "TokenisedCorpus": {"max_train_tokens": 0, "shard_tokens": 100_000_000},
     "TokenizerConfig": {"path": ""},
     "TrainConfig": {
         "sharding": "ddp",
@@ -189,9 +224,10 @@ def test_defaults_are_what_earlier_runs_were_made_with():
     found = {}
     for name, cls in vars(config_module).items():
         if dataclasses.is_dataclass(cls):
-            fields = {field.name: field for field in dataclasses.fields(cls)}
-            assert all(field.default_factory is dataclasses.MISSING for field in fields.values())
-            given = {key: field.default for key, field in fields.items() if field.default is not dataclasses.MISSING}
+            own = [field for field in dataclasses.fields(cls) if field.name in cls.__annotations__]
+            assert all(field.default_factory is dataclasses.MISSING for field in own)
+            given = {field.name: field.default for field in own if field.default is not dataclasses.MISSING}
+            given.pop("name", None)  # of a kind of corpus
             if given:
                 found[name] = given
     assert found == DEFAULTS
@@ -206,6 +242,7 @@ def test_changed_settings_leave_out_defaults_and_keep_all_else():
     assert changed_settings(changed) == changed_settings(recipe) | {"grad_clip": 0.5}
     scale = dataclasses.replace(load_scale("smoke"), training=changed)
     assert changed_settings(scale)["training"]["grad_clip"] == 0.5
+    assert changed_settings(scale)["corpus"]["name"] == "package-docs"  # the default of its kind
     assert changed_settings(scale)["sizes"]["small"] == {"layers": 1, "heads": 2, "width": 24}
 
 
@@ -223,7 +260,10 @@ def test_every_setting_is_read_somewhere():
     for name in (
         "ModelConfig",
         "SizeConfig",
-        "CorpusConfig",
+        "PackageDocs",
+        "TextFiles",
+        "ParquetDataset",
+        "TokenShards",
         "TokenizerConfig",
         "TrainConfig",
         "SweepConfig",

@@ -65,7 +65,7 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
         "| train speed / baseline | *paper* | peak memory / baseline | *paper* |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    labels = {slug: variant.label for slug, variant in load_variants().items()}
+    labels = {variant["slug"]: variant["label"] for variant in numbers["variants"]}
     for size, runs in numbers["runs"].items():
         for slug, ours in runs.items():
             paper = numbers["published"][size][slug]
@@ -134,9 +134,10 @@ def generation_part(path: Path) -> str:
     heads = [f"{size}, {'cache' if cache == 'True' else 'no cache'}" for size, cache in columns]
     lines = [f"| tokens/s | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     speeds = {(row["variant"], row["size"], row["cache"]): float(row["tok_per_s"]) for row in rows}
-    for slug, variant in load_variants().items():
+    labels = load_variants()
+    for slug in dict.fromkeys(row["variant"] for row in rows):
         cells = [_number(speeds.get((slug, *column)), "{:,.0f}") for column in columns]
-        lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+        lines.append(f"| {labels[slug].label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
