@@ -1,4 +1,4 @@
-# From a corpus to the paper: data -> 12 trainings -> evaluations and costs -> figures and tables -> paper.
+# From a corpus to the paper: data -> trainings -> evaluations and costs -> figures and tables -> paper.
 # The scale is part of every path, so any file of any scale is a target: results/paper/figures/figure2.pdf.
 
 import json
@@ -226,7 +226,7 @@ rule tasks:
         " > {log} 2>&1"
 
 
-# One of the twelve models. Checkpoints lie beside the outputs, under a fingerprint of settings, data and code.
+# One of the models. Checkpoints lie beside the outputs, under a fingerprint of settings, data and code.
 rule train:
     input:
         data=rules.data.output.manifest,
@@ -391,7 +391,7 @@ rule cost:
         code=code_identity("ddl.training.cost"),
         settings=cost_settings,
     message:
-        "cost {wildcards.size} ({wildcards.scale}): six variants, interleaved"
+        "cost {wildcards.size} ({wildcards.scale}): all variants, interleaved"
     shell:
         "ddl cost --scale {wildcards.scale} --size {wildcards.size} --out results/{wildcards.scale}/cost/{wildcards.size}"
         " > {log} 2>&1"
