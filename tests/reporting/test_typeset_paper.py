@@ -14,6 +14,7 @@ from ddl.reporting import figures as report
 from ddl.reporting import typeset_paper as paper
 from ddl.reporting.accuracy_tables import downstream_table
 from ddl.reporting.loss_and_cost_tables import cost_table, loss_table
+from ddl.reporting.quoted_numbers import write_numbers
 from ddl.reporting.read_results import Results
 from ddl.reporting.read_results import published as published_table
 from ddl.reporting.table_format import DASH, write_table
@@ -25,7 +26,7 @@ matplotlib.use("agg")
 def build(results: Path) -> Path:
     """Everything that the paper is set from, with empty figures."""
     data = Results(results)
-    report.write_numbers(data)
+    write_numbers(data)
     frames = {1: ("small", 1), 2: ("medium", 1), 7: ("small", 0), 8: ("medium", 0)}
     for number, (size, shots) in frames.items():
         write_table(downstream_table(data, size, shots), results, f"table{number}", "caption")
