@@ -101,19 +101,20 @@ def headline_part(numbers: dict[str, Any]) -> str:
         [kept[size][SCALAR]["delta"] / best[size]["best_delta"] for size in sizes]
         for kept, best in ((numbers["runs"], ours), (numbers["published"], paper))
     )
-    counts = _by_size(sizes, [f"{ours[size]['lower_loss']} of {ours[size]['compared']}" for size in sizes])
+    counts = " and ".join(f"{ours[size]['lower_loss']} of {ours[size]['compared']} {size}" for size in sizes)
     gains, paper_gains = (
-        _by_size(sizes, [f"{-best[size]['best_delta']:.{digits}f}" for size in sizes])
+        _by_size(sizes, [f"{-best[size]['best_delta']:.{digits}f} nats" for size in sizes])
         for best, digits in ((ours, 3), (paper, 4))
     )
     seeds = len(numbers["scale"]["seeds"])
     sentences = [
-        f"**At the {numbers['scale']['phrase']}**, with {numbers['training']['tokens']:,} tokens per run and "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {counts} rewrite designs end at a lower validation loss than "
-        f"the baseline. The largest gain is {gains} nats, and DDL with one value channel reaches "
-        f"{_by_size(sizes, [f'{share:.0%}' for share in shares])} of it. In the paper, after "
-        f"{numbers['paper']['tokens'] / 1e9:.2f} billion tokens, the largest gain is {paper_gains} nats, and one value "
-        f"channel reaches {_by_size(sizes, [f'{share:.0%}' for share in paper_shares])} of it.",
+        f"**At the {numbers['scale']['phrase']}** ({numbers['training']['tokens']:,} tokens per run, {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}) {counts} rewrite designs end at a lower validation loss than the "
+        "baseline.",
+        f"The largest gain is {gains}.",
+        f"DDL with one value channel reaches {_by_size(sizes, [f'{share:.0%}' for share in shares])} of it.",
+        f"In the paper, after {numbers['paper']['tokens'] / 1e9:.2f} billion tokens, the largest gain is {paper_gains} "
+        f"and one value channel reaches {_by_size(sizes, [f'{share:.0%}' for share in paper_shares])} of it.",
     ]
     if min(shares) > 1 / 2 > max(paper_shares):
         sentences.append(
