@@ -187,7 +187,7 @@ def all_cores(wildcards):
 
 def threads_of_data(wildcards):
     """Billions of tokens are worth all cores."""
-    return workflow.cores if SCALES[wildcards.scale].corpus.name == "fineweb-edu" else 2
+    return workflow.cores if SCALES[wildcards.scale].corpus.large else 2
 
 
 def threads_of_run(wildcards):

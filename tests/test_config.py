@@ -8,7 +8,16 @@ import pytest
 import yaml
 
 from ddl import config as config_module
-from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, load_variants, scale_names, to_mapping
+from ddl.config import (
+    ConfigError,
+    ModelConfig,
+    TokenShards,
+    from_mapping,
+    load_scale,
+    load_variants,
+    scale_names,
+    to_mapping,
+)
 from ddl.layout import ROOT
 
 SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": 16, "heads": 2}
@@ -41,7 +50,7 @@ def test_every_shipped_scale_describes_twelve_valid_runs():
 def test_paper_scale_is_the_papers():
     scale = load_scale("paper")
     recipe = scale.training
-    assert recipe.steps * recipe.batch_sequences * scale.sequence_length == 49_152_000_000
+    assert scale.tokens == 49_152_000_000
     assert (recipe.learning_rate, recipe.beta1, recipe.beta2, recipe.weight_decay) == (1e-3, 0.9, 0.95, 0.1)
     assert scale.model("small", "ddl-cc").mlp_hidden == 2048
     assert [v.label for v in scale.variants.values()] == [
@@ -72,10 +81,6 @@ def test_paper_scale_is_the_papers():
         ),
         (lambda v: v.update(sizes={"small": v["sizes"]["small"]}), r"sizes: expected small and medium, found small"),
         (lambda v: v["sizes"]["small"].update(heads=[2]), r"sizes\.small\.heads: expected int, found \[2\]"),
-        (
-            lambda v: v.update(corpus={"name": "text", "val_fraction": 0.1}),
-            r"corpus\.path: needed by the corpus 'text'",
-        ),
         (lambda v: v.update(seeds=[0, 0]), r"seeds: expected different integers, found \[0, 0\]"),
     ],
 )
@@ -84,6 +89,54 @@ def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message)
     with pytest.raises(ConfigError, match=message) as caught:
         load_scale("mine")
     assert "\n" not in str(caught.value)
+
+
+PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"name": "text", "val_fraction": 0.1}, "missing key corpus.path"),
+        ({"name": "text", "path": "", "val_fraction": 0.1}, "corpus.path: needed by the corpus 'text', found nothing"),
+        ({"name": "text", "path": "x", "val_fraction": 0.5}, "corpus.val_fraction: expected a number in (0, 0.5)"),
+        (
+            {"name": "text", "path": "x", "val_fraction": 0.1, "shard_tokens": 0},
+            "corpus.shard_tokens: expected a positive integer, found 0",
+        ),
+        ({"name": "package-docs", "packages": [], "val_fraction": 0.1}, "corpus.packages: needed by the corpus"),
+        (PARQUET | {"val_tokens": -9}, "corpus.val_tokens: expected a positive integer, found -9"),
+        (PARQUET | {"max_train_tokens": -9}, "corpus.max_train_tokens: expected 0 or more, found -9"),
+        (
+            PARQUET | {"val_fraction": 0.1},
+            "unknown key corpus.val_fraction, expected one of name, max_train_tokens, shard_tokens, dataset, folder",
+        ),
+        (PARQUET | {"name": "fineweb-edu"}, "corpus.name: 'fineweb-edu' is now called 'parquet-dataset'"),
+        ({"name": "shards", "train_shards": "a"}, "missing key corpus.val_shards"),
+        (
+            {"name": "shards", "train_shards": "a", "val_shards": "b", "max_train_tokens": 1},
+            "unknown key corpus.max_train_tokens, expected one of name, train_shards, val_shards",
+        ),
+        (
+            {"name": "web"},
+            "corpus.name: expected one of package-docs, text, parquet-dataset, shards, found 'web'",
+        ),
+        ({"path": "x"}, "missing key corpus.name"),
+        ("text", "corpus: expected a mapping, found 'text'"),
+    ],
+    ids=str,
+)
+def test_each_kind_of_corpus_has_its_own_settings_and_refuses_others(scale_file, corpus, message):
+    scale_file(lambda values: values.update(corpus=corpus))
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: {re.escape(message)}") as caught:
+        load_scale("mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corpus_without_a_limit_of_tokens_refuses_one():
+    assert load_scale("paper").corpus.with_limit(7).most_tokens == 7 + load_scale("paper").corpus.val_tokens
+    with pytest.raises(ConfigError, match=r"corpus\.max_train_tokens: not read by the corpus 'shards'"):
+        TokenShards(train_shards="a", val_shards="b").with_limit(7)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +181,10 @@ def test_every_setting_is_read_somewhere():
     for name in (
         "ModelConfig",
         "SizeConfig",
-        "CorpusConfig",
+        "PackageDocs",
+        "TextFiles",
+        "ParquetDataset",
+        "TokenShards",
         "TokenizerConfig",
         "TrainConfig",
         "SweepConfig",

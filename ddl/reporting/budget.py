@@ -1,10 +1,10 @@
-"""What a scale of the paper's models takes: GPU-hours from a measured or published throughput, and disk."""
+"""What the paper's six designs take at a scale: GPU-hours from a measured or published throughput, and disk."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ddl.config import Scale, load_scale, load_variants
+from ddl.config import Scale, load_scale, paper_variants
 from ddl.model.language_model import parameter_count
 from ddl.reporting.read_results import gpu_cost, published
 from ddl.training.checkpoints import KEPT_CHECKPOINTS
@@ -19,7 +19,7 @@ TOKEN_BYTES = 2
 
 @dataclass(frozen=True)
 class Throughput:
-    """Training tokens per second and GPU of each variant of a size, which of these are bounds, and the source."""
+    """Training tokens per second and GPU of the paper's designs, which of these are bounds, and the source."""
 
     tok_per_s: dict[str, float]
     bounds: set[str]
@@ -27,10 +27,10 @@ class Throughput:
 
 
 def throughput(size: str) -> Throughput:
-    """What `benchmarks/gpu.py` measured at the paper's shape if it measured all variants, else what the paper says."""
+    """What `benchmarks/gpu.py` measured at the paper's shape if it measured all six, else what the paper says."""
     measured = gpu_cost(size)
     speeds = {variant: float(record["train_tok_per_s_median"]) for variant, record in measured.items()}
-    if set(speeds) >= set(load_variants()) and all(map(math.isfinite, speeds.values())):
+    if all(math.isfinite(speeds.get(slug, math.nan)) for slug in paper_variants()):
         device = next(iter(measured.values()))["device"]
         return Throughput(speeds, set(), f"the throughput measured on one {device} (`benchmarks/gpu.py`)")
     frame = published("cost")
@@ -46,19 +46,17 @@ def throughput(size: str) -> Throughput:
 
 
 def gpu_hours(scale: Scale, size: str, variant: str) -> float:
-    """GPU-hours of the trainings of a variant at one size, over all seeds."""
-    recipe = scale.training
-    tokens = recipe.steps * recipe.batch_sequences * scale.sequence_length
-    return len(scale.seeds) * tokens / throughput(size).tok_per_s[variant] / 3600
+    """GPU-hours of the trainings of one of the paper's designs at one size, over all seeds."""
+    return len(scale.seeds) * scale.tokens / throughput(size).tok_per_s[variant] / 3600
 
 
 def disk_bytes(scale: Scale) -> dict[str, int]:
-    """Bytes of token shards, and of the weights and checkpoints of all runs."""
+    """Bytes of token shards, if their number is known, and of weights and checkpoints of the paper's designs."""
     parameters = len(scale.seeds) * sum(
-        parameter_count(scale.model(size, variant))["total"] for size in scale.sizes for variant in scale.variants
+        parameter_count(scale.model(size, variant))["total"] for size in scale.sizes for variant in paper_variants()
     )
-    return {
-        "token shards": TOKEN_BYTES * (scale.corpus.max_train_tokens + scale.corpus.val_tokens),
+    tokens = scale.corpus.most_tokens
+    return ({} if tokens is None else {"token shards": TOKEN_BYTES * tokens}) | {
         "weights": WEIGHT_BYTES * parameters,
         "checkpoints": KEPT_CHECKPOINTS * CHECKPOINT_BYTES * parameters,
     }
@@ -70,12 +68,12 @@ def budget_part(names: Iterable[str] = ("h200", "paper")) -> str:
     columns = [(scale, size) for scale in scales for size in scale.sizes]
     heads = [f"`{scale.name}`, {size}" for scale, size in columns]
     lines = [f"| GPU-hours | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
-    for slug, variant in load_variants().items():
+    for slug, variant in paper_variants().items():
         marks = ["≤ " if slug in throughput(size).bounds else "" for _, size in columns]
         hours = [f"{gpu_hours(scale, size, slug):,.1f}" for scale, size in columns]
         cells = [mark + number for mark, number in zip(marks, hours, strict=True)]
         lines.append(f"| {variant.label} | {' | '.join(cells)} |")
-    sums = [sum(gpu_hours(scale, size, slug) for slug in load_variants()) for scale, size in columns]
+    sums = [sum(gpu_hours(scale, size, slug) for slug in paper_variants()) for scale, size in columns]
     lines += [f"| all six | {' | '.join(f'{hours:,.0f}' for hours in sums)} |", ""]
     for source in dict.fromkeys(throughput(size).source for _, size in columns):
         sizes = " and ".join(size for size in scales[0].sizes if throughput(size).source == source)

@@ -62,7 +62,7 @@ def status(name: str, folder: Path, scale: Scale, steps: int) -> Status:
     if not records:
         return Status(name, "waiting", 0, steps, None, None, None, None)
     last, step = records[-1], records[-1]["step"]
-    tokens_left = (steps - step) * scale.training.batch_sequences * scale.sequence_length
+    tokens_left = (steps - step) * scale.tokens_per_step
     rates = [record["tok_per_s"] for record in records if record["tok_per_s"]]
     left = tokens_left * len(rates) / sum(rates) if rates else None
     if (folder / "summary.json").is_file() or (folder / "point.json").is_file():

@@ -13,21 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddl.config import Scale, load_scale, scale_names, to_mapping
+from ddl.config import Scale, load_scale, paper_variants, scale_names, to_mapping
 from ddl.errors import UserError
 from ddl.layout import BASELINE, ROOT
 
 PUBLISHED_DIR = ROOT / "paper" / "published"
 REFERENCE_DIR = ROOT / "results" / "reference"
-# The names of the variants in the published tables.
-PUBLISHED_NAMES = {
-    "baseline": "Baseline",
-    "ddl-dv1": "DDL-dv1",
-    "ddl-tc-noec": "DDL-TC w/o EC",
-    "ddl-cc-noec": "DDL-CC w/o EC",
-    "ddl-tc": "DDL-TC",
-    "ddl-cc": "DDL-CC",
-}
 COST_NUMBERS = (
     *(
         f"{mode}_{what}_{part}"
@@ -207,7 +198,7 @@ class Results:
 
 
 def published(name: str) -> pd.DataFrame:
-    """A published table as stored in paper/published, with the variants' slugs in `variant`.
+    """A published table as stored in paper/published, with the slugs of the paper's designs in `variant`.
 
     Args:
         name: validation_loss, downstream_accuracy, cost or architecture.
@@ -217,7 +208,7 @@ def published(name: str) -> pd.DataFrame:
         raise ResultsError(f"{path.relative_to(ROOT)}: not found; it belongs to the repository")
     frame = pd.read_csv(path)
     if "model" in frame:
-        frame["variant"] = frame["model"].map({label: slug for slug, label in PUBLISHED_NAMES.items()})
+        frame["variant"] = frame["model"].map({variant.published: slug for slug, variant in paper_variants().items()})
     return frame
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ddl.config import Scale, load_scale, load_variants, scale_names
+from ddl.config import load_scale, load_variants, scale_names
 from ddl.files import write_text
 from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
@@ -130,7 +130,7 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
         "| train speed / baseline | *paper* | peak memory / baseline | *paper* |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    labels = {slug: variant.label for slug, variant in load_variants().items()}
+    labels = {variant["slug"]: variant["label"] for variant in numbers["variants"]}
     for size, runs in numbers["runs"].items():
         for slug, ours in runs.items():
             paper = numbers["published"][size][slug]
@@ -184,7 +184,7 @@ def times_part(spent: dict[str, Any]) -> str:
 
 def scales_part() -> str:
     """The scales, from the least tokens to the most."""
-    scales = sorted(map(load_scale, scale_names()), key=_tokens_per_run)
+    scales = sorted(map(load_scale, scale_names()), key=lambda scale: scale.tokens)
     default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"]
     lines = ["| scale | layers | width | corpus | tokens per run | GPUs per run |", "|---|---|---|---|--:|--:|"]
     for scale in scales:
@@ -194,15 +194,11 @@ def scales_part() -> str:
             " and ".join(str(size.layers) for size in sizes),
             " and ".join(f"{size.width:,}" for size in sizes),
             f"`{scale.corpus.name}`",
-            f"{_tokens_per_run(scale):,}",
+            f"{scale.tokens:,}",
             str(scale.training.gpus),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _tokens_per_run(scale: Scale) -> int:
-    return scale.training.steps * scale.training.batch_sequences * scale.sequence_length
 
 
 def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
@@ -227,9 +223,10 @@ def generation_part(path: Path) -> str:
     heads = [f"{size}, {'cache' if cache == 'True' else 'no cache'}" for size, cache in columns]
     lines = [f"| tokens/s | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     speeds = {(row["variant"], row["size"], row["cache"]): float(row["tok_per_s"]) for row in rows}
-    for slug, variant in load_variants().items():
+    labels = load_variants()
+    for slug in dict.fromkeys(row["variant"] for row in rows):
         cells = [_number(speeds.get((slug, *column)), "{:,.0f}") for column in columns]
-        lines.append(f"| {variant.label} | {' | '.join(cells)} |")
+        lines.append(f"| {labels[slug].label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -150,7 +150,7 @@ class Run:
                 self.check()
                 progress.seconds += time.perf_counter() - clock
             if records:
-                tokens = (progress.step - logged_step) * recipe.batch_sequences * self.scale.sequence_length
+                tokens = (progress.step - logged_step) * self.scale.tokens_per_step
                 self.record(
                     train_loss=torch.tensor(progress.losses).mean().item(),
                     val_loss=self.validate() if validates else None,
@@ -200,8 +200,7 @@ class Run:
     def record(self, **values: float | None) -> None:
         """Append one record to the metrics and print it for people."""
         progress = self.progress
-        tokens = progress.step * self.recipe.batch_sequences * self.scale.sequence_length
-        record = {"step": progress.step, "tokens": tokens, **values}
+        record = {"step": progress.step, "tokens": progress.step * self.scale.tokens_per_step, **values}
         progress.records.append(record)
         if self.metrics:
             self.metrics.write(record)

@@ -84,7 +84,6 @@ def train(scale: Scale, point: Point, data: Path, out: Path) -> bool:
     except NotFiniteError as error:
         reason = f"diverged: {str(error).partition(';')[0]}"
         run.say(reason)
-    tokens = run.progress.step * changed.batch_sequences * scale.sequence_length
     values: dict[str, Any] = {
         "scale": scale.name,
         "size": point.size,
@@ -92,7 +91,7 @@ def train(scale: Scale, point: Point, data: Path, out: Path) -> bool:
         "learning_rate": point.rate,
         "seed": point.seed,
         "steps": run.progress.step,
-        "tokens": tokens,
+        "tokens": run.progress.step * scale.tokens_per_step,
         "val_loss": val_loss,
         "seconds": run.progress.seconds,
         "reason": reason,

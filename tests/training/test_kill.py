@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ddl.config import CorpusConfig, Scale, TokenizerConfig, load_scale
+from ddl.config import Scale, TextFiles, TokenizerConfig, load_scale
 from ddl.files import sha256_file
 from ddl.layout import ROOT
 from ddl.training.checkpoints import Checkpoints
@@ -34,7 +34,7 @@ def tiny_scale(corpus: Path) -> Scale:
         smoke,
         sequence_length=16,
         training=recipe,
-        corpus=CorpusConfig(name="text", val_fraction=0.2, path=str(corpus)),
+        corpus=TextFiles(val_fraction=0.2, path=str(corpus)),
         tokenizer=TokenizerConfig(name="bpe", vocab_size=280),
     )
 
