@@ -32,6 +32,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/snakefmt --check Snakefile
 	$(BIN)/python tests/lint_snakefile.py
 
@@ -49,4 +50,4 @@ lock:
 # The tables and the picture of the workflow in README.md, from committed results and from the Snakefile.
 REFERENCE ?= laptop-epyc
 readme: setup
-	$(BIN)/python -m ddl.reporting.keep_reference readme --name $(REFERENCE)
+	$(BIN)/ddl readme --name $(REFERENCE)

@@ -17,7 +17,7 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-# `python` in every rule is the one that runs Snakemake; a command that fails fails its job, also in front of a pipe.
+# `ddl` in every rule is that of the Python that runs Snakemake; a command that fails fails its job, also in front of a pipe.
 shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
 
 try:
@@ -260,7 +260,7 @@ rule data:
     message:
         "data ({wildcards.scale}): corpus, tokenizer, shards"
     shell:
-        "python -m ddl.data.build --scale {wildcards.scale} --out results/{wildcards.scale}/data --workers {threads}"
+        "ddl data --scale {wildcards.scale} --out results/{wildcards.scale}/data --workers {threads}"
         " 2>&1 | tee -i {log}"
 
 
@@ -275,7 +275,7 @@ rule benchmarks:
     message:
         "the eight benchmarks, from the hub"
     shell:
-        "python -m ddl.evaluation.paper_benchmarks 2>&1 | tee -i {log}"
+        "ddl benchmarks 2>&1 | tee -i {log}"
 
 
 # The eight offline tasks, from held-out documents.
@@ -296,7 +296,7 @@ rule tasks:
     message:
         "tasks ({wildcards.scale}): eight offline tasks from held-out documents"
     shell:
-        "python -m ddl.evaluation.offline_tasks.build --scale {wildcards.scale} --data results/{wildcards.scale}/data"
+        "ddl tasks --scale {wildcards.scale} --data results/{wildcards.scale}/data"
         " --out results/{wildcards.scale}/data/tasks 2>&1 | tee -i {log}"
 
 
@@ -327,7 +327,7 @@ rule train:
     message:
         "train {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
     shell:
-        "python -m ddl.training.run --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
+        "ddl train --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --seed {wildcards.seed} --data results/{wildcards.scale}/data"
         " --out results/{wildcards.scale}/runs/{wildcards.size}/{wildcards.variant}/seed{wildcards.seed}"
         " --processes {resources.gpu} 2>&1 | tee -i {log}"
@@ -353,7 +353,7 @@ rule sweep_point:
     message:
         "sweep {wildcards.size}/{wildcards.variant}/lr{wildcards.rate}/seed{wildcards.seed} ({wildcards.scale})"
     shell:
-        "python -m ddl.training.study point --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
+        "ddl study point --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --rate {wildcards.rate} --seed {wildcards.seed} --data results/{wildcards.scale}/data"
         " --out $(dirname {output.point}) --processes {resources.gpu} 2>&1 | tee -i {log}"
 
@@ -371,7 +371,7 @@ rule sweep_rows:
     message:
         "sweep.csv ({wildcards.scale})"
     shell:
-        "python -m ddl.training.study collect --scale {wildcards.scale} --results results/{wildcards.scale} > {log} 2>&1"
+        "ddl study collect --scale {wildcards.scale} --results results/{wildcards.scale} > {log} 2>&1"
 
 
 # Validation loss against the learning rate.
@@ -397,7 +397,7 @@ rule learning_rate:
     message:
         "learning rates ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.render_notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Loss on the whole validation split, and the eight tasks at 0 and 1 shot.
@@ -425,7 +425,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
     shell:
-        "python -m ddl.evaluation.run --scale {wildcards.scale} --data results/{wildcards.scale}/data"
+        "ddl evaluate --scale {wildcards.scale} --data results/{wildcards.scale}/data"
         " --run results/{wildcards.scale}/runs/{wildcards.size}/{wildcards.variant}/seed{wildcards.seed}"
         " --out results/{wildcards.scale}/evals/{wildcards.size}/{wildcards.variant}/seed{wildcards.seed}"
         " > {log} 2>&1"
@@ -453,7 +453,7 @@ rule evaluate_random_init:
     message:
         "evaluate a model with random weights ({wildcards.scale})"
     shell:
-        "python -m ddl.evaluation.run --scale {wildcards.scale} --data results/{wildcards.scale}/data"
+        "ddl evaluate --scale {wildcards.scale} --data results/{wildcards.scale}/data"
         " --random-init --size small --variant baseline --out results/{wildcards.scale}/evals/random-init"
         " > {log} 2>&1"
 
@@ -477,7 +477,7 @@ rule contamination:
     message:
         "contamination ({wildcards.scale}): evaluation items in the training data"
     shell:
-        "python -m ddl.evaluation.contamination --scale {wildcards.scale} --data results/{wildcards.scale}/data"
+        "ddl contamination --scale {wildcards.scale} --data results/{wildcards.scale}/data"
         " --out results/{wildcards.scale} 2>&1 | tee -i {log}"
 
 
@@ -504,7 +504,7 @@ rule data_card:
     message:
         "data card of the tasks ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.render_notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Speed and memory of all variants of one size, interleaved; the job has the machine for itself.
@@ -526,7 +526,7 @@ rule cost:
     message:
         "cost {wildcards.size} ({wildcards.scale}): six variants, interleaved"
     shell:
-        "python -m ddl.training.cost --scale {wildcards.scale} --size {wildcards.size}"
+        "ddl cost --scale {wildcards.scale} --size {wildcards.size}"
         " --out results/{wildcards.scale}/cost/{wildcards.size} 2>&1 | tee -i {log}"
 
 
@@ -553,7 +553,7 @@ rule derivation:
     message:
         "notebook {wildcards.name} ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.render_notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Figure 1 and Table 6.
@@ -579,7 +579,7 @@ rule architecture:
     message:
         "Figure 1, Table 6 ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.render_notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Figures 2, 3 and 4, Table 3.
@@ -610,7 +610,7 @@ rule loss_curves:
     message:
         "Figures 2 to 4, Table 3 ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.render_notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Tables 1 and 2 (1-shot), 7 and 8 (0-shot).
@@ -644,7 +644,7 @@ rule downstream:
     message:
         "Tables 1, 2, 7 and 8 ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.render_notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Tables 4 and 5.
@@ -675,7 +675,7 @@ rule cost_tables:
     message:
         "Tables 4 and 5 ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.render_notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Every number that the paper's text and the README quote.
@@ -704,7 +704,7 @@ rule numbers:
     message:
         "numbers.json ({wildcards.scale})"
     shell:
-        "python -m ddl.reporting.quoted_numbers --results results/{wildcards.scale} > {log} 2>&1"
+        "ddl numbers --results results/{wildcards.scale} > {log} 2>&1"
 
 
 rule paper:
@@ -726,7 +726,7 @@ rule paper:
     message:
         "results/{wildcards.scale}/paper.pdf"
     shell:
-        "python -m ddl.reporting.typeset_paper --results results/{wildcards.scale} --out {output.pdf} > {log} 2>&1"
+        "ddl paper --results results/{wildcards.scale} --out {output.pdf} > {log} 2>&1"
 
 
 rule sweep:

@@ -33,8 +33,8 @@ BF16 = 2  # bytes
 AUTHORS = {
     ("rewrite", "forward"): 9,
     ("rewrite", "backward"): 14,
-    ("step_cc", "forward"): 16,
-    ("step_cc", "backward"): 38,
+    ("fused_rewrite_cc", "forward"): 16,
+    ("fused_rewrite_cc", "backward"): 38,
 }
 
 
@@ -119,10 +119,11 @@ def count(run: Callable[[], object]) -> Traffic:
 def floor(operation: str, direction: str, d_v: int) -> int:
     """Vectors of d numbers per token when each operand is read once and each result is written once.
 
-    Forward: the state in and out, with the steps' direction in and context out, or with one vector. Backward: the state
-    and the gradient of the result in, the gradient of the state out, and each vector with its gradient.
+    The forward pass reads the state, writes the next one and moves one more vector, the fused rewrite two: h and c. The
+    backward pass reads the state and the gradient of the result, writes the gradient of the state, and moves every
+    vector with its gradient.
     """
-    if operation.startswith("step"):
+    if operation.startswith("fused_rewrite"):
         return 2 * d_v + 2 if direction == "forward" else 3 * d_v + 3
     if operation == "rewrite":
         return 2 * d_v + 1 if direction == "forward" else 3 * d_v + 2
@@ -151,7 +152,7 @@ def table(d: int) -> Iterator[dict[str, Any]]:
             for direction in ("forward", "backward"):
                 key = operation, d_v, direction
                 for states, passes in (("stored", stored), ("rebuilt", rebuilt)):
-                    if states == "rebuilt" and not operation.startswith("step"):
+                    if states == "rebuilt" and not operation.startswith("fused_rewrite"):
                         continue
                     ours = count(passes[key].run)
                     authors = AUTHORS.get((operation, direction))
@@ -182,10 +183,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = Rows(arguments.csv, COLUMNS, origin(torch.device("cpu"), None)) if arguments.csv else None
     for d in WIDTHS:
         print(f"\nd = {d}: bytes per token (and vectors of d numbers in bf16)\n")
-        print(f"{'operation':12} {'d_v':>3} {'pass':8} {'states':8}" + "".join(f"{name:>18}" for name in FIGURES))
+        print(f"{'operation':16} {'d_v':>3} {'pass':8} {'states':8}" + "".join(f"{name:>18}" for name in FIGURES))
         for row in table(d):
             figures = "".join(f"{row[name]:10,.0f} {f'({row[name] / d / BF16:.1f})':>7}" for name in FIGURES)
-            print(f"{row['operation']:12} {row['d_v']:3} {row['direction']:8} {row['states']:8}{figures}", flush=True)
+            print(f"{row['operation']:16} {row['d_v']:3} {row['direction']:8} {row['states']:8}{figures}", flush=True)
             if rows:
                 rows.add(**row)
 

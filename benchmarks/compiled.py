@@ -136,18 +136,18 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     columns = ("operation", "direction", "d_v", "d", "states", "kernel", "target", "registers", "spilled", "shared")
     rows = Rows(arguments.csv, columns, origin(torch.device("cpu"), None)) if arguments.csv else None
-    print(f"{'kernel':26} {'operation':12} {'d_v':>3} {'d':>5} {'states':8} {'target':7} registers spilled shared")
+    print(f"{'kernel':36} {'operation':16} {'d_v':>3} {'d':>5} {'states':8} {'target':7} registers spilled shared")
     for d in WIDTHS:
         for in_place in (False, True):
             for each in paper_passes(d, "meta", in_place):
-                if in_place and not each.operation.startswith("step"):
+                if in_place and not each.operation.startswith("fused_rewrite"):
                     continue
                 for launch in record_launches(each.run):
                     for name, target in TARGETS.items():
                         found = resources(launch.compile(target))
                         states = "rebuilt" if in_place else "stored"
                         print(
-                            f"{launch.kernel.__name__:26} {each.operation:12} {each.d_v:3} {d:5} {states:8} {name:7} "
+                            f"{launch.kernel.__name__:36} {each.operation:16} {each.d_v:3} {d:5} {states:8} {name:7} "
                             f"{found.registers:9} {found.spilled:7} {found.shared:6}"
                         )
                         if rows:

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddl.cli import user_errors
 from ddl.config import ConfigError, Scale, load_scale
-from ddl.model.generate import GenerationError, generate
+from ddl.errors import UserError
+from ddl.model.generate import generate
 from ddl.model.language_model import LanguageModel
-from ddl.model.run_files import ModelFileError, load_model
+from ddl.model.run_files import load_model
 from ddl.provenance import provenance
 from ddl.training.cost import spread
 
@@ -100,8 +100,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1, help="sequences at a time (1)")
     parser.add_argument("--rounds", type=int, default=7, help="after one that is left out (7)")
     args = parser.parse_args(argv)
-    with user_errors(ConfigError, GenerationError, ModelFileError):
+    try:
         rows = measure(args)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     new = not args.csv.exists()
     with open(args.csv, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddl.ops.compress import compress, compress_reference
 from ddl.ops.expand import expand_embedding, expand_reference
-from ddl.ops.fused_rewrite import step, step_reference
+from ddl.ops.fused_rewrite import fused_rewrite, fused_rewrite_reference
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 
 EPS = 1e-5
@@ -20,11 +20,11 @@ OPERATIONS = {
     "expand": (4,),
     "compress_cc": (4,),
     "compress_tc": (4,),
-    "step": (1,),
-    "step_cc": (4,),
-    "step_tc": (4,),
+    "fused_rewrite": (1,),
+    "fused_rewrite_cc": (4,),
+    "fused_rewrite_tc": (4,),
 }
-# Of a result against fp64, over a whole tensor: some roundings of bf16, many of fp32.
+# Relative error of a result against fp64, over a whole tensor: some roundings of bf16, many of fp32.
 ALLOWED_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -80,6 +80,7 @@ def make_case(
 ) -> Case:
     """Random inputs of one of `OPERATIONS`; gates, taps and norm weights in fp32 as in models, all else in `dtype`."""
     generator = torch.Generator(device).manual_seed(seed)
+    scalar = name == "fused_rewrite"  # without a compressor the state is a vector
 
     def parameter(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
@@ -88,7 +89,7 @@ def make_case(
         return parameter(batch, length, *shape).to(dtype)
 
     def state() -> Tensor:
-        return activation(d) if name == "step" else activation(d_v, d).mT  # the step without taps has a scalar state
+        return activation(d) if scalar else activation(d_v, d).mT
 
     def taps() -> Tensor:
         return parameter(1 if name.endswith("cc") else 4, d_v, d)
@@ -108,9 +109,9 @@ def make_case(
         operation, reference = compress, compress_reference
         inputs, upstream = (state(), taps()), (activation(d),)
     else:
-        operation = partial(step, eps_direction=EPS, eps_norm=EPS)
-        reference = partial(step_reference, eps_direction=EPS, eps_norm=EPS)
-        inputs = (state(), activation(d), activation(d_v), beta, None if name == "step" else taps(), parameter(d))
+        operation = partial(fused_rewrite, eps_direction=EPS, eps_norm=EPS)
+        reference = partial(fused_rewrite_reference, eps_direction=EPS, eps_norm=EPS)
+        inputs = (state(), activation(d), activation(d_v), beta, None if scalar else taps(), parameter(d))
         upstream = (state(), activation(d))
     leaves = tuple(None if x is None else x.requires_grad_() for x in inputs)
     return Case(operation, reference, leaves, upstream)

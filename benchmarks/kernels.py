@@ -122,7 +122,7 @@ def measure_case(rows: Rows, key: dict[str, Any], case: Case, copy_speed: float,
             percent_of_copy=100 * floor / measured["p50_ms"],
         )
         print(
-            f"{key['operation']:12} d={key['d']} d_v={key['d_v']} {mode:8} {key['provider']:8}"
+            f"{key['operation']:16} d={key['d']} d_v={key['d_v']} {mode:8} {key['provider']:8}"
             f"{measured['p50_ms']:9.3f} ms  {100 * floor / measured['p50_ms']:4.0f} % of copy",
             flush=True,
         )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ddl.ops.compress_triton import compress_backward, compress_forward
 from ddl.ops.expand_triton import expand_backward, expand_forward
-from ddl.ops.fused_rewrite_triton import step_backward, step_forward
+from ddl.ops.fused_rewrite_arguments import Reader, Rewrite, Saved
+from ddl.ops.fused_rewrite_triton import fused_rewrite_backward, fused_rewrite_forward
 from ddl.ops.rewrite_triton import rewrite_backward, rewrite_forward
 
 EPS = 1e-5
@@ -37,7 +38,7 @@ class Pass(NamedTuple):
 
 
 def paper_passes(d: int, device: str, in_place: bool = False) -> list[Pass]:
-    """All passes that the paper's models of width d need; the fused steps with stored or with rebuilt states."""
+    """All passes that the paper's models of width d need; the fused rewrites with stored or with rebuilt states."""
 
     def activation(*shape: int) -> Tensor:
         return torch.zeros(1, TOKENS, *shape, dtype=torch.bfloat16, device=device)
@@ -65,16 +66,15 @@ def paper_passes(d: int, device: str, in_place: bool = False) -> list[Pass]:
         add(name, 4, partial(compress_forward, S, taps), partial(compress_backward, S, taps, x))
     taps = number(4, 4, d)
     add("expand", 4, partial(expand_forward, x, taps), partial(expand_backward, x, taps, S))
-    for name, K, d_v in (("step", 0, 1), ("step_cc", 1, 4), ("step_tc", 4, 4)):
-        state, target, gate = activation(d_v, d), activation(d_v), number(1, TOKENS)
-        parameters = number(K, d_v, d) if K else None, number(d)
-        inputs = (state, activation(d), target, gate, *parameters)
-        saved = number(1, TOKENS), number(1, TOKENS, d_v), number(1, TOKENS)
+    for name, K, d_v in (("fused_rewrite", 0, 1), ("fused_rewrite_cc", 1, 4), ("fused_rewrite_tc", 4, 4)):
+        state, rewrite = activation(d_v, d), Rewrite(activation(d), activation(d_v), number(1, TOKENS))
+        reader = Reader(number(K, d_v, d) if K else None, number(d))
+        kept = Saved(number(1, TOKENS), number(1, TOKENS, d_v), number(1, TOKENS))
         grads = torch.zeros_like(state), activation(d)
         add(
             name,
             d_v,
-            partial(step_forward, *inputs, EPS, EPS, in_place),
-            partial(step_backward, *inputs, *saved, *grads, in_place),
+            partial(fused_rewrite_forward, state, rewrite, reader, EPS, EPS, in_place),
+            partial(fused_rewrite_backward, state, rewrite, reader, kept, *grads, in_place),
         )
     return passes

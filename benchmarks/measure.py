@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ddl.errors import UserError
 from ddl.provenance import provenance
 
 CALLS, REPEATS = 10, 20  # calls between two time stamps on a GPU; times that this is done
@@ -18,7 +19,7 @@ COPY_BYTES = 2**30
 ORIGIN = ("device", "device_type", "torch", "triton", "driver", "commit", "dirty", "utc")
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError):
     """The measurements cannot start: the message says why."""
 
 

@@ -1,15 +1,536 @@
-"""The command line."""
+"""The command line `ddl`: one command for each step, in the order of the data.
 
+A command checks its arguments and calls a function of one room. It imports that room in its body, because `ddl --help`
+and a mistyped option must not wait seconds for torch.
+"""
+
+import json
+import math
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddl.config import SHOTS, SIZES, Scale, load_scale
+from ddl.errors import UserError
+
+if TYPE_CHECKING:
+    from ddl.training.checkpoints import Stale
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells give it
 
 
-@contextmanager
-def user_errors(*errors: type[Exception]) -> Iterator[None]:
-    """Turn a user's mistake into one line on stderr and exit code 2; anything else keeps its traceback."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: as in `ddl *arguments`; None for those of this process.
+
+    Returns:
+        The exit code. A user's mistake is one line on stderr and code 2; any other exception passes as it is.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        yield
-    except errors as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return commands.main(arguments, prog_name="ddl", standalone_mode=False, obj=arguments) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+        return error.exit_code
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    except click.Abort as stopped:
+        if isinstance(stopped.__cause__, EOFError):  # click takes a file that ends early for Ctrl-D
+            raise
+        return INTERRUPTED
+
+
+class InOrder(click.Group):
+    """A group whose help lists the commands in the order of their definition."""
+
+    group_class = type
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What options take
+
+
+class ScaleName(click.ParamType):
+    """The name of a file in config/scales, which becomes its settings."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Scale:
+        return value if isinstance(value, Scale) else load_scale(value)
+
+
+class Finite(click.FloatRange):
+    """A number in a range, neither infinite nor NaN, which every comparison with a bound lets pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
+
+class Listed(click.ParamType):
+    """Values with commas between them."""
+
+    def __init__(self, item: click.ParamType) -> None:
+        self.item = item
+        self.name = f"{item.name} list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(self.item.convert(part, param, ctx) for part in parts)
+
+
+class JsonObject(click.ParamType):
+    """A JSON object, which becomes a dict."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            values = json.loads(value)
+        except json.JSONDecodeError as error:
+            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
+        if not isinstance(values, dict):
+            self.fail(f"expected a JSON object, found {value!r}.", param, ctx)
+        return values
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)  # made, or asked for by an error that says which command makes it
+KNOWN_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+SEED = click.IntRange(0, 2**32 - 1)
+
+Decorator = Callable[[Callable], Callable]
+
+
+def option(name: str, kind: click.ParamType, help: str, metavar: str, **settings: Any) -> Decorator:
+    """An option that is required unless it has a default; its help shows the default."""
+    settings = {"required": "default" not in settings, "show_default": True} | settings
+    return click.option(name, type=kind, metavar=metavar, help=help, **settings)
+
+
+def together(*decorators: Decorator) -> Decorator:
+    """Several decorators as one, the first outermost."""
+
+    def decorate(function: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+of_scale = option("--scale", ScaleName(), "Name of a file in config/scales, e.g. laptop.", "NAME")
+of_size = click.option("--size", type=click.Choice(SIZES), required=True, help="Size of the model.")
+of_variant = option("--variant", click.STRING, "Residual design: a name in config/variants.yaml.", "NAME")
+from_data = option("--data", FOLDER, "Folder that `ddl data` wrote, e.g. results/laptop/data.", "FOLDER")
+from_results = option("--results", KNOWN_FOLDER, "Results of a scale, e.g. results/laptop.", "FOLDER")
+of_training = together(
+    option("--seed", SEED, "Seed of the initial weights and of the order of the data.", "N"),
+    from_data,
+    option("--out", FOLDER, "Folder of the run: metrics, checkpoints, weights.", "FOLDER"),
+    option(
+        "--processes",
+        click.IntRange(0),
+        "Processes that share every batch, started by torchrun; 0 and 1 mean this process alone.",
+        "N",
+        default=1,
+    ),
+    click.option("--restart", is_flag=True, help="Start from step 0 if the checkpoints are of other code or settings."),
+    click.option("--continue-anyway", is_flag=True, help="Continue from checkpoints of other code or settings."),
+)
+
+
+def on_stale(restart: bool, continue_anyway: bool) -> "Stale":
+    """What two flags say about checkpoints of other code or settings."""
+    if restart and continue_anyway:
+        raise click.UsageError("--restart and --continue-anyway exclude each other.")
+    return "restart" if restart else "continue" if continue_anyway else "refuse"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def commands() -> None:
+    """Reproduce the paper "Deep Delta Learning".
+
+    Commands are listed in the order of the data. `snakemake --cores all` runs them all for one scale.
+    """
+
+
+@commands.command()
+@of_scale
+@option("--out", FOLDER, "Folder to write, e.g. results/laptop/data.", "FOLDER")
+@option(
+    "--max-tokens",
+    click.IntRange(0),
+    "Training tokens at most, 0 for all of the corpus.",
+    "N",
+    default=None,
+    show_default="corpus.max_train_tokens of the scale",
+)
+@option("--workers", click.IntRange(1), "Processes that tokenise.", "N", default=os.cpu_count, show_default="all cores")
+def data(scale: Scale, out: Path, max_tokens: int | None, workers: int) -> None:
+    """Make documents, tokenizer and token shards of a scale."""
+    from dataclasses import replace
+
+    from ddl.data.build import build
+
+    if max_tokens is not None:
+        scale = replace(scale, corpus=scale.corpus.with_limit(max_tokens))
+    build(scale, out, workers)
+
+
+@commands.command()
+def package_manifest() -> None:
+    """Overwrite config/package_docs.json.
+
+    It lists the documents, bytes and SHA-256 of the corpus `package-docs`, and `ddl data` checks the corpus against
+    it. Run this after an upgrade of one of the packages.
+    """
+    from ddl.data.documents import make_package_manifest
+
+    make_package_manifest()
+
+
+@commands.command()
+def benchmarks() -> None:
+    """Download the paper's eight benchmarks.
+
+    They go to results/benchmarks. No other command of the evaluation needs a network. Revisions are pinned.
+    """
+    from ddl.evaluation.paper_benchmarks import FOLDER, prefetch
+
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when `datasets` is imported
+    prefetch(FOLDER)
+
+
+@commands.command()
+@of_scale
+@from_data
+@option("--out", FOLDER, "Folder of the items, e.g. results/laptop/data/tasks.", "FOLDER")
+def tasks(scale: Scale, data: Path, out: Path) -> None:
+    """Build the eight offline tasks from held-out documents."""
+    from ddl.evaluation.offline_tasks.build import build_tasks, report
+
+    report(build_tasks(scale, data, out))
+
+
+@commands.command()
+@of_scale
+@of_size
+@of_variant
+@of_training
+@click.pass_obj
+def train(
+    arguments: list[str],
+    scale: Scale,
+    size: str,
+    variant: str,
+    seed: int,
+    data: Path,
+    out: Path,
+    processes: int,
+    restart: bool,
+    continue_anyway: bool,
+) -> int:
+    """Train one model.
+
+    Started again after an interruption, it continues from its last checkpoint.
+    """
+    stale = on_stale(restart, continue_anyway)
+    from ddl.training.batches import check_shares
+    from ddl.training.distributed import start_processes
+    from ddl.training.run import Run
+
+    check_shares(scale.training, processes)
+    start_processes(processes, arguments)
+    done = Run(scale, size, variant, seed, data / "manifest.json", out, stale=stale).train()
+    return 0 if done else INTERRUPTED
+
+
+@commands.group()
+def study() -> None:
+    """Try learning rates."""
+
+
+@study.command()
+@of_scale
+@of_size
+@of_variant
+@option("--rate", Finite(min=0, min_open=True), "Peak learning rate.", "RATE")
+@of_training
+@click.pass_obj
+def point(
+    arguments: list[str],
+    scale: Scale,
+    size: str,
+    variant: str,
+    rate: float,
+    seed: int,
+    data: Path,
+    out: Path,
+    processes: int,
+    restart: bool,
+    continue_anyway: bool,
+) -> int:
+    """Train one model with a learning rate of its own."""
+    stale = on_stale(restart, continue_anyway)
+    from ddl.layout import Point
+    from ddl.training.batches import check_shares
+    from ddl.training.distributed import start_processes
+    from ddl.training.study import train
+
+    check_shares(scale.training, processes)
+    start_processes(processes, arguments)
+    done = train(scale, Point(size, variant, rate, seed), data / "manifest.json", out, stale)
+    return 0 if done else INTERRUPTED
+
+
+@study.command()
+@of_scale
+@from_results
+def collect(scale: Scale, results: Path) -> None:
+    """Write sweep.csv from all points of a scale."""
+    from ddl.training.study import collect
+
+    collect(scale, results)
+
+
+@commands.command()
+@option("--run", KNOWN_FOLDER, "Folder of a trained model, of this package or of transformers.", "FOLDER", default=None)
+@click.option("--random-init", is_flag=True, help="Instead of --run: untrained weights of --size and --variant.")
+@click.option("--size", type=click.Choice(SIZES), help="With --random-init: size of the model.")
+@option("--variant", click.STRING, "With --random-init: a name in config/variants.yaml.", "NAME", default=None)
+@option(
+    "--scale",
+    ScaleName(),
+    "With --data: measure as this scale does, including the validation loss.",
+    "NAME",
+    default=None,
+)
+@option("--data", FOLDER, "With --scale: its data, e.g. results/laptop/data.", "FOLDER", default=None)
+@option(
+    "--items",
+    FOLDER,
+    "Folder of the tasks.",
+    "FOLDER",
+    default=None,
+    show_default="those of the scale, else results/benchmarks",
+)
+@option(
+    "--tasks", Listed(click.STRING), "Tasks to run, by name.", "NAME,NAME", default=(), show_default="all of the folder"
+)
+@option(
+    "--shots",
+    Listed(click.IntRange(0)),
+    "Numbers of demonstrations before an item.",
+    "N,N",
+    default=SHOTS,
+    show_default=",".join(map(str, SHOTS)),
+)
+@option(
+    "--out",
+    FOLDER,
+    "Folder of the results, required with --scale.",
+    "FOLDER",
+    default=None,
+    show_default="results are only printed",
+)
+def evaluate(
+    run: Path | None,
+    random_init: bool,
+    size: str | None,
+    variant: str | None,
+    scale: Scale | None,
+    data: Path | None,
+    items: Path | None,
+    tasks: tuple[str, ...],
+    shots: tuple[int, ...],
+    out: Path | None,
+) -> None:
+    """Measure task accuracy (%) and validation loss (nats).
+
+    With --run alone: the accuracy of a model of this package or of transformers, on the paper's benchmarks or on the
+    tasks in --items. With --scale, --data and --out: the same and the validation loss, as the workflow measures them.
+    """
+    source: Path | tuple[str, str]
+    if run and not (random_init or size or variant):
+        source = run
+    elif random_init and size and variant and not run:
+        source = (size, variant)
+    else:
+        raise click.UsageError("expected either --run, or --random-init with --size and --variant.")
+    from ddl.evaluation.run import evaluate_in_scale, evaluate_run
+
+    if scale and data and out and not tasks and shots == SHOTS:
+        evaluate_in_scale(scale, source, data, items, out)
+    elif run and not (scale or data):
+        evaluate_run(run, items, out, tasks, shots)
+    else:
+        raise click.UsageError(
+            "--scale, --data and --out belong together, leave out --tasks and --shots, and are needed by --random-init."
+        )
+
+
+@commands.command()
+@of_scale
+@from_data
+@option("--out", FOLDER, "Folder of contamination.json and contamination.parquet, e.g. results/laptop.", "FOLDER")
+def contamination(scale: Scale, data: Path, out: Path) -> None:
+    """Look for evaluation items in the training shards.
+
+    An item is found by n-grams of 8 and of 13 tokens that it shares with them.
+    """
+    from ddl.evaluation.contamination import write_contamination
+
+    write_contamination(scale, data, out)
+
+
+@commands.command()
+@of_scale
+@of_size
+@option("--out", FOLDER, "Folder of one JSON file for each variant, e.g. results/laptop/cost/small.", "FOLDER")
+def cost(scale: Scale, size: str, out: Path) -> None:
+    """Measure speed (tokens/s) and peak memory (bytes)."""
+    from ddl.training.cost import measure
+
+    measure(scale, size, out)
+
+
+@commands.command(hidden=True)
+@of_scale
+@of_size
+@of_variant
+def peak_memory(scale: Scale, size: str, variant: str) -> None:
+    """Print the peak memory of one variant as JSON; `ddl cost` starts a process with this for each."""
+    from ddl.training.cost import peak_memory
+
+    click.echo(json.dumps(peak_memory(scale, size, variant)))
+
+
+@commands.command()
+@of_scale
+def describe(scale: Scale) -> None:
+    """Print parameters, FLOPs and state bytes of all models."""
+    from ddl.model.flops import describe
+
+    click.echo(describe(scale))
+
+
+@commands.command()
+@option("--run", KNOWN_FOLDER, "Folder of a trained model.", "FOLDER")
+@option("--prompt", click.STRING, "Text to continue.", "TEXT")
+@option("--tokens", click.IntRange(1), "Tokens to produce at most.", "N", default=64)
+@option("--temperature", Finite(min=0), "Of the draws; 0 takes the likeliest token.", "T", default=0.0)
+@option("--seed", SEED, "Seed of the draws at a temperature above 0.", "N", default=0)
+@click.option("--no-cache", is_flag=True, help="Read the whole text again for every token.")
+def generate(run: Path, prompt: str, tokens: int, temperature: float, seed: int, no_cache: bool) -> None:
+    """Continue a prompt, and print the speed in tokens/s."""
+    from ddl.model.generate import write_on
+
+    write_on(run, prompt, tokens, temperature, seed, not no_cache)
+
+
+@commands.command()
+@click.argument("results", type=FOLDER)
+def progress(results: Path) -> None:
+    """Show how far the runs of a scale are.
+
+    RESULTS is its folder, e.g. results/laptop. In a terminal the table is live until Ctrl-C; elsewhere it is printed
+    once.
+    """
+    from ddl.reporting.progress import watch
+
+    watch(results)
+
+
+@commands.command()
+@click.argument("notebook", type=FILE)
+@option("--html", FILE, "Page to write.", "FILE")
+@option("--parameters", JsonObject(), "Values for its cell of parameters, as a JSON object.", "JSON", default="{}")
+def notebook(notebook: Path, html: Path, parameters: dict[str, Any]) -> None:
+    """Run a notebook and write it as one offline page.
+
+    NOTEBOOK is a py:percent file.
+    """
+    from ddl.reporting.render_notebook import CellFailure, run_notebook
+
+    try:
+        run_notebook(notebook, html, parameters)
+    except CellFailure as error:
+        raise click.ClickException(str(error)) from None
+
+
+@commands.command()
+@from_results
+def numbers(results: Path) -> None:
+    """Write numbers.json, what the paper's prose quotes."""
+    from ddl.reporting.quoted_numbers import report
+
+    report(results)
+
+
+@commands.command()
+@from_results
+@option("--out", FILE, "PDF to write, e.g. results/laptop/paper.pdf.", "FILE")
+def paper(results: Path, out: Path) -> None:
+    """Typeset the paper with the results of one scale."""
+    from ddl.reporting.typeset_paper import compile_paper
+
+    compile_paper(results, out)
+
+
+@commands.command()
+@from_results
+@option("--name", click.STRING, "Name of the folder in results/reference.", "NAME")
+def keep(results: Path, name: str) -> None:
+    """Keep the small files of a run in results/reference."""
+    from ddl.reporting.keep_reference import keep
+
+    keep(results, name)
+
+
+@commands.command()
+@option("--name", click.STRING, "Name of the folder in results/reference.", "NAME")
+def readme(name: str) -> None:
+    """Write the marked parts of README.md from kept results."""
+    from ddl.reporting.readme import readme
+
+    readme(name)
+
+
+@commands.command("lm-eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """Run lm-evaluation-harness, which knows --model ddl.
+
+    All arguments are the harness' own, e.g. --model ddl --model_args pretrained=DIR --tasks lambada_openai.
+    """
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    setup_logging()
+    sys.argv = ["lm-eval", *arguments]
+    harness = HarnessCLI()
+    parsed = harness.parse_args()  # --help and mistakes end here, before the slow imports
+    import ddl.evaluation.lm_eval_model
+    import ddl.model.transformers_model  # noqa: F401 - `--model hf` loads our runs too
+
+    harness.execute(parsed)

@@ -20,6 +20,7 @@ from ddl.layout import ROOT
 
 SCALES_DIR = ROOT / "config" / "scales"
 SHOTS = (0, 1)  # demonstrations before an item: Tables 7, 8 and Tables 1, 2
+SIZES = ("small", "medium")
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
 
 
@@ -107,7 +108,9 @@ class ModelConfig:
         if self.state_memory == "rebuilt":
             for name, unfit in (("kernels", "reference"), ("direction", "mlp"), ("value_input", "compressed")):
                 if getattr(self, name) == unfit:
-                    raise ConfigError(f"state_memory: 'rebuilt' needs the fused step, which {name} {unfit!r} rules out")
+                    raise ConfigError(
+                        f"state_memory: 'rebuilt' needs the fused rewrite, which {name} {unfit!r} rules out"
+                    )
         if self.residual == "additive" and self.value_channels > 1:
             raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
 
@@ -434,8 +437,8 @@ class Scale:
     sweep: SweepConfig
 
     def __post_init__(self) -> None:
-        if set(self.sizes) != {"small", "medium"}:
-            raise ConfigError(f"sizes: expected small and medium, found {', '.join(self.sizes) or 'none'}")
+        if set(self.sizes) != set(SIZES):
+            raise ConfigError(f"sizes: expected {' and '.join(SIZES)}, found {', '.join(self.sizes) or 'none'}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds: expected different integers, found {list(self.seeds)}")
 

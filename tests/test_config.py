@@ -1,8 +1,6 @@
 """Settings: what is shipped is valid, and what is not valid is refused by file and key."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -19,6 +17,7 @@ from ddl.config import (
     to_mapping,
 )
 from ddl.layout import ROOT
+from tests.helpers.command import ddl
 
 SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": 16, "heads": 2}
 
@@ -195,22 +194,13 @@ def test_every_setting_is_read_somewhere():
             assert re.search(rf"\.{field}\b", code), f"{name}.{field} is read nowhere"
 
 
-def test_command_line_prints_one_line_and_exits_2_on_a_mistake():
-    done = subprocess.run(
-        [sys.executable, "-m", "ddl.model.flops", "--scale", "lapdog"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
+def test_an_unknown_scale_is_one_line(capsys):
+    ddl("describe", "--scale", "lapdog", code=2)
+    assert capsys.readouterr().err == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
 
 
 def test_describe_prints_twelve_rows_for_every_scale(capsys):
-    from ddl.model.flops import main
-
     for name in scale_names():
-        main(["--scale", name])
+        ddl("describe", "--scale", name)
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("small", "medium"))]
         assert len(rows) == 12

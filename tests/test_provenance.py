@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from ddl.cli import user_errors
 from ddl.code_identity import package_code
 from ddl.files import atomic, sha256_file, write_json, write_text
 from ddl.layout import ROOT
@@ -47,12 +46,3 @@ def test_provenance_names_code_versions_and_device():
     assert record["versions"]["torch"]
     assert record["device"]
     json.dumps(record)
-
-
-def test_a_users_mistake_is_one_line_and_exit_code_2_and_a_bug_keeps_its_traceback(capsys):
-    with pytest.raises(SystemExit) as stopped, user_errors(KeyError):
-        raise KeyError("steps")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: 'steps'\n"
-    with pytest.raises(ZeroDivisionError), user_errors(KeyError):
-        1 / 0  # noqa: B018

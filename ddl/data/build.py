@@ -15,26 +15,23 @@ the settings and the documents: neither the number of processes nor interruption
 The corpus `shards` is shards in this format that were made elsewhere: they are checked and listed where they lie.
 """
 
-import argparse
 import glob
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from ddl.cli import user_errors
 from ddl.code_identity import package_code
-from ddl.config import ConfigError, DocumentCorpus, ParquetDataset, Scale, TokenShards, load_scale, to_mapping
-from ddl.data.documents import CorpusError, Document, read_corpus
+from ddl.config import DocumentCorpus, ParquetDataset, Scale, TokenShards, to_mapping
+from ddl.data.documents import Document, read_corpus
 from ddl.data.parallel_encode import Batch, Texts, encode_in_order
 from ddl.data.parquet_blocks import open_dataset
 from ddl.data.shard_format import DataError, read_shard
@@ -277,22 +274,3 @@ def _write_documents(path: Path, documents: list[Document]) -> dict[str, str]:
             row = {"id": document.id, "source": document.source, "text": document.text}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return {"file": f"{path.parent.name}/{path.name}", "sha256": sha256_file(path)}
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Make the documents, the tokenizer and the token shards of a scale."""
-    parser = argparse.ArgumentParser(prog="ddl data", description=main.__doc__)
-    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
-    parser.add_argument("--out", required=True, type=Path, help="the data folder")
-    parser.add_argument("--max-tokens", type=int, help="of training, instead of corpus.max_train_tokens")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that tokenise (default: all)")
-    arguments = parser.parse_args(argv)
-    with user_errors(ConfigError, CorpusError, TokenizerError, DataError):
-        scale = load_scale(arguments.scale)
-        if arguments.max_tokens is not None:
-            scale = replace(scale, corpus=scale.corpus.with_limit(arguments.max_tokens))
-        build(scale, arguments.out, arguments.workers)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,6 @@ Another corpus that fits in memory is a class beside these in `ddl.config` and a
 (`ddl.data.parquet_blocks`), and `shards`, token shards that are there already (`ddl.data.build`).
 """
 
-import argparse
 import ast
 import hashlib
 import json
@@ -23,8 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ddl.cli import user_errors
-from ddl.config import ConfigError, DocumentCorpus, PackageDocs, TextFiles, load_scale, scale_names
+from ddl.config import DocumentCorpus, PackageDocs, TextFiles, load_scale, scale_names
 from ddl.errors import UserError
 from ddl.files import write_json
 from ddl.layout import ROOT
@@ -305,16 +303,8 @@ def _string(value: Any) -> str:
     return value
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Make `config/package_docs.json` again, for the packages that any scale reads."""
-    parser = argparse.ArgumentParser(prog="python -m ddl.data.documents", description=main.__doc__)
-    parser.add_argument("--write-manifest", action="store_true", required=True, help="overwrite the manifest")
-    parser.parse_args(argv)
-    with user_errors(ConfigError, CorpusError):
-        write_package_manifest(packages_of_scales())
-        for name, entry in json.loads(PACKAGE_MANIFEST.read_text(encoding="utf-8")).items():
-            print(f"{name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")
-
-
-if __name__ == "__main__":
-    main()
+def make_package_manifest() -> None:
+    """Overwrite config/package_docs.json with what the packages of all scales hold now, and print one line each."""
+    write_package_manifest(packages_of_scales())
+    for name, entry in json.loads(PACKAGE_MANIFEST.read_text(encoding="utf-8")).items():
+        print(f"{name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")

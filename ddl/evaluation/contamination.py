@@ -7,20 +7,18 @@ An item counts with its right answer. Eight tokens in a row are often a turn of 
 use for words, are rarely shared by accident. An item may still be known in other words, which no n-gram shows.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ddl.cli import user_errors
-from ddl.config import ConfigError, load_scale
+from ddl.config import Scale
 from ddl.data.ngrams import ngram_hashes
 from ddl.data.sequences import load_manifest
-from ddl.data.shard_format import DataError, open_shard
-from ddl.data.tokenizer import TokenizerError, load_tokenizer
-from ddl.evaluation.lm_eval_tasks import HarnessError, open_tasks, prepare_environment, solved, task_folder
+from ddl.data.shard_format import open_shard
+from ddl.data.tokenizer import load_tokenizer
+from ddl.evaluation.lm_eval_tasks import open_tasks, prepare_environment, solved, task_folder
 from ddl.files import atomic, write_json
 from ddl.provenance import provenance
 
@@ -98,27 +96,24 @@ def summarize(items: pd.DataFrame) -> dict[str, Any]:
     return summary
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line: measure the tasks of a scale and print a line each."""
-    parser = argparse.ArgumentParser(description="Look for evaluation items in the training shards.")
-    parser.add_argument("--scale", required=True, help="a name in config/scales")
-    parser.add_argument("--data", type=Path, required=True, help="results/<scale>/data")
-    parser.add_argument("--out", type=Path, required=True, help="folder of contamination.json and .parquet")
-    arguments = parser.parse_args(argv)
+def write_contamination(scale: Scale, data: Path, out: Path) -> None:
+    """Measure the tasks of a scale, write contamination.json and contamination.parquet, and print one line per task.
+
+    Args:
+        data: results/<scale>/data.
+        out: folder of the two files.
+
+    Raises:
+        DataError, TokenizerError, HarnessError: shards, tokenizer or items that are missing or changed.
+    """
     prepare_environment()
-    with user_errors(ConfigError, DataError, TokenizerError, HarnessError):
-        folder = task_folder(load_scale(arguments.scale), arguments.data)
-        with open_tasks(folder) as tasks:
-            texts = {name: [solved(task.task, doc) for doc in task.task.eval_docs] for name, task in tasks.items()}
-        items = measure(texts, arguments.data)
+    with open_tasks(task_folder(scale, data)) as tasks:
+        texts = {name: [solved(task.task, doc) for doc in task.task.eval_docs] for name, task in tasks.items()}
+    items = measure(texts, data)
     summary = summarize(items)
-    with atomic(arguments.out / "contamination.parquet") as temporary:
+    with atomic(out / "contamination.parquet") as temporary:
         items.to_parquet(temporary, engine="pyarrow", compression="zstd", index=False)
-    write_json(arguments.out / "contamination.json", {"tasks": summary, "provenance": provenance()})
+    write_json(out / "contamination.json", {"tasks": summary, "provenance": provenance()})
     for task, found in summary.items():
         parts = [f"{n} tokens {100 * found[str(n)].get('any', 0):.1f} % of {found[str(n)]['items']}" for n in NGRAMS]
         print(f"{task}: items with an n-gram that is in training: {', '.join(parts)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,6 @@
-"""How lm-evaluation-harness sees a model: `ddl lm-eval --model_args pretrained=RUN --tasks arc_easy`.
+"""How lm-evaluation-harness sees a model.
+
+    ddl lm-eval --model ddl --model_args pretrained=RUN --tasks arc_easy
 
 The harness makes prompts and computes accuracies; it asks a model for log-likelihoods, which
 `ddl.evaluation.loglikelihood` computes. Importing this module registers the model "ddl" with the harness, whose own

@@ -4,12 +4,10 @@ Every split is kept as Parquet with a manifest, in the layout of the offline tas
 need no network and read the same bytes everywhere. The task definitions are those of lm-evaluation-harness.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddl.cli import user_errors
 from ddl.errors import UserError
 from ddl.files import atomic, sha256_file, write_json
 from ddl.provenance import provenance
@@ -137,14 +135,3 @@ def download(benchmark: Benchmark, split: str) -> "Dataset":
             f"{benchmark.task}: dataset {where} at revision {benchmark.revision} is neither cached nor reachable "
             f"({type(error).__name__}): run ddl benchmarks on a machine with a network and copy {FOLDER} here"
         ) from None
-
-
-def main() -> None:
-    """Command line: fetch all eight."""
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    with user_errors(PrefetchError):
-        prefetch(FOLDER)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 A folder with a model of this package or of transformers, on the paper's benchmarks or on the offline tasks of a scale:
 
     ddl evaluate --run DIR
-    ddl evaluate --run DIR --items results/laptop/data/tasks --tasks doc_order doc_pair --shots 0 --out D
+    ddl evaluate --run DIR --items results/laptop/data/tasks --tasks doc_order,doc_pair --shots 0 --out D
 
 As the workflow does it, with the settings, data and tokenizer of a scale, validation loss included:
 
@@ -14,7 +14,6 @@ In place of `--run`, `--random-init --size small --variant baseline` evaluates u
 has to come out at chance. `--out` gets `<n>shot.json`, `<n>shot.parquet` with a row an item, and validation.json.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -24,18 +23,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from ddl.cli import user_errors
-from ddl.config import SHOTS, ConfigError, Scale, load_scale
+from ddl.config import SHOTS, Scale
 from ddl.data.sequences import TokenSequences, load_manifest
-from ddl.data.shard_format import DataError
-from ddl.data.tokenizer import TokenizerError
 from ddl.errors import UserError
-from ddl.evaluation.lm_eval_tasks import HarnessError, open_tasks, prepare_environment, run_tasks, task_folder
-from ddl.evaluation.loglikelihood import BATCH_TOKENS, ScoringError, head
+from ddl.evaluation.lm_eval_tasks import open_tasks, prepare_environment, run_tasks, task_folder
+from ddl.evaluation.loglikelihood import BATCH_TOKENS, head
 from ddl.evaluation.paper_benchmarks import FOLDER
 from ddl.files import atomic, write_json
 from ddl.model.language_model import LanguageModel
-from ddl.model.run_files import ModelFileError, load_model
+from ddl.model.run_files import load_model
 from ddl.provenance import provenance
 
 if TYPE_CHECKING:
@@ -153,52 +149,35 @@ def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, 
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line: evaluate one model; see the module."""
-    parser = argparse.ArgumentParser(prog="ddl evaluate", description="Evaluate one model.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="folder of a trained model")
-    source.add_argument("--random-init", action="store_true", help="untrained weights of --size and --variant")
-    parser.add_argument("--size", help="with --random-init: small or medium")
-    parser.add_argument("--variant", help="with --random-init: a name in config/variants.yaml")
-    parser.add_argument("--scale", help="with --data: settings of this name in config/scales, and validation loss")
-    parser.add_argument("--data", type=Path, help="with --scale: results/<scale>/data")
-    parser.add_argument("--items", type=Path, help=f"folder of tasks, {FOLDER} unless the scale has its own")
-    parser.add_argument("--tasks", nargs="+", default=[], help="some of the tasks, by the names of the harness")
-    parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), help="demonstrations in a prompt")
-    parser.add_argument("--out", type=Path, help="folder of the results; with --scale needed, else printing may do")
-    arguments = parser.parse_args(argv)
-    if arguments.random_init != (arguments.size is not None and arguments.variant is not None):
-        parser.error("--random-init needs --size and --variant, which --run reads from its folder")
-    if (arguments.scale is None) != (arguments.data is None) or (arguments.random_init and not arguments.scale):
-        parser.error("--scale and --data belong together, and --random-init needs them")
-    if arguments.scale and (arguments.out is None or arguments.tasks or arguments.shots != list(SHOTS)):
-        parser.error("--scale needs --out and runs all tasks with 0 and 1 shot")
+def evaluate_run(run: Path, items: Path | None, out: Path | None, names: Sequence[str], shots: Iterable[int]) -> None:
+    """Run the tasks of a folder, by default the paper's benchmarks, on the model in another folder.
+
+    Raises:
+        ModelFileError, TokenizerError, HarnessError, ScoringError: a model or items that do not serve.
+    """
     prepare_environment()
-    with user_errors(
-        ConfigError, DataError, TokenizerError, ModelFileError, HarnessError, ScoringError, EvaluationError
-    ):
-        if arguments.scale is None:
-            from ddl.evaluation.lm_eval_model import DDL
+    from ddl.evaluation.lm_eval_model import DDL
 
-            evaluate_tasks(
-                DDL(arguments.run, batch_tokens=BATCH_TOKENS),
-                arguments.items or FOLDER,
-                arguments.out,
-                arguments.tasks,
-                arguments.shots,
-            )
-            return
-        scale = load_scale(arguments.scale)
-        torch.set_num_threads(scale.training.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if arguments.random_init:
-            model = LanguageModel(scale.model(arguments.size, arguments.variant)).to(device).eval()
-        else:
-            model = load_model(arguments.run, device)
-        items = arguments.items or task_folder(scale, arguments.data)
-        evaluate_model(scale, model, arguments.data, items, arguments.out)
+    evaluate_tasks(DDL(run, batch_tokens=BATCH_TOKENS), items or FOLDER, out, names, shots)
 
 
-if __name__ == "__main__":
-    main()
+def evaluate_in_scale(scale: Scale, source: Path | tuple[str, str], data: Path, items: Path | None, out: Path) -> None:
+    """Evaluate a model with the settings, data and tasks of a scale.
+
+    Args:
+        source: folder of a trained model, or size and variant of an untrained one.
+        data: results/<scale>/data.
+        items: folder of tasks; None for the scale's own.
+
+    Raises:
+        ConfigError, DataError, ModelFileError, TokenizerError, HarnessError, ScoringError, EvaluationError:
+            settings, a model, data or items that do not serve.
+    """
+    prepare_environment()
+    torch.set_num_threads(scale.training.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(source, Path):
+        model = load_model(source, device)
+    else:
+        model = LanguageModel(scale.model(*source)).to(device).eval()
+    evaluate_model(scale, model, data, items or task_folder(scale, data), out)

@@ -1,6 +1,5 @@
 """Continue a prompt: `ddl generate --run results/laptop/runs/small/ddl-cc/seed0 --prompt "Returns the"`."""
 
-import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +8,11 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from ddl.cli import user_errors
-from ddl.data.tokenizer import TokenizerError, end_of_text_id, load_tokenizer
+from ddl.data.tokenizer import end_of_text_id, load_tokenizer
 from ddl.errors import UserError
 from ddl.model.cache import Cache
 from ddl.model.language_model import LanguageModel
-from ddl.model.run_files import ModelFileError, load_model
+from ddl.model.run_files import load_model
 
 
 class GenerationError(UserError):
@@ -69,10 +67,6 @@ def write_on(run: Path, prompt: str, tokens: int, temperature: float, seed: int,
     Raises:
         GenerationError, ModelFileError, TokenizerError: a request or a folder that does not serve.
     """
-    if tokens < 1:
-        raise GenerationError(f"tokens: expected a positive integer, found {tokens}")
-    if temperature < 0:
-        raise GenerationError(f"temperature: expected 0 or more, found {temperature}")
     model = load_model(run, "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(run / "tokenizer.json")
     end = end_of_text_id(tokenizer)
@@ -89,21 +83,3 @@ def write_on(run: Path, prompt: str, tokens: int, temperature: float, seed: int,
     seconds = time.perf_counter() - start
     with_cache = "with" if use_cache else "without"
     print(f"\n[{count} tokens in {seconds:.2f} s, {count / seconds:,.0f} tokens/s {with_cache} the cache]")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
-    parser = argparse.ArgumentParser(prog="ddl generate", description="Continue a prompt.")
-    parser.add_argument("--run", required=True, type=Path, help="folder of a trained model")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--tokens", type=int, default=64, help="how many to produce at most (64)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws at a temperature above 0 (0)")
-    parser.add_argument("--no-cache", action="store_true", help="read the whole text again for every token")
-    args = parser.parse_args(argv)
-    with user_errors(GenerationError, ModelFileError, TokenizerError):
-        write_on(args.run, args.prompt, args.tokens, args.temperature, args.seed, not args.no_cache)
-
-
-if __name__ == "__main__":
-    main()

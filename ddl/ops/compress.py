@@ -68,10 +68,10 @@ def compress_reference(X: Tensor, taps: Tensor) -> Tensor:
 
 
 def compress(X: Tensor, taps: Tensor) -> Tensor:
-    """`compress_reference` as one operation, for taps of either compressor; K one of 1 and 4 on a GPU.
+    """`compress_reference` as one operation, with the taps of either compressor; K is 1 or 4 on a GPU.
 
     Raises:
-        ValueError: shapes that do not belong together, or that no kernel is made for.
+        ValueError: the shapes do not belong together, or no kernel is made for them.
     """
     d, d_v = X.shape[-2:]
     check_shape("taps", taps, (taps.shape[0], d_v, d), X)

@@ -63,7 +63,7 @@ def compress_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # The programs of all channels of a chunk run next to each other: g comes from memory once for all.
+    # The programs of a chunk's channels run next to each other, so that g comes from memory once for all of them.
     chunk = tl.program_id(0).to(tl.int64) // DV
     j = tl.program_id(0) % DV
     chunks = tl.cdiv(tokens, CHUNK)
@@ -84,14 +84,14 @@ def compress_backward_kernel(
         S = load(S_ptr + state, inside)
         rows = (sequence + later) * D
         g = load(grad_ptr + rows[:, :, None] + i[None, None, :], (later < tokens)[:, :, None] & real[None, None, :])
-        # 2. The gradients of these tokens, and their share in those of the taps.
+        # 2. The gradients of these tokens, and what they add to the gradients of the taps.
         tl.store(grad_S_ptr + state, tl.sum(taps[:, None, :] * g, 0), mask=inside)
         grad_taps += tl.sum(g * S[None, :, :], 1)
     tl.store(grad_taps_ptr + chunk * (K * DV * D) + tap, grad_taps, mask=real[None, :])
 
 
-BLOCK_T = {1: 8, 4: 4}  # tokens held at a time, by the number of taps
-CHUNK = 128  # tokens whose share in the gradients of the taps is summed by one program
+BLOCK_T = {1: 8, 4: 4}  # tokens that a program holds at a time, by the number of taps
+CHUNK = 128  # tokens over which one program sums the gradients of the taps
 
 
 def compress_forward(S: Tensor, taps: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def compress_backward(S: Tensor, taps: Tensor, grad: Tensor) -> tuple[Tensor, Te
         grad: (B, T, d), gradient in its result.
 
     Returns:
-        the gradients in S and taps, each of the dtype of what it belongs to.
+        the gradients in S and taps, each in the dtype of its tensor.
 
     Raises:
         ValueError: no kernel is made for the dtype, d, d_v or K.

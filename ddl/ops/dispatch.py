@@ -1,4 +1,4 @@
-"""What all operations share: where they run, in which precision, and the check of their arguments."""
+"""What all operations share: where they run, in which precision, and how their arguments are checked."""
 
 import os
 
@@ -9,17 +9,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's interpreter 
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Whether an operation on this tensor is a Triton kernel."""
+    """Whether operations on this tensor run as Triton kernels."""
     return tensor.is_cuda or INTERPRETED
 
 
 def saved_dtype(state: Tensor) -> torch.dtype:
-    """Of arithmetic on a state and of what a forward pass saves of a token: fp64 for an fp64 state, else fp32."""
+    """The dtype of arithmetic on a state and of the numbers saved for its backward pass: fp64 for fp64, else fp32."""
     return torch.float64 if state.dtype == torch.float64 else torch.float32
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], state: Tensor) -> None:
-    """Raises ValueError unless the argument `name` of an operation has the shape that belongs to the state."""
+    """Raise ValueError unless the argument `name` of an operation has the shape that belongs to the state."""
     if tensor.shape != shape:
         raise ValueError(
             f"{name}: expected {tuple(shape)} with a state {tuple(state.shape)}, found {tuple(tensor.shape)}"

@@ -80,7 +80,7 @@ def expand_embedding(x: Tensor, kernel: Tensor) -> Tensor:
     """EC, a depthwise causal convolution over tokens: `expand_reference` as one operation; K = 4 on a GPU.
 
     Raises:
-        ValueError: shapes that do not belong together, or that no kernel is made for.
+        ValueError: the shapes do not belong together, or no kernel is made for them.
     """
     if kernel.dim() != 3 or kernel.shape[0] != x.shape[-1]:
         raise ValueError(f"kernel: expected (d, d_v, K) with d = {x.shape[-1]}, found {tuple(kernel.shape)}")

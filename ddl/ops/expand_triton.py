@@ -49,7 +49,7 @@ def expand_forward_kernel(
 # With G the gradient in S, zero after the last token:
 #   dx[t,i] = sum_j sum_s taps[s,j,i] G[t+s,j,i]        dtaps[s,j,i] = sum_t x[t,i] G[t+s,j,i]
 #
-# A warp for each channel, one token at a time: the sums of the taps' gradients stay in its registers.
+# Each channel has a warp, which walks the tokens and keeps the sums of its taps' gradients in registers.
 @triton.jit(do_not_specialize=["tokens"])
 def expand_backward_kernel(
     x_ptr,
@@ -82,14 +82,14 @@ def expand_backward_kernel(
         rows = (sequence + t + s) * (DV * D)
         inside = (t + s < tokens)[:, None, None] & real[None, None, :]
         G = load(grad_ptr + rows[:, None, None] + state[None, :, :], inside)
-        # 2. The gradient of this token, and its share in those of the taps.
+        # 2. The gradient of this token, and what it adds to the gradients of the taps.
         tl.store(grad_x_ptr + (sequence + t) * D + i, tl.sum(tl.sum(taps * G, 0), 0), mask=real)
         grad_taps += x[None, :, :] * G
     tl.store(grad_taps_ptr + chunk * (K * DV * D) + tap, grad_taps, mask=real[None, None, :])
 
 
-BLOCK_T = 4  # tokens held at a time by the forward pass
-CHUNK = 128  # tokens whose share in the gradients of the taps is summed by one program
+BLOCK_T = 4  # tokens that a program of the forward pass holds at a time
+CHUNK = 128  # tokens over which one program sums the gradients of the taps
 
 
 def expand_forward(x: Tensor, taps: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def expand_backward(x: Tensor, taps: Tensor, grad: Tensor) -> tuple[Tensor, Tens
         grad: (B, T, d_v, d), gradient in its result.
 
     Returns:
-        the gradients in x and taps, each of the dtype of what it belongs to.
+        the gradients in x and taps, each in the dtype of its tensor.
 
     Raises:
         ValueError: no kernel is made for the dtype, d, d_v or the number of taps.

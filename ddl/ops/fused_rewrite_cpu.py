@@ -1,4 +1,4 @@
-"""The fused step on the CPU: rewrite, compress and RMSNorm of a sublayer boundary, and its derivative by hand.
+"""The fused rewrite on the CPU: rewrite, compress and RMSNorm between two sublayers, and its derivative by hand.
 
 With S = X^T the state as d_v rows of d features, q = 1 / sqrt(|h|^2 + eps_direction^2) and the direction k = q h:
 
@@ -7,66 +7,48 @@ With S = X^T the state as d_v rows of d features, q = 1 / sqrt(|h|^2 + eps_direc
     input     x[t] = sum_s sum_j taps[s,j] S'[t-s,j]          without taps (d_v = 1): x = S'
     normed    c = x rstd weight,  rstd = 1 / sqrt(mean x^2 + eps_norm)
 
-Every operation is one pass over memory, so passes are what is saved: k is never formed, q goes into the per-token
-numbers that multiply h instead (`step` = q delta), and sums over value channels or taps add one (B, T, d) slice after
-another in place. Arithmetic is in fp32, or in fp64 for a state in fp64.
+Every operation is one pass over memory, so the code saves passes: it never forms k, but puts q into the few numbers per
+token that multiply h (`write` = q delta), and adds sums over value channels or taps in place, one (B, T, d) slice after
+another. Arithmetic is in fp32, or in fp64 for a state in fp64.
 """
 
 import torch
 from torch import Tensor
 
+from ddl.ops.fused_rewrite_arguments import Gradients, Reader, Rewrite, Saved
 
-def step_forward_cpu(
-    S: Tensor,
-    h: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    taps: Tensor | None,
-    weight: Tensor,
-    eps_direction: float,
-    eps_norm: float,
-    in_place: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One step: the next state and the normalised input of the next sublayer.
+
+def fused_rewrite_forward(
+    S: Tensor, rewrite: Rewrite, reader: Reader, eps_direction: float, eps_norm: float, in_place: bool
+) -> tuple[Tensor, Tensor, Saved]:
+    """The next state S' and the normalised input c of the next sublayer, in the dtypes of S and h.
 
     Args:
-        S: (B, T, d_v, d), state before; overwritten by the next state if `in_place`.
-        h: (B, T, d), unnormalised direction.
-        v: (B, T, d_v), target.
-        beta: (B, T), gate.
-        taps: (K, d_v, d), what the token s back adds to the input; None only with d_v = 1.
-        weight: (d,), of the norm.
-
-    Returns:
-        S' and c, each in the dtype of S and h, and for the backward q (B, T), r (B, T, d_v) and rstd (B, T).
+        S: (B, T, d_v, d), state before; overwritten by the next one if `in_place`.
     """
-    h_wide, taps = widen(h, S), taps if taps is None else widen(taps, S)
+    h, v, beta = rewrite
+    h_wide, taps = widen(h, S), reader.taps if reader.taps is None else widen(reader.taps, S)
     inverse = torch.rsqrt(square_norm(h_wide) + eps_direction * eps_direction)
     readout = read(S, h_wide) * inverse.unsqueeze(-1)
-    step = (v - readout) * (beta * inverse).unsqueeze(-1)
+    write = (v - readout) * (beta * inverse).unsqueeze(-1)
     S_next = S if in_place else torch.empty_like(S)
-    torch.addcmul(S, step.unsqueeze(-1), h_wide.unsqueeze(-2), out=S_next)
+    torch.addcmul(S, write.unsqueeze(-1), h_wide.unsqueeze(-2), out=S_next)
     x = compress(widen(S_next, S), taps)
     rstd = torch.rsqrt(square_norm(x) / x.shape[-1] + eps_norm)
-    c = (x * rstd.unsqueeze(-1)).mul_(weight)
-    return S_next, c.to(h.dtype), inverse, readout, rstd
+    c = (x * rstd.unsqueeze(-1)).mul_(reader.weight)
+    return S_next, c.to(h.dtype), Saved(inverse, readout, rstd)
 
 
-def step_backward_cpu(
+def fused_rewrite_backward(
     S: Tensor,
-    h: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    taps: Tensor | None,
-    weight: Tensor,
-    inverse: Tensor,
-    readout: Tensor,
-    rstd: Tensor,
+    rewrite: Rewrite,
+    reader: Reader,
+    saved: Saved,
     grad_next: Tensor | None,
     grad_c: Tensor | None,
     in_place: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """The gradients of a loss through one step.
+) -> Gradients:
+    """The gradients of the loss, each in the dtype of its tensor.
 
     With G the gradient in S' by either way (`input_backward`), e = v - r the discrepancy and g = G k:
 
@@ -74,23 +56,19 @@ def step_backward_cpu(
         dk = G^T delta - S^T dv               dh = q (dk - k k^T dk),  k^T dk = dv^T (e - r)
 
     Args:
-        S: (B, T, d_v, d), state before; if `in_place` the next state, which the state before overwrites.
-        h, v, beta, taps, weight: as in the forward.
-        inverse, readout, rstd: q, r and rstd of the forward.
+        S: (B, T, d_v, d), state before; if `in_place` the next state, which is turned back into the one before.
         grad_next: (B, T, d_v, d), gradient in S'; None for zero.
         grad_c: (B, T, d), gradient in c; None for zero.
-
-    Returns:
-        the gradients in S, h, v, beta, taps (None without) and weight, each in the dtype of what it belongs to.
     """
+    (h, v, beta), (inverse, readout, rstd) = rewrite, saved
     h_wide = widen(h, S)
     direction = h_wide.unsqueeze(-2)
     discrepancy = v - readout
-    step = discrepancy * (beta * inverse).unsqueeze(-1)
-    S_next = widen(S, S) if in_place else torch.addcmul(S, step.unsqueeze(-1), direction)
-    grad, grad_taps, grad_weight = input_backward(S_next, taps, weight, rstd, grad_next, grad_c)
+    write = discrepancy * (beta * inverse).unsqueeze(-1)
+    S_next = widen(S, S) if in_place else torch.addcmul(S, write.unsqueeze(-1), direction)
+    grad, grad_taps, grad_weight = input_backward(S_next, reader, rstd, grad_next, grad_c)
     if in_place:
-        S.addcmul_(step.unsqueeze(-1), direction, value=-1)
+        S.addcmul_(write.unsqueeze(-1), direction, value=-1)
 
     along = read(grad, h_wide) * inverse.unsqueeze(-1)
     grad_v = along * beta.unsqueeze(-1)
@@ -99,20 +77,23 @@ def step_backward_cpu(
     overlap = (back * (discrepancy - readout)).sum(-1) * inverse
     grad_h = h_wide * -overlap.unsqueeze(-1)
     for j in range(S.shape[2]):
-        grad_h.addcmul_(grad[:, :, j], step[:, :, j, None])
+        grad_h.addcmul_(grad[:, :, j], write[:, :, j, None])
         grad_h.addcmul_(S[:, :, j], back[:, :, j, None], value=-1)
     grad_S = grad.addcmul_(back.unsqueeze(-1), direction, value=-1)
-    return grad_S.to(S.dtype), grad_h.to(h.dtype), grad_v.to(v.dtype), grad_beta.to(beta.dtype), grad_taps, grad_weight
+    return Gradients(
+        grad_S.to(S.dtype), grad_h.to(h.dtype), grad_v.to(v.dtype), grad_beta.to(beta.dtype), grad_taps, grad_weight
+    )
 
 
 def input_backward(
-    S: Tensor, taps: Tensor | None, weight: Tensor, rstd: Tensor, grad_next: Tensor | None, grad_c: Tensor | None
+    S: Tensor, reader: Reader, rstd: Tensor, grad_next: Tensor | None, grad_c: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients in the next state S, in taps and in weight: what comes to S directly and what comes through c.
+    """The gradients in the next state S, in taps and in weight: what reaches S directly and what reaches it through c.
 
     dweight = sum_bt rstd dc x               dx = rstd (weight dc - rstd^2 x mean(weight dc x))
     dtaps[s,j] = sum_bt dx[t] S[t-s,j]       G[t,j] = grad_next[t,j] + sum_s taps[s,j] dx[t+s]
     """
+    taps, weight = reader
     if grad_next is None:
         grad_next = torch.zeros_like(S)
     if grad_c is None:
@@ -137,12 +118,12 @@ def input_backward(
 
 
 def widen(tensor: Tensor, S: Tensor) -> Tensor:
-    """In the dtype of the arithmetic, contiguous: with strided taps a compressor takes four times as long."""
+    """The tensor in the dtype of the arithmetic, contiguous: strided taps make a compressor four times slower."""
     return tensor.to(torch.promote_types(S.dtype, torch.float32)).contiguous()
 
 
 def square_norm(x: Tensor) -> Tensor:
-    """|x|^2 over the last axis, by the one reduction that forms no squares in memory."""
+    """|x|^2 over the last axis, by the only reduction that writes no squares to memory."""
     return torch.linalg.vector_norm(x, dim=-1).square_()
 
 

@@ -1,14 +1,14 @@
 # mypy: allow-untyped-defs
-"""Triton kernels of the fused step: rewrite, compress, RMSNorm in one pass over the state, forward and backward.
+"""Triton kernels of the fused rewrite: rewrite, compress, RMSNorm in one pass over the state, forward and backward.
 
-A program walks consecutive tokens of a sequence with all d features in registers, so that whatever has the width of
-the model is read or written once: X, h, X' and c in the forward pass; X, h, the gradients in X' and c, and those in X
-and h in the backward pass. For d_v = 4 that is 10 and 15 vectors of d numbers per token. What comes on top is small:
-d_v + 2 numbers kept of each token, and for each program the partial sums of the parameters' gradients, which are added
-in a fixed order afterwards. All arithmetic is in fp32.
+A program walks consecutive tokens of a sequence with all d features in registers, so that everything of width d is read
+or written once: X, h, X' and c in the forward pass; X, h, the gradients in X' and c, and those in X and h in the
+backward pass. For d_v = 4 that is 10 and 15 vectors of d numbers per token. Little is moved besides: d_v + 2 numbers
+per token that the backward pass needs, and for each program its share of the parameters' gradients. These shares are
+added afterwards in a fixed order, so that two runs agree to the bit. All arithmetic is in fp32.
 
-Token compression also needs rows of the neighbouring programs (the halo): the K - 1 tokens before a program's own, in
-the backward pass as many after them too. They are read from the state, or from a copy where the state is overwritten.
+Token compression also needs rows of the neighbouring programs (the halo): the K - 1 tokens before a program's own, and
+in the backward pass the K - 1 tokens after them. They are read from the state, or from a copy if it is overwritten.
 """
 
 from typing import NamedTuple
@@ -18,16 +18,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ddl.ops.fused_rewrite_arguments import Gradients, Reader, Rewrite, Saved
 from ddl.ops.launch import check_supported, load
+from ddl.ops.rewrite_triton import back_through_rewrite
 
 
 # X' = X + beta k (v - X^T k)^T                   k = h / sqrt(|h|^2 + eps_direction^2)
 # x_in[t] = sum_s sum_j taps[s,j] X'[t-s,j]       no compressor (K = 0): x_in = X'
 # c = weight x_in / sqrt(mean(x_in^2) + eps_norm)
 #
-# Token compression (K = 4) is a filter in transposed form: row t is added to the readouts of the tokens t to t + 3.
+# Token compression (K = 4) is computed in transposed form: row t is added to x_in of the tokens t to t + 3.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
-def forward_kernel(
+def fused_rewrite_forward_kernel(
     S_ptr,
     halo_ptr,
     h_ptr,
@@ -60,9 +62,9 @@ def forward_kernel(
     j = tl.arange(0, DV)
     real = i < D
     tile = j[:, None] * D + i[None, :]
-    SIZE: tl.constexpr = DV * D  # of the state of a token, and of a tap
+    SIZE: tl.constexpr = DV * D  # numbers in the state of a token, and in a tap
     weight = load(weight_ptr + i, real)
-    # What the rows walked so far contribute to x_in of this token, the next and the one after.
+    # What the rows so far contribute to x_in of this token, the next and the one after.
     ahead_0 = tl.zeros([BLOCK], tl.float32)
     ahead_1 = tl.zeros([BLOCK], tl.float32)
     ahead_2 = tl.zeros([BLOCK], tl.float32)
@@ -95,20 +97,18 @@ def forward_kernel(
         # 5. Normalise.
         rstd = tl.rsqrt(tl.sum(x_in * x_in, 0) / D + eps_norm)
         tl.store(c_ptr + token * D + i, weight * (rstd * x_in), mask=real & own)
-        # 6. Keep for the backward pass what takes a sum over all features.
+        # 6. Keep for the backward pass the numbers that take a sum over all features.
         tl.store(inverse_ptr + token, inverse, mask=own)
         tl.store(readout_ptr + token * DV + j, readout, mask=own)
         tl.store(rstd_ptr + token, rstd, mask=own)
 
 
-# With x_hat = rstd x_in, u = weight dc and the sums over j taken where j does not appear on the left:
+# Without token compression, with x_hat = rstd x_in and u = weight dc:
 #   dx_in = rstd (u - x_hat mean(u x_hat))        dweight = sum_t dc x_hat
 #   G = dX' + taps dx_in                          dtaps = sum_t dx_in X'
-#   g = G^T k,  e = v - X^T k
-#   dX = G - beta k g^T    dv = beta g    dbeta = g^T e    dk = beta (G e - X g)    dh = inverse (dk - k (k^T dk))
-# where k^T dk = beta (g^T e - g^T X^T k) takes no further sum over the features.
+# and from the gradient G in X' on as in `back_through_rewrite`.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
-def backward_kernel(
+def fused_rewrite_backward_kernel(
     S_ptr,
     h_ptr,
     v_ptr,
@@ -142,7 +142,7 @@ def backward_kernel(
     j = tl.arange(0, DV)
     real = i < D
     tile = j[:, None] * D + i[None, :]
-    SIZE: tl.constexpr = DV * D  # of the state of a token, and of a tap
+    SIZE: tl.constexpr = DV * D  # numbers in the state of a token, and in a tap
     weight = load(weight_ptr + i, real)
     grad_weight = tl.zeros([BLOCK], tl.float32)
     grad_taps = tl.zeros([DV, BLOCK], tl.float32)
@@ -185,16 +185,13 @@ def backward_kernel(
                 G += grad_x_in[None, :] * taps
                 grad_taps += grad_x_in[None, :] * X_next
         # 3. Back through the rewrite.
-        g = tl.sum(G * k[None, :], 1)
-        grad_beta = tl.sum(g * e, 0)
-        grad_k = beta * tl.sum(G * e[:, None] - X * g[:, None], 0)
-        along = beta * (grad_beta - tl.sum(g * readout, 0))
-        tl.store(grad_S_ptr + token * SIZE + tile, G - k[None, :] * (beta * g)[:, None], mask=real[None, :])
-        tl.store(grad_h_ptr + token * D + i, inverse * (grad_k - along * k), mask=real)
-        tl.store(grad_v_ptr + token * DV + j, beta * g)
+        grad_S, grad_h, grad_v, grad_beta = back_through_rewrite(G, X, k, e, beta, inverse, readout)
+        tl.store(grad_S_ptr + token * SIZE + tile, grad_S, mask=real[None, :])
+        tl.store(grad_h_ptr + token * D + i, grad_h, mask=real)
+        tl.store(grad_v_ptr + token * DV + j, grad_v)
         tl.store(grad_beta_ptr + token, grad_beta)
 
-    # 4. This program's share of the parameters' gradients.
+    # 4. Store this program's share of the parameters' gradients.
     if grad_c_ptr is not None:
         tl.store(grad_weight_ptr + program * D + i, grad_weight, mask=real)
         if K == 1:
@@ -205,10 +202,10 @@ def backward_kernel(
 #   x_in[t] = sum_s taps[s] X'[t-s]    G[t] = dX'[t] + sum_s taps[s] dx_in[t+s]    dtaps[s] = sum_t dx_in[t+s] X'[t]
 #
 # Rows are visited in descending order, ROWS at a time: x_in[t] is complete once row t - 3 has been visited. The rows of
-# X and dx_in of these tokens are read again, but soon enough to come from the cache, and the 4 d_v d sums of dtaps wait
-# there too: they do not fit into the registers beside the rest.
+# X and dx_in of these tokens are then read again, soon enough to come from the cache. The 4 d_v d sums of dtaps stay in
+# the cache too, because the registers have no room for them.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
-def backward_tokens_kernel(
+def fused_rewrite_backward_tokens_kernel(
     S_ptr,
     halo_ptr,
     h_ptr,
@@ -246,20 +243,20 @@ def backward_tokens_kernel(
     j = tl.arange(0, DV)
     real = i < D
     tile = j[:, None] * D + i[None, :]
-    SIZE: tl.constexpr = DV * D  # of the state of a token, and of a tap
+    SIZE: tl.constexpr = DV * D  # numbers in the state of a token, and in a tap
     RING: tl.constexpr = 2 * ROWS
     PAIR: tl.constexpr = 2 if DV > 1 else 1
     grad_x_in_ptr += program * (RING * D)  # dx_in of the last RING tokens
     grad_taps_ptr += program * (4 * SIZE)
     grad_weight = tl.zeros([BLOCK], tl.float32)
-    above_1 = tl.zeros([BLOCK], tl.float32)  # the part of x_in[r+1], x_in[r+2], x_in[r+3] from the rows above r
+    above_1 = tl.zeros([BLOCK], tl.float32)  # what the rows above r contribute to x_in[r+1], x_in[r+2], x_in[r+3]
     above_2 = tl.zeros([BLOCK], tl.float32)
     above_3 = tl.zeros([BLOCK], tl.float32)
 
     for top in range(stop + 5, first - 1, -ROWS):
         bottom = tl.maximum(top - ROWS + 1, first)
         for t in range(top, bottom - 1, -1):
-            # 1. X' of row r, the last that x_in[t] needs; before and after the sequence there is nothing.
+            # 1. X' of row r, the last that x_in[t] needs; zero before and after the sequence.
             r = t - 3
             token = sequence + r
             inside = (r >= 0) & (r < tokens)
@@ -287,7 +284,7 @@ def backward_tokens_kernel(
             grad_weight += tl.where(t < stop, grad_c * x_hat, 0.0)
             tl.store(grad_x_in_ptr + (t & (RING - 1)) * D + i, grad_x_in, mask=real)
 
-        tl.debug_barrier()  # rows of dx_in, and below of X, are read by other threads than wrote them
+        tl.debug_barrier()  # threads now read rows of dx_in, and later of X, that others wrote
         for t in range(tl.minimum(top, stop - 1), bottom - 1, -1):
             # 4. Back through the compressor.
             token = sequence + t
@@ -307,16 +304,13 @@ def backward_tokens_kernel(
             if IN_PLACE:
                 X -= k[None, :] * (beta * e)[:, None]
                 tl.store(S_ptr + token * SIZE + tile, X, mask=real[None, :])
-            g = tl.sum(G * k[None, :], 1)
-            grad_beta = tl.sum(g * e, 0)
-            grad_k = beta * tl.sum(G * e[:, None] - X * g[:, None], 0)
-            along = beta * (grad_beta - tl.sum(g * readout, 0))
-            tl.store(grad_S_ptr + token * SIZE + tile, G - k[None, :] * (beta * g)[:, None], mask=real[None, :])
-            tl.store(grad_h_ptr + token * D + i, inverse * (grad_k - along * k), mask=real)
-            tl.store(grad_v_ptr + token * DV + j, beta * g)
+            grad_S, grad_h, grad_v, grad_beta = back_through_rewrite(G, X, k, e, beta, inverse, readout)
+            tl.store(grad_S_ptr + token * SIZE + tile, grad_S, mask=real[None, :])
+            tl.store(grad_h_ptr + token * D + i, grad_h, mask=real)
+            tl.store(grad_v_ptr + token * DV + j, grad_v)
             tl.store(grad_beta_ptr + token, grad_beta)
 
-        # 6. The share of these rows in the gradient of the taps.
+        # 6. Add the contribution of these rows to the gradient of the taps.
         tl.debug_barrier()
         for pair in tl.static_range(DV // PAIR):
             p = pair * PAIR + tl.arange(0, PAIR)
@@ -345,65 +339,52 @@ def backward_tokens_kernel(
     tl.store(grad_weight_ptr + program * D + i, grad_weight, mask=real)
 
 
-# For ptxas, which would rather spill than give a thread so many that one program less fits on a processor.
+# Left alone, ptxas limits the registers of a thread so that one more program fits on a processor, and spills the rest.
 MOST_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
 
 
 class Layout(NamedTuple):
-    """How a kernel is laid out on the device. Reckoned, not tuned: no GPU has run these numbers yet."""
+    """How a kernel is laid out on the device; computed from the shape, not tuned by measurements."""
 
     chunk: int  # tokens that one program walks
-    rows: int  # a power of two; after as many tokens the taps' gradient is brought up to date (token compression)
+    rows: int  # with token compression, tokens between two updates of the taps' gradient; a power of two
     warps: int
 
 
 def choose_layout(d: int, K: int, dtype: torch.dtype) -> Layout:
-    """16 bytes of each row of a state of this dtype for each thread, so that sums over channels stay within it."""
+    """Give each thread 16 bytes of every row of a state of this dtype: sums over channels stay within a thread."""
     warps = triton.next_power_of_2(d) * dtype.itemsize // (16 * 32)
     return Layout(chunk=128 if K == 4 else 64, rows=16, warps=min(max(warps, 1), 32))
 
 
-def step_forward(
-    S: Tensor,
-    h: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    taps: Tensor | None,
-    weight: Tensor,
-    eps_direction: float,
-    eps_norm: float,
-    in_place: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """S_next, c, inverse = 1 / |h|, readout = S k and rstd = 1 / |x_in|, the last three in fp32.
+def fused_rewrite_forward(
+    S: Tensor, rewrite: Rewrite, reader: Reader, eps_direction: float, eps_norm: float, in_place: bool
+) -> tuple[Tensor, Tensor, Saved]:
+    """Launch the forward kernel.
 
     Args:
-        S: (B, T, d_v, d), X^T, all tensors contiguous; overwritten by S_next with `in_place`.
-        h: (B, T, d), k_tilde; v: (B, T, d_v); beta: (B, T); weight: (d,).
-        taps: (K, d_v, d) with K = 1 or 4, or None with d_v = 1.
+        S: (B, T, d_v, d), state before, contiguous as all tensors are; overwritten by the next one if `in_place`.
+
+    Returns:
+        the next state and c, in the dtypes of S and h; what the backward pass needs, in fp32.
 
     Raises:
         ValueError: no kernel is made for d, d_v or K.
     """
-    K = check(S, taps)
+    K = check(S, reader.taps)
     B, T, d_v, d = S.shape
     layout = choose_layout(d, K, S.dtype)
     S_next = S if in_place else torch.empty_like(S)
-    c = torch.empty_like(h)
-    inverse, readout, rstd = (torch.empty_like(like, dtype=torch.float32) for like in (beta, v, beta))
+    c = torch.empty_like(rewrite.h)
+    _, v, beta = rewrite
+    saved = Saved(*(torch.empty_like(like, dtype=torch.float32) for like in (beta, v, beta)))
     sequences, tokens = (B, T) if K == 4 else (1, B * T)
-    forward_kernel[(sequences * triton.cdiv(tokens, layout.chunk),)](
+    fused_rewrite_forward_kernel[(sequences * triton.cdiv(tokens, layout.chunk),)](
         S_ptr=S,
         halo_ptr=copy_halo(S, layout.chunk, before=3, after=0) if in_place and K == 4 else None,
-        h_ptr=h,
-        v_ptr=v,
-        beta_ptr=beta,
-        taps_ptr=taps,
-        weight_ptr=weight,
+        **pointers("", rewrite, reader, saved),
         S_next_ptr=S_next,
         c_ptr=c,
-        inverse_ptr=inverse,
-        readout_ptr=readout,
-        rstd_ptr=rstd,
         tokens=tokens,
         chunk=layout.chunk,
         eps_direction=eps_direction,
@@ -414,60 +395,47 @@ def step_forward(
         BLOCK=triton.next_power_of_2(d),
         num_warps=layout.warps,
     )
-    return S_next, c, inverse, readout, rstd
+    return S_next, c, saved
 
 
-def step_backward(
+def fused_rewrite_backward(
     S: Tensor,
-    h: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    taps: Tensor | None,
-    weight: Tensor,
-    inverse: Tensor,
-    readout: Tensor,
-    rstd: Tensor,
+    rewrite: Rewrite,
+    reader: Reader,
+    saved: Saved,
     grad_next: Tensor | None,
     grad_c: Tensor | None,
     in_place: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """The gradients in S, h, v, beta, taps and weight, each in the dtype of what it belongs to.
+) -> Gradients:
+    """Launch the backward kernel that fits the compressor.
 
     Args:
-        S: (B, T, d_v, d), the state before the step; with `in_place` the state after it, overwritten by the one before.
-        h, v, beta, taps, weight: as in `step_forward`; inverse, readout, rstd: from there.
-        grad_next: (B, T, d_v, d), gradient in S_next, None for zero.
-        grad_c: (B, T, d), gradient in c, None for zero.
+        S: (B, T, d_v, d), state before the rewrite; if `in_place` the state after it, which is turned back.
+        grad_next: (B, T, d_v, d), gradient in the next state; None for zero.
+        grad_c: (B, T, d), gradient in c; None for zero.
+
+    Returns:
+        the gradients, each in the dtype of its tensor.
 
     Raises:
         ValueError: no kernel is made for d, d_v or K.
     """
-    K = check(S, taps) if grad_c is not None else 0  # nothing comes back through the compressor
+    taps, weight = reader
+    K = check(S, taps) if grad_c is not None else 0  # without it nothing comes back through the compressor
     B, T, d_v, d = S.shape
     layout = choose_layout(d, K, S.dtype)
     sequences, tokens = (B, T) if K == 4 else (1, B * T)
     programs = sequences * triton.cdiv(tokens, layout.chunk)
-    grad_S, grad_h, grad_v, grad_beta = (torch.empty_like(like) for like in (S, h, v, beta))
-    grad_weight = torch.empty((programs, d), dtype=torch.float32, device=S.device)
-    grad_taps = torch.empty((programs, K, d_v, d), dtype=torch.float32, device=S.device)
+    taps_shares = torch.empty((programs, K, d_v, d), dtype=torch.float32, device=S.device)
+    weight_shares = torch.empty((programs, d), dtype=torch.float32, device=S.device)
+    grad_S, grad_h, grad_v, grad_beta = (torch.empty_like(like) for like in (S, *rewrite))
+    grads = Gradients(grad_S, grad_h, grad_v, grad_beta, taps_shares, weight_shares)
     arguments = {
         "S_ptr": S,
-        "h_ptr": h,
-        "v_ptr": v,
-        "beta_ptr": beta,
-        "taps_ptr": taps,
-        "weight_ptr": weight,
-        "inverse_ptr": inverse,
-        "readout_ptr": readout,
-        "rstd_ptr": rstd,
+        **pointers("", rewrite, reader, saved),
         "grad_next_ptr": grad_next,
         "grad_c_ptr": grad_c,
-        "grad_S_ptr": grad_S,
-        "grad_h_ptr": grad_h,
-        "grad_v_ptr": grad_v,
-        "grad_beta_ptr": grad_beta,
-        "grad_taps_ptr": grad_taps,
-        "grad_weight_ptr": grad_weight,
+        **pointers("grad_", grads),
         "tokens": tokens,
         "chunk": layout.chunk,
         "D": d,
@@ -477,7 +445,7 @@ def step_backward(
         "num_warps": layout.warps,
     }
     if K == 4:
-        backward_tokens_kernel[(programs,)](
+        fused_rewrite_backward_tokens_kernel[(programs,)](
             **arguments,
             halo_ptr=copy_halo(S, layout.chunk, before=3, after=3) if in_place else None,
             grad_x_in_ptr=torch.empty((programs, 2 * layout.rows, d), dtype=torch.float32, device=S.device),
@@ -485,16 +453,20 @@ def step_backward(
             **MOST_REGISTERS,
         )
     else:
-        backward_kernel[(programs,)](**arguments, K=K)
-    grads = grad_S, grad_h, grad_v, grad_beta
+        fused_rewrite_backward_kernel[(programs,)](**arguments, K=K)
     if grad_c is None:
-        return *grads, None if taps is None else torch.zeros_like(taps), torch.zeros_like(weight)
-    # The sums have a fixed order, so that two runs agree to the bit.
-    return *grads, None if taps is None else grad_taps.sum(0).to(taps.dtype), grad_weight.sum(0).to(weight.dtype)
+        return grads._replace(taps=None if taps is None else torch.zeros_like(taps), weight=torch.zeros_like(weight))
+    grad_taps = None if taps is None else taps_shares.sum(0).to(taps.dtype)
+    return grads._replace(taps=grad_taps, weight=weight_shares.sum(0).to(weight.dtype))
+
+
+def pointers(prefix: str, *groups: Rewrite | Reader | Saved | Gradients) -> dict[str, Tensor | None]:
+    """The tensors of the groups under the names of the kernels' arguments: h becomes h_ptr."""
+    return {f"{prefix}{name}_ptr": tensor for group in groups for name, tensor in group._asdict().items()}
 
 
 def copy_halo(S: Tensor, chunk: int, before: int, after: int) -> Tensor:
-    """(B, chunks, before + after, d_v, d): the rows around each chunk; what lies outside the sequence is never read."""
+    """(B, chunks, before + after, d_v, d): the rows around each chunk; rows outside the sequence are never read."""
     tokens = S.shape[1]
     starts = torch.arange(0, tokens, chunk, device=S.device)
     around = torch.cat([torch.arange(-before, 0, device=S.device), torch.arange(chunk, chunk + after, device=S.device)])
@@ -502,7 +474,7 @@ def copy_halo(S: Tensor, chunk: int, before: int, after: int) -> Tensor:
 
 
 def check(S: Tensor, taps: Tensor | None) -> int:
-    """K, which is 0 without a compressor; raises ValueError where no kernel is made for the arguments."""
+    """K, or 0 without a compressor; raises ValueError where no kernel is made for the arguments."""
     d_v, d = S.shape[2:]
     check_supported(S.dtype, d, d_v, 1 if taps is None else taps.shape[0], (1, 4))
     if taps is None and d_v > 1:

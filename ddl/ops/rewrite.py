@@ -2,7 +2,7 @@
 
 A state X is (..., d, d_v): d features by d_v value channels. The `_reference` functions are the definitions: they
 compute in the dtype they are given, so that fp64 in gives fp64 out. The `_backward` functions are the derivatives,
-worked out by hand: what a kernel's backward pass is measured against. `rewrite` is the operation that models use.
+worked out by hand; the backward passes of operation and kernel follow them. `rewrite` is the operation that models use.
 """
 
 from typing import Any
@@ -52,8 +52,8 @@ def undo_rewrite_reference(X_next: Tensor, k: Tensor, delta: Tensor) -> Tensor:
 
     Args:
         X_next: (..., d, d_v), the rewritten state X'.
-        k: (..., d), the direction that the rewrite was given, of length one or not.
-        delta: (..., d_v), its correction beta (v - X^T k).
+        k: (..., d), the direction of the rewrite; its length need not be one.
+        delta: (..., d_v), the correction beta (v - X^T k).
 
     Returns:
         (..., d, d_v), the state before, in the memory layout of X_next.
@@ -71,7 +71,7 @@ def rewrite_backward_reference(
         dX = G - beta k g^T = (I - beta k k^T) G      dv = beta g
         dk = beta (G e - X g)                         dbeta = g^T e
 
-    k counts as a free vector here, of length one or not.
+    k is treated as a free vector here, whose length need not be one.
 
     Args:
         X: (..., d, d_v), state before the rewrite.
@@ -81,7 +81,7 @@ def rewrite_backward_reference(
         grad: (..., d, d_v), G.
 
     Returns:
-        the gradients in X, k, v and beta, each of the shape of what it belongs to.
+        the gradients in X, k, v and beta, each of the shape of its tensor.
     """
     discrepancy = v - torch.einsum("...i,...ij->...j", k, X)
     along = torch.einsum("...i,...ij->...j", k, grad)
@@ -137,7 +137,7 @@ def rewrite(X: Tensor, k_tilde: Tensor, v: Tensor, beta: Tensor, eps: float) -> 
         (..., d, d_v), features innermost, of the dtype of X.
 
     Raises:
-        ValueError: shapes that do not belong together, or that no kernel is made for.
+        ValueError: the shapes do not belong together, or no kernel is made for them.
     """
     leading, (d, d_v) = X.shape[:-2], X.shape[-2:]
     check_shape("k_tilde", k_tilde, (*leading, d), X)
@@ -174,7 +174,7 @@ def _(S: Tensor, h: Tensor, v: Tensor, beta: Tensor, eps: float) -> tuple[Tensor
 def rewrite_backward_op(
     S: Tensor, h: Tensor, v: Tensor, beta: Tensor, inverse: Tensor, readout: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients in S, h, v and beta; `rewrite_backward_reference` and `normalize_direction_backward` in one."""
+    """The gradients in S, h, v and beta; `rewrite_backward_reference`, then `normalize_direction_backward`."""
     if runs_triton(S):
         from ddl.ops.rewrite_triton import rewrite_backward
 

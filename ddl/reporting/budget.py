@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ddl.config import Scale, load_scale, paper_variants
+from ddl.layout import KEPT_CHECKPOINTS
 from ddl.model.language_model import parameter_count
 from ddl.reporting.read_results import gpu_cost, published
-from ddl.training.checkpoints import KEPT_CHECKPOINTS
 
 PAPER_GPUS = 4  # H200 (Sec. 4.1); Tables 4 and 5 are read as the throughput of all of them
 # The paper has no throughput for these. Each is taken to be as fast as a slower design that does all its work and more.

@@ -7,7 +7,6 @@
 parts of README.md between its `begin`/`end` marks: the results, the times, and the picture of the workflow.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -16,8 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddl.cli import user_errors
-from ddl.config import ConfigError
 from ddl.errors import UserError
 from ddl.files import write_json
 from ddl.layout import ROOT
@@ -100,28 +97,3 @@ def folder_bytes(folder: Path) -> int:
 def _seconds(path: Path) -> float:
     with open(path, newline="") as file:
         return float(next(csv.DictReader(file, delimiter="\t"))["s"])
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first lines."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ddl.reporting.keep_reference", description="Keep and show reference results."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    keep_parser = commands.add_parser("keep", help="copy the small files of a finished run")
-    keep_parser.add_argument("--results", required=True, type=Path, help="e.g. results/laptop")
-    readme_parser = commands.add_parser("readme", help="write the marked parts of README.md")
-    for command in (keep_parser, readme_parser):
-        command.add_argument("--name", required=True, help="of the folder in results/reference")
-    args = parser.parse_args(argv)
-    with user_errors(ConfigError, KeepError):
-        if args.command == "keep":
-            keep(args.results, args.name)
-        else:
-            from ddl.reporting.readme import readme
-
-            readme(args.name)
-
-
-if __name__ == "__main__":
-    main()

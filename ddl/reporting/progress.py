@@ -5,7 +5,6 @@ stands an estimate for the whole workflow: a job that is not done counts as the 
 as in the kept reference run of the same scale; jobs are taken to go on as many at a time as trainings run now.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Iterator
@@ -18,10 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ddl.cli import user_errors
-from ddl.config import ConfigError, Scale, load_scale
-from ddl.layout import ROOT
-from ddl.training.study import points
+from ddl.config import Scale, load_scale
+from ddl.layout import ROOT, points
+from ddl.reporting.keep_reference import STAGES
 
 REFRESH_SECONDS = 2.0
 PATIENCE = 5  # times the usual time between two records until a run without a new one counts as stopped
@@ -127,8 +125,6 @@ def job_seconds(path: Path) -> float:
 
 def reference_mean(scale: Scale, pattern: str) -> float | None:
     """Mean seconds of a job of this stage in a kept run of the scale, None without one."""
-    from ddl.reporting.keep_reference import STAGES
-
     for path in sorted((ROOT / "results/reference").glob(f"{scale.name}-*/times.json")):
         for stage in json.loads(path.read_text())["stages"]:
             if stage["stage"] == STAGES[pattern] and stage["jobs"]:
@@ -179,25 +175,21 @@ def duration(seconds: float) -> str:
     return f"{minutes:.0f} min {seconds % 60:02.0f} s" if minutes else f"{seconds:.0f} s"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
-    parser = argparse.ArgumentParser(prog="ddl progress", description="Show how far the runs of a scale are.")
-    parser.add_argument("results", type=Path, help="the folder of a scale, e.g. results/laptop")
-    args = parser.parse_args(argv)
-    with user_errors(ConfigError):
-        scale = load_scale(args.results.resolve().name)
-        console = Console()
-        if not console.is_terminal:
-            Console(width=120).print(view(scale, args.results))
-            return
-        try:
-            with Live(view(scale, args.results), console=console, auto_refresh=False) as live:
-                while True:
-                    time.sleep(REFRESH_SECONDS)
-                    live.update(view(scale, args.results), refresh=True)
-        except KeyboardInterrupt:
-            pass  # how one leaves
+def watch(results: Path) -> None:
+    """Show the progress in results/<scale>: live in a terminal until Ctrl-C, once elsewhere.
 
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        ConfigError: the folder is not named after a scale.
+    """
+    scale = load_scale(results.resolve().name)
+    console = Console()
+    if not console.is_terminal:
+        Console(width=120).print(view(scale, results))
+        return
+    try:
+        with Live(view(scale, results), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(REFRESH_SECONDS)
+                live.update(view(scale, results), refresh=True)
+    except KeyboardInterrupt:
+        pass  # how one leaves

@@ -1,18 +1,16 @@
 """Every number that the paper's prose and the README quote, from the files of one scale. Null is missing, never 0."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ddl.cli import user_errors
-from ddl.config import SHOTS, ConfigError, Scale, load_scale, paper_variants, to_mapping
+from ddl.config import SHOTS, Scale, load_scale, paper_variants, to_mapping
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import gains, published_gains
 from ddl.reporting.figures import comparable, scale_note
-from ddl.reporting.read_results import Record, Results, ResultsError, by_key, over_seeds, published
+from ddl.reporting.read_results import Record, Results, by_key, over_seeds, published
 from ddl.reporting.statistics import Z
 
 COST_PARTS = ("tok_per_s", "ratio")
@@ -242,16 +240,9 @@ def write_numbers(results: Results) -> pd.DataFrame:
     return pd.DataFrame(numbers["missing"], columns=["name", "reason"])
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="ddl numbers", description="Write results/<scale>/numbers.json.")
-    parser.add_argument("--results", type=Path, required=True, help="the folder of a scale, e.g. results/laptop")
-    arguments = parser.parse_args(argv)
-    with user_errors(ConfigError, ResultsError):
-        missing = write_numbers(Results(arguments.results))
-        for name, reason in missing.itertuples(index=False):
-            print(f"{name}: {reason}")
-        print(f"{arguments.results / 'numbers.json'}: {len(missing)} missing")
-
-
-if __name__ == "__main__":
-    main()
+def report(results: Path) -> None:
+    """Write numbers.json into a results folder, and print what is missing in it and why."""
+    missing = write_numbers(Results(results))
+    for name, reason in missing.itertuples(index=False):
+        print(f"{name}: {reason}")
+    print(f"{results / 'numbers.json'}: {len(missing)} missing")

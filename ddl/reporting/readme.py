@@ -293,14 +293,18 @@ def newest_rows(path: Path) -> list[dict[str, str]]:
 
 
 def kernels_part(folder: Path) -> str:
-    """Bytes that the fused step moves, and the gradient's error with stored and with rebuilt states."""
+    """Bytes that the fused rewrite moves, and the gradient's error with stored and with rebuilt states."""
     width = 768
     lines = [
-        f"| fused step, d = {width}, bf16: vectors of d numbers per token | floor | ours, states stored | ours, states "
-        "rebuilt | eager PyTorch | authors' kernels |",
+        f"| fused rewrite, d = {width}, bf16: vectors of d numbers per token | floor | ours, states stored "
+        "| ours, states rebuilt | eager PyTorch | authors' kernels |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    names = {"step": "d_v = 1", "step_cc": "CC, d_v = 4", "step_tc": "TC, d_v = 4"}
+    names = {
+        "fused_rewrite": "d_v = 1",
+        "fused_rewrite_cc": "CC, d_v = 4",
+        "fused_rewrite_tc": "TC, d_v = 4",
+    }
     counted = {
         (row["operation"], row["direction"], row["states"]): row
         for row in newest_rows(folder / "bytes.csv")

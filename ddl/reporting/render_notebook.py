@@ -13,7 +13,6 @@ What a cell may say about its place on the page, after `# %%`: `tags=["fold"]` s
 words `summary="..."`; `alt="..."` describes its figure to readers who do not see it.
 """
 
-import argparse
 import ast
 import base64
 import json
@@ -40,7 +39,6 @@ from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
 from traitlets import default
 
-from ddl.cli import user_errors
 from ddl.errors import UserError
 from ddl.files import write_text
 from ddl.layout import ROOT
@@ -300,27 +298,3 @@ def formula(latex: str, display: bool) -> str:
     svg.set("role", "img")
     svg.set("aria-label", " ".join(latex.split()))
     return re.sub(r' (?:xmlns(?::\w+)?|fill)="(?:http[^"]*|black)"', "", ziamath.zmath.ET.tostring(svg, "unicode"))
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="ddl notebook", description="Run a notebook, write it as a page.")
-    parser.add_argument("notebook", type=Path, help="a py:percent file")
-    parser.add_argument("--html", type=Path, required=True, help="the page to write")
-    parser.add_argument("--parameters", default="{}", help="values for its parameters cell, JSON: '{\"name\": value}'")
-    arguments = parser.parse_args(argv)
-    with user_errors(NotebookError):
-        try:
-            parameters = json.loads(arguments.parameters)
-        except json.JSONDecodeError as error:
-            raise NotebookError(f"{arguments.notebook}: --parameters is not JSON: {error}") from None
-        if not isinstance(parameters, dict):
-            raise NotebookError(f"{arguments.notebook}: --parameters: expected a JSON object, found {parameters!r}")
-        try:
-            run_notebook(arguments.notebook, arguments.html, parameters)
-        except CellFailure as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@
 The same results give the same bytes: no system fonts, no clock. The file conforms to PDF/UA-1 and PDF/A-2a.
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -13,7 +12,6 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ddl.cli import user_errors
 from ddl.errors import UserError
 from ddl.files import atomic
 from ddl.layout import ROOT
@@ -83,16 +81,3 @@ def _one_line(error: RuntimeError, root: Path) -> str:
     """What typst says, on one line, without the temporary folder, which it may name relative to the working one."""
     text = str(getattr(error, "diagnostic", "") or error)
     return " ".join(re.sub(rf"\S*{re.escape(root.name)}/", "", text).split())
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="ddl paper", description="Compile the paper of one scale.")
-    parser.add_argument("--results", type=Path, required=True, help="the folder of a scale, e.g. results/laptop")
-    parser.add_argument("--out", type=Path, required=True, help="the PDF to write")
-    arguments = parser.parse_args(argv)
-    with user_errors(PaperError):
-        compile_paper(arguments.results, arguments.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,15 +17,17 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ddl.files import atomic, write_json
+from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
-KEPT_CHECKPOINTS = 2
 DIGITS = 16  # of a fingerprint or checksum in a name
+
+Stale = Literal["refuse", "restart", "continue"]  # what to do where all checkpoints are of another origin
 
 
 @dataclasses.dataclass(frozen=True)

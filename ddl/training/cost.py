@@ -4,19 +4,18 @@ The variants take turns within each round, in one process, so that a slow moment
 ratios to the baseline are formed round by round. Peak memory is measured in a process of its own for each variant.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddl.cli import user_errors
-from ddl.config import ConfigError, Scale, load_scale
+from ddl.config import Scale
 from ddl.files import write_json
 from ddl.layout import BASELINE
 from ddl.model.language_model import LanguageModel, parameter_count
@@ -26,12 +25,16 @@ from ddl.training.learner import Learner
 
 
 class Subject:
-    """One variant under measurement: a training step and an inference pass on random tokens."""
+    """One model of a scale under measurement: a training step and an inference pass on random tokens.
 
-    def __init__(self, scale: Scale, size: str, variant: str) -> None:
+    Args:
+        model: it moves to the device of this process.
+    """
+
+    def __init__(self, scale: Scale, model: LanguageModel) -> None:
         processes = Processes()
         self.device = processes.device
-        self.model = LanguageModel(scale.model(size, variant)).to(self.device)
+        self.model = model.to(self.device)
         self.learner = Learner(self.model, scale.training, processes)
         shape = (scale.cost.batch_sequences, scale.sequence_length)
         generator = torch.Generator().manual_seed(0)
@@ -60,34 +63,50 @@ class Subject:
             torch.cuda.synchronize(self.device)
 
 
-def throughput(scale: Scale, size: str) -> dict[str, dict[str, np.ndarray]]:
-    """Tokens/s of training and inference, variant -> mode -> one number a round."""
-    subjects = {variant: Subject(scale, size, variant) for variant in scale.variants}
+Round = dict[str, dict[str, float]]  # tokens/s: variant -> "train" or "inference" -> a number
+Rates = dict[str, dict[str, np.ndarray]]  # the same with one number per round
+
+
+def measure_round(scale: Scale, subjects: Mapping[str, Subject]) -> Round:
+    """Time one training step and one inference pass of every subject, one subject after another."""
     tokens = scale.cost.batch_sequences * scale.sequence_length
-    rates: dict[str, dict[str, list[float]]] = {variant: {"train": [], "inference": []} for variant in subjects}
-    for round_ in range(scale.cost.warmup_rounds + scale.cost.rounds):
-        for variant, subject in subjects.items():
-            measured = {
-                "train": subject.seconds(subject.train_step),
-                "inference": subject.seconds(subject.inference),
-            }
-            if round_ >= scale.cost.warmup_rounds:
-                for mode, seconds in measured.items():
-                    rates[variant][mode].append(tokens / seconds)
-        print(f"{size}: round {round_ + 1}/{scale.cost.warmup_rounds + scale.cost.rounds}", flush=True)
-    return {v: {mode: np.array(values) for mode, values in modes.items()} for v, modes in rates.items()}
+    return {
+        variant: {
+            "train": tokens / subject.seconds(subject.train_step),
+            "inference": tokens / subject.seconds(subject.inference),
+        }
+        for variant, subject in subjects.items()
+    }
+
+
+def by_variant(rounds: Sequence[Round]) -> Rates:
+    """The numbers of at least one round, by variant and mode."""
+    return {
+        variant: {mode: np.array([each[variant][mode] for each in rounds]) for mode in modes}
+        for variant, modes in rounds[0].items()
+    }
+
+
+def throughput(scale: Scale, size: str) -> Rates:
+    """The rates of all variants after the rounds that warm up."""
+    subjects = {variant: Subject(scale, LanguageModel(scale.model(size, variant))) for variant in scale.variants}
+    total, rounds = scale.cost.warmup_rounds + scale.cost.rounds, []
+    for number in range(total):
+        rounds.append(measure_round(scale, subjects))
+        print(f"{size}: round {number + 1}/{total}", flush=True)
+    return by_variant(rounds[scale.cost.warmup_rounds :])
 
 
 def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
     """Peak bytes of two training steps, measured in this process, which must not have done anything else."""
     if torch.cuda.is_available():
-        subject = Subject(scale, size, variant)
+        subject = Subject(scale, LanguageModel(scale.model(size, variant)))
         subject.train_step()
         subject.train_step()
         return {"bytes": torch.cuda.max_memory_allocated(), "kind": "peak allocated GPU memory of a training step"}
     torch.nn.Linear(64, 64)(torch.randn(64, 64)).sum().backward()  # loads what any model needs
     before = peak_resident_bytes()
-    subject = Subject(scale, size, variant)
+    subject = Subject(scale, LanguageModel(scale.model(size, variant)))
     subject.train_step()
     subject.train_step()
     after = peak_resident_bytes()
@@ -97,17 +116,8 @@ def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
 
 def peak_memory_apart(scale: Scale, size: str, variant: str) -> dict[str, Any]:
     """`peak_memory` in a new process."""
-    command = [
-        sys.executable,
-        "-m",
-        "ddl.training.cost",
-        "--scale",
-        scale.name,
-        "--size",
-        size,
-        "--peak-memory-of",
-        variant,
-    ]
+    run = ["--scale", scale.name, "--size", size, "--variant", variant]
+    command = [sys.executable, "-m", "ddl", "peak-memory", *run]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
@@ -150,24 +160,3 @@ def measure(scale: Scale, size: str, out: Path) -> None:
             f"peak {row['peak_mem_bytes'] / 2**20:,.0f} MiB ({row['peak_mem_factor']:.2f})",
             flush=True,
         )
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
-    parser = argparse.ArgumentParser(prog="ddl cost", description="Measure speed and memory of all variants.")
-    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
-    parser.add_argument("--size", required=True)
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--out", type=Path, help="folder for one JSON file a variant")
-    target.add_argument("--peak-memory-of", metavar="VARIANT", help="print the peak memory of one variant as JSON")
-    args = parser.parse_args(argv)
-    with user_errors(ConfigError):
-        scale = load_scale(args.scale)
-        if args.peak_memory_of:
-            print(json.dumps(peak_memory(scale, args.size, args.peak_memory_of)))
-        else:
-            measure(scale, args.size, args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ Every process holds the whole model (`ddp`) or a share of each of its parameters
 share of the batch, and all apply the mean of these gradients. Nothing else of a run knows how many there are.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -97,20 +96,15 @@ class Processes:
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
 
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """The command-line option that `start_processes` takes."""
-    parser.add_argument("--processes", type=int, default=1, help="share every batch among N processes by torchrun (1)")
-
-
-def start_processes(count: int, module: str, argv: list[str]) -> None:
+def start_processes(count: int, arguments: list[str]) -> None:
     """Become torchrun, which starts this command in as many processes and ends all when one fails; or go on if 0 or 1.
 
     Args:
-        module, argv: the command, `python -m module *argv`.
+        arguments: the command, as in `ddl *arguments`.
     """
     if count > 1 and not dist.is_torchelastic_launched():
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        os.execv(sys.executable, [sys.executable, *launcher, "-m", module, *argv])
+        os.execv(sys.executable, [sys.executable, *launcher, "-m", "ddl", *arguments])
 
 
 @contextmanager

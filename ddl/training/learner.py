@@ -87,14 +87,14 @@ class Learner:
 
 
 def compile_layers(model: LanguageModel, backend: str = "inductor") -> None:
-    """torch.compile between the fused steps, or of whole blocks where there are none: one graph serves all layers."""
+    """Compile what lies between the fused rewrites, or whole blocks if there are none: one graph serves all layers."""
     for block in cast(Iterable[Block], model.blocks):
         if model.fused:
             block.attention.compile(backend=backend)
             block.mlp.compile(backend=backend)
             rules: Iterable[Any] = (block.attention_rule, block.mlp_rule)
             for rule in rules:
-                rule.step = torch.compile(rule.step, backend=backend)
+                rule.rewrite_and_read = torch.compile(rule.rewrite_and_read, backend=backend)
         else:
             block.compile(backend=backend)
 

@@ -6,11 +6,9 @@ holds the rest, which is weights, optimiser states, the step and the records. Wi
 shared among N processes; the curve is then the same to rounding.
 """
 
-import argparse
 import dataclasses
 import math
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -19,19 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddl.cli import user_errors
 from ddl.code_identity import package_code
-from ddl.config import ConfigError, Scale, TrainConfig, load_scale, to_mapping
+from ddl.config import Scale, TrainConfig, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
-from ddl.data.shard_format import DataError
-from ddl.data.tokenizer import TokenizerError, save_tokenizer
+from ddl.data.tokenizer import save_tokenizer
 from ddl.files import finite, write_json
 from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.run_files import save_model
 from ddl.provenance import peak_resident_bytes, provenance
-from ddl.training.batches import TrainingBatches, check_shares, validation_batch
-from ddl.training.checkpoints import Checkpoints, Origin
-from ddl.training.distributed import Processes, add_processes, start_processes
+from ddl.training.batches import TrainingBatches, validation_batch
+from ddl.training.checkpoints import Checkpoints, Origin, Stale
+from ddl.training.distributed import Processes
 from ddl.training.errors import NotFiniteError, TrainingError, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
 from ddl.training.metrics import Metrics, line
@@ -61,8 +57,11 @@ class Run:
         ConfigError, DataError: settings or data that do not fit.
     """
 
-    def __init__(self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path) -> None:
+    def __init__(
+        self, scale: Scale, size: str, variant: str, seed: int, data: Path, out: Path, stale: Stale = "refuse"
+    ) -> None:
         self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
+        self.stale: Stale = stale
         self.config = scale.model(size, variant)
         self.recipe: TrainConfig = scale.training
         self.processes = Processes()
@@ -284,27 +283,3 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident_bytes()
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
-    parser = argparse.ArgumentParser(prog="ddl train", description="Train one model.")
-    parser.add_argument("--scale", required=True, help="name of a file in config/scales")
-    parser.add_argument("--size", required=True)
-    parser.add_argument("--variant", required=True)
-    parser.add_argument("--seed", required=True, type=int)
-    parser.add_argument("--data", required=True, type=Path, help="folder with the manifest of the token shards")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the run")
-    add_processes(parser)
-    args = parser.parse_args(argv)
-    with user_errors(ConfigError, DataError, TokenizerError, TrainingError):
-        scale = load_scale(args.scale)
-        check_shares(scale.training, args.processes)
-        start_processes(args.processes, "ddl.training.run", sys.argv[1:] if argv is None else argv)
-        run = Run(scale, args.size, args.variant, args.seed, args.data / "manifest.json", args.out)
-        if not run.train():
-            raise SystemExit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,9 +16,10 @@ from ddl.evaluation import paper_benchmarks as prefetch
 from ddl.evaluation.lm_eval_model import DDL
 from ddl.evaluation.lm_eval_tasks import HarnessError, load_manifest, open_tasks, prepare_environment, run_tasks, solved
 from ddl.evaluation.paper_benchmarks import BENCHMARKS, PrefetchError
-from ddl.evaluation.run import evaluate_tasks, main
+from ddl.evaluation.run import evaluate_tasks
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import save_model
+from tests.helpers.command import ddl
 
 ITEMS, DEMOS = 10, 6
 WORDS = "the cat dog bird sat ran on under a mat tree river because it was small red old and quiet".split()  # noqa: SIM905
@@ -222,19 +223,19 @@ def test_only_the_tasks_and_shots_asked_for_are_run(folder, run, tmp_path):
 
 
 def test_the_command_line_evaluates_a_run_directory(folder, run, tmp_path, capsys, monkeypatch):
-    main(["--run", str(run), "--items", str(folder), "--tasks", "sciq", "--shots", "0", "--out", str(tmp_path)])
-    assert capsys.readouterr().out.startswith("0-shot sciq (SciQ): acc_norm ")
-    assert json.loads((tmp_path / "0shot.json").read_text())["tasks"]["sciq"]["n"] == ITEMS
+    ddl("evaluate", "--run", run, "--items", folder, "--tasks", "sciq,piqa", "--shots", "0,2", "--out", tmp_path)
+    assert capsys.readouterr().out.startswith("0-shot piqa (PIQA): acc_norm ")
+    for shots in (0, 2):
+        found = json.loads((tmp_path / f"{shots}shot.json").read_text())["tasks"]
+        assert {name: task["n"] for name, task in found.items()} == {"piqa": ITEMS, "sciq": ITEMS}
 
 
 def test_without_the_files_one_sentence_says_what_to_do(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(["--run", str(run)])
-    assert stopped.value.code == 2
+    ddl("evaluate", "--run", run, code=2)
     assert capsys.readouterr().err == (
         "error: results/benchmarks/manifest.json: not found or no manifest of tasks: on a machine with a network run "
-        "python -m ddl.evaluation.paper_benchmarks, and copy results/benchmarks here\n"
+        "ddl benchmarks, and copy results/benchmarks here\n"
     )
 
 

@@ -24,6 +24,7 @@ from ddl.data.shard_format import DataError, read_shard, write_shard
 from ddl.data.tokenizer import TokenizerError, end_of_text_id, load_tokenizer, train_bpe
 from ddl.data.train_val_split import in_validation, text_key
 from ddl.files import sha256_file, write_json
+from tests.helpers.command import ddl
 from tests.helpers.fineweb import VOCAB, prose, served, write_fineweb, write_gpt2_files
 
 
@@ -144,7 +145,7 @@ def test_failed_build_leaves_no_manifest(text_scale, tmp_path, monkeypatch):
     tokenizer = TokenizerConfig("bpe", 60_000)
     with pytest.raises(TokenizerError, match="too small"):
         data.build(dataclasses.replace(text_scale, tokenizer=tokenizer), tmp_path / "data", 1)
-    with pytest.raises(DataError, match=r"manifest\.json: No such file or directory: `python -m ddl\.data`"):
+    with pytest.raises(DataError, match=r"manifest\.json: No such file or directory: `ddl data`"):
         load_manifest(tmp_path / "data" / "manifest.json")
 
 
@@ -332,16 +333,14 @@ def test_existing_shards_that_do_not_fit_are_refused_by_name(shard_scale, tmp_pa
 
 
 def test_command_limits_the_training_tokens(text_scale, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "load_scale", lambda name: text_scale)
-    data.main(["--scale", "any", "--out", str(tmp_path / "data"), "--max-tokens", "2000", "--workers", "1"])
+    monkeypatch.setattr("ddl.cli.load_scale", lambda name: text_scale)
+    ddl("data", "--scale", "any", "--out", tmp_path / "data", "--max-tokens", 2000, "--workers", 1)
     manifest = load_manifest(tmp_path / "data" / "manifest.json")
     assert manifest["splits"]["train"]["tokens"] == manifest["corpus"]["max_train_tokens"] == 2000
 
 
 def test_command_reports_a_user_error_in_one_line(capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        data.main(["--scale", "no-such-scale", "--out", str(tmp_path)])
-    assert stop.value.code == 2
+    ddl("data", "--scale", "no-such-scale", "--out", tmp_path, code=2)
     error = capsys.readouterr().err
     assert error.startswith("error: scale: expected one of")
     assert error.count("\n") == 1

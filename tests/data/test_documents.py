@@ -17,7 +17,6 @@ from ddl.data.documents import (
     CorpusError,
     Document,
     check_package,
-    main,
     module_documentation,
     packages_of_scales,
     read_corpus,
@@ -195,12 +194,6 @@ def test_committed_manifest_covers_every_scale_and_agrees_with_the_lock_file():
 
 def test_committed_manifest_describes_an_installed_package():
     assert len(read_corpus(PackageDocs(val_fraction=0.1, packages=("networkx",)))) > 200
-
-
-def test_write_manifest_command_needs_its_flag(capsys):
-    with pytest.raises(SystemExit):
-        main([])
-    assert "--write-manifest" in capsys.readouterr().err
 
 
 def test_extraction_needs_no_version_dependent_helper():

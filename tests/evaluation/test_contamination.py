@@ -10,9 +10,10 @@ import pytest
 import ddl.evaluation.contamination
 from ddl.data.shard_format import write_shard
 from ddl.data.tokenizer import load_tokenizer
-from ddl.evaluation.contamination import NGRAMS, main, measure, summarize
+from ddl.evaluation.contamination import NGRAMS, measure, summarize
 from ddl.evaluation.offline_tasks.build import TASKS, build_tasks
 from ddl.files import sha256_file
+from tests.helpers.command import ddl as command
 from tests.helpers.offline_data import documents, offline_scale, write_data
 
 
@@ -91,9 +92,9 @@ def test_summary_counts_items_with_any_and_with_all_ngrams():
 
 
 def test_command_line_writes_the_shares_of_every_task(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ddl.evaluation.contamination.load_scale", lambda name: offline_scale(20))
+    monkeypatch.setattr("ddl.cli.load_scale", lambda name: offline_scale(20))
     for name in ("first", "second"):
-        main(["--scale", "smoke", "--data", str(data), "--out", str(tmp_path / name)])
+        command("contamination", "--scale", "smoke", "--data", data, "--out", tmp_path / name)
     files = [(tmp_path / name / "contamination.parquet").read_bytes() for name in ("first", "second")]
     assert files[0] == files[1]
     items = pd.read_parquet(tmp_path / "first" / "contamination.parquet")

@@ -11,9 +11,10 @@ from ddl.config import load_scale
 from ddl.data.tokenizer import load_tokenizer
 from ddl.evaluation.lm_eval_tasks import HarnessError, load_manifest
 from ddl.evaluation.offline_tasks import item_builders as items
-from ddl.evaluation.offline_tasks.build import TASKS, TaskError, build_tasks, chance_stderr, guess, main
+from ddl.evaluation.offline_tasks.build import TASKS, TaskError, build_tasks, chance_stderr, guess
 from ddl.evaluation.offline_tasks.prose_lines import Line, Statistics, read_documents, read_lines
 from ddl.files import write_json
+from tests.helpers.command import ddl
 from tests.helpers.offline_data import documents, offline_scale, write_data
 
 ITEMS, MANY_ITEMS = 40, 100
@@ -241,16 +242,14 @@ def test_changed_or_missing_items_are_refused_by_name(data, built, tmp_path):
     changed.unlink()
     with pytest.raises(HarnessError, match=r"doc_order\.test\.jsonl: not found"):
         load_manifest(tmp_path)
-    with pytest.raises(HarnessError, match=r"no manifest of tasks: run python -m ddl\.tasks"):
+    with pytest.raises(HarnessError, match=r"no manifest of tasks: run ddl tasks"):
         load_manifest(tmp_path / "nowhere")
 
 
 def test_a_corpus_without_documents_is_one_line_and_exit_code_2(data, tmp_path, capsys):
     manifest = json.loads((data / "manifest.json").read_text()) | {"documents": None}
     write_json(tmp_path / "manifest.json", manifest)
-    with pytest.raises(SystemExit) as stopped:
-        main(["--scale", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "tasks")])
-    assert stopped.value.code == 2
+    ddl("tasks", "--scale", "smoke", "--data", tmp_path, "--out", tmp_path / "tasks", code=2)
     error = capsys.readouterr().err
     assert "a corpus that keeps its documents" in error
     assert error.count("\n") == 1

@@ -13,15 +13,15 @@ import torch
 from ddl.data.sequences import TokenSequences
 from ddl.data.shard_format import write_shard
 from ddl.data.tokenizer import load_tokenizer
-from ddl.evaluation import contamination
 from ddl.evaluation.lm_eval_model import DDL
 from ddl.evaluation.lm_eval_tasks import HarnessError, average, open_tasks, prepare_environment, run_tasks
 from ddl.evaluation.offline_tasks.build import TASKS, build_tasks
-from ddl.evaluation.run import EvaluationError, evaluate_model, evaluate_tasks, main, validation_loss, write_items
+from ddl.evaluation.run import EvaluationError, evaluate_model, evaluate_tasks, validation_loss, write_items
 from ddl.files import sha256_file, write_json
 from ddl.layout import ROOT
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import save_model
+from tests.helpers.command import ddl
 from tests.helpers.offline_data import documents, offline_scale, write_data
 
 ITEMS = 24
@@ -182,7 +182,7 @@ def test_new_items_under_the_same_size_and_date_are_seen(data, model, tmp_path):
 def test_changed_items_are_refused(data, model, tmp_path):
     shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tasks" / "doc_pair.test.jsonl").write_text("{}\n")
-    with pytest.raises(HarnessError, match=r"doc_pair\.test\.jsonl: not the items listed.*: run python -m ddl\.tasks"):
+    with pytest.raises(HarnessError, match=r"doc_pair\.test\.jsonl: not the items listed.*: run ddl tasks"):
         evaluate_tasks(harness_model(data, model), tmp_path / "tasks", None)
 
 
@@ -191,7 +191,7 @@ def test_the_data_card_shows_checks_and_overlaps(data, model, tmp_path, monkeypa
     results.mkdir()
     (results / "data").symlink_to(data)
     evaluate_tasks(harness_model(data, model), data / "tasks", results / "evals/random-init")
-    contamination.main(["--scale", "smoke", "--data", str(data), "--out", str(results)])
+    ddl("contamination", "--scale", "smoke", "--data", data, "--out", results)
     source = (ROOT / "notebooks/08_tasks.py").read_text()
     monkeypatch.chdir(ROOT)
     exec(compile(source.replace('"results/laptop"', repr(str(results))), "08_tasks", "exec"), {"__name__": "08_tasks"})
@@ -228,12 +228,11 @@ def test_validation_loss_is_the_mean_over_all_sequences(tiny_config, tmp_path):
 
 def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):
     scale = offline_scale(ITEMS)
-    monkeypatch.setattr("ddl.evaluation.run.load_scale", lambda name: scale)
+    monkeypatch.setattr("ddl.cli.load_scale", lambda name: scale)
     save_model(LanguageModel(scale.model("small", "ddl-cc")), tmp_path / "run")
-    common = ["--scale", "smoke", "--data", str(data)]
-    main([*common, "--run", str(tmp_path / "run"), "--out", str(tmp_path / "trained")])
-    random_init = ["--random-init", "--size", "small", "--variant", "ddl-cc", "--out", str(tmp_path / "random")]
-    main([*common, *random_init])
+    common = ["evaluate", "--scale", "smoke", "--data", data]
+    ddl(*common, "--run", tmp_path / "run", "--out", tmp_path / "trained")
+    ddl(*common, "--random-init", "--size", "small", "--variant", "ddl-cc", "--out", tmp_path / "random")
     for name in ("validation.json", "0shot.json", "1shot.json"):
         trained, control = (json.loads((tmp_path / run / name).read_text()) for run in ("trained", "random"))
         assert trained.pop("provenance")["versions"]["lm_eval"]
@@ -255,19 +254,25 @@ def test_a_model_of_another_vocabulary_is_refused(data, tiny_config, tmp_path):
         evaluate_model(offline_scale(ITEMS), model, data, data / "tasks", tmp_path)
 
 
+SOURCE = "expected either --run, or --random-init with --size and --variant"
+TOGETHER = "--scale, --data and --out belong together"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--random-init", "--scale", "smoke", "--data", "d", "--out", "o"],
-            "--random-init needs --size and --variant",
-        ),
-        (["--run", "r", "--scale", "smoke"], "--scale and --data belong together"),
-        (["--run", "r", "--scale", "smoke", "--data", "d"], "--scale needs --out"),
+        ("--scale smoke --data d --out o", SOURCE),
+        ("--run . --random-init --scale smoke --data d --out o", SOURCE),
+        ("--random-init --scale smoke --data d --out o", SOURCE),
+        ("--run . --size small --scale smoke --data d --out o", SOURCE),
+        ("--random-init --size small --variant baseline", TOGETHER),
+        ("--run . --scale smoke", TOGETHER),
+        ("--run . --data d", TOGETHER),
+        ("--run . --scale smoke --data d", TOGETHER),
+        ("--run . --scale smoke --data d --out o --shots 0", TOGETHER),
+        ("--run . --scale smoke --data d --out o --tasks doc_pair", TOGETHER),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    ddl("evaluate", *arguments.split(), code=2)
+    assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from test_model import GENERATORS, SLUGS, perturbed, random_ids
 
 from ddl.data.tokenizer import save_tokenizer, train_bpe
+from ddl.layout import ROOT
 from ddl.model.cache import Cache, CacheError
-from ddl.model.generate import GenerationError, generate, main
+from ddl.model.generate import GenerationError, generate
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import save_model
+from tests.helpers.command import ddl
+from tests.model.test_language_model import GENERATORS, SLUGS, perturbed, random_ids
 
 NEAR = {"rtol": 0, "atol": 1e-5}
 DESIGNS = [(slug, generators) for slug in SLUGS for generators in (GENERATORS if slug != "baseline" else [{}])]
@@ -170,7 +172,7 @@ def run(build, tmp_path_factory):
 def test_the_command_prints_the_text_and_the_speed(run, capsys):
     printed = []
     for cache in ([], ["--no-cache"]):
-        main(["--run", str(run), "--prompt", "the é value", "--tokens", "20", *cache])
+        ddl("generate", "--run", run, "--prompt", "the é value", "--tokens", 20, *cache)
         printed.append(capsys.readouterr().out.splitlines())
     for lines, word in zip(printed, ("with", "without"), strict=True):
         assert lines[0].startswith("the é value")
@@ -182,15 +184,16 @@ def test_the_command_prints_the_text_and_the_speed(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tokens", "0"], "tokens: expected a positive integer, found 0"),
-        (["--tokens", "64"], "tokens: expected at most 62 after a prompt of 3, found 64"),
-        (["--temperature", "-1"], "temperature: expected 0 or more, found -1.0"),
-        (["--run", "nowhere"], "nowhere/config.json: not found, expected a trained model"),
+        (["--tokens", 0], "Invalid value for '--tokens': 0 is not in the range x>=1."),
+        (["--tokens", 64], "tokens: expected at most 62 after a prompt of 3, found 64"),
+        (["--temperature", -1], "Invalid value for '--temperature': -1.0 is not in the range x>=0."),
+        (["--temperature", "inf"], "Invalid value for '--temperature': inf is not a finite number."),
+        (["--run", "nowhere"], "Invalid value for '--run': Directory 'nowhere' does not exist."),
+        (["--run", "tests"], "tests/config.json: not found, expected a trained model"),
     ],
 )
-def test_a_request_that_cannot_be_served_is_one_line(run, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        main(["--run", str(run), "--prompt", "ab", *arguments])
-    assert stop.value.code == 2
+def test_a_request_that_cannot_be_served_is_one_line(run, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    ddl("generate", "--run", run, "--prompt", "ab", *arguments, code=2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"error: {message}\n")

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_model import SLUGS, perturbed
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from ddl.config import ConfigError
@@ -16,6 +15,7 @@ from ddl.model.generate import generate
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import ModelFileError, load_model, save_model
 from ddl.model.transformers_model import DDLCache, DDLConfig, DDLForCausalLM
+from tests.model.test_language_model import SLUGS, perturbed
 
 TEXT = "the return value, the shape and the dtype of an array"
 VOCABULARY = 262
@@ -209,17 +209,14 @@ def test_the_tokenizer_of_a_run_is_the_one_it_was_trained_with(runs):
     assert theirs.padding_side == "left"
 
 
-ORDERS = {
-    "ddl first": "import ddl, sys; assert not {'torch', 'transformers'} & set(sys.modules)\n"
-    "import ddl.training.run; assert 'transformers' not in sys.modules\n"
-    "from transformers import AutoConfig, AutoModelForCausalLM",
-    "transformers first": "from transformers import AutoConfig, AutoModelForCausalLM; import ddl",
-}
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_import_ddl_registers_the_model_before_or_after_transformers(runs, order):
-    run = str(runs / "ddl-tc")
-    code = f"{ORDERS[order]}\nAutoConfig.from_pretrained({run!r}); AutoModelForCausalLM.from_pretrained({run!r})"
+def test_importing_the_module_registers_the_model_with_transformers(runs):
+    """In a process of its own, where nothing else has imported the module."""
+    code = (
+        "import sys, transformers, ddl.model.run_files, ddl.training.run\n"
+        "assert 'ddl' not in transformers.models.auto.configuration_auto.CONFIG_MAPPING\n"
+        "import ddl.model.transformers_model\n"
+        f"model = transformers.AutoModelForCausalLM.from_pretrained({str(runs / 'ddl-tc')!r})\n"
+        "assert type(model).__name__ == 'DDLForCausalLM'"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,17 +10,17 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.compiled import TARGETS, Launch, global_accesses, record_launches, resources
 from benchmarks.launches import TOKENS, WIDTHS, paper_passes
-from ddl.ops import compress_triton, expand_triton, rewrite_triton, step_triton
+from ddl.ops import compress_triton, expand_triton, fused_rewrite_triton, rewrite_triton
 
-MODULES = (rewrite_triton, compress_triton, expand_triton, step_triton)
+MODULES = (rewrite_triton, compress_triton, expand_triton, fused_rewrite_triton)
 
 
 def paper_launches(d: int) -> dict[str, Launch]:
-    """By name; only the fused steps differ between stored and rebuilt states."""
+    """By name; only the fused rewrites differ between stored and rebuilt states."""
     found = {}
     for in_place, states in ((False, ""), (True, "-rebuilt")):
         for each in paper_passes(d, "meta", in_place):
-            if not in_place or each.operation.startswith("step"):
+            if not in_place or each.operation.startswith("fused_rewrite"):
                 (launch,) = record_launches(each.run)
                 found[f"{each.operation}-dv{each.d_v}-{each.direction}{states}"] = launch
     return found
@@ -58,7 +58,9 @@ def test_a_kernel_compiles_without_spills_and_moves_the_state_by_16_bytes(target
     assert found.spilled == 0, found
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("rewrite-", "step-", "step_cc-"))])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.startswith(("rewrite-", "fused_rewrite-", "fused_rewrite_cc-"))]
+)
 def test_each_state_is_moved_once(name):
     """These kernels hold one token at a time: the threads together move one row of the state, and no part of it twice.
     Where it is rebuilt the state is read and written."""

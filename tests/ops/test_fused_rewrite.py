@@ -1,6 +1,7 @@
-"""The operations as models call them: registration, gradients, the fused step in models, states that are rebuilt.
+"""The operations as models call them: registration, gradients, the fused rewrite in models, states that are rebuilt.
 
-The kernels behind them have tests of their own: test_kernels.py, test_step_kernel.py, test_step_cpu.py.
+The kernels behind them have tests of their own: test_kernels.py, test_fused_rewrite_kernel.py,
+test_fused_rewrite_cpu.py.
 """
 
 import pytest
@@ -10,7 +11,13 @@ from ddl.config import ConfigError
 from ddl.model.language_model import LanguageModel
 from ddl.ops.compress import compress, compress_op, compress_reference
 from ddl.ops.expand import expand_embedding, expand_op, expand_reference
-from ddl.ops.fused_rewrite import Rebuilding, step, step_in_place, step_op, step_reference
+from ddl.ops.fused_rewrite import (
+    Rebuilding,
+    fused_rewrite,
+    fused_rewrite_in_place,
+    fused_rewrite_op,
+    fused_rewrite_reference,
+)
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_op, rewrite_reference
 from tests.helpers.numerics import relative_error
 
@@ -21,7 +28,7 @@ B, T, D = 2, 6, 10
 
 
 def leaves(compressor, dtype=torch.float64, seed=0):
-    """X, k_tilde, v, beta, taps, weight of a step, each a leaf that wants a gradient."""
+    """X, k_tilde, v, beta, taps, weight of a fused rewrite, each a leaf that wants a gradient."""
     generator = torch.Generator().manual_seed(seed)
     K = COMPRESSORS[compressor]
     d_v = 1 if K is None else 4
@@ -72,22 +79,23 @@ def test_expansion_has_the_gradients_of_its_reference(tokens):
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS)
-def test_the_step_has_the_gradients_of_its_reference(compressor):
-    got, expected = (gradients(lambda *a, f=f: f(*a, *EPS), leaves(compressor)) for f in (step, step_reference))
+def test_the_fused_rewrite_has_the_gradients_of_its_reference(compressor):
+    functions = fused_rewrite, fused_rewrite_reference
+    got, expected = (gradients(lambda *a, f=f: f(*a, *EPS), leaves(compressor)) for f in functions)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS)
 @pytest.mark.parametrize("unused", [0, 1], ids=["unused state", "unused input"])
 def test_an_output_that_nothing_reads_adds_nothing_to_gradients(compressor, unused):
-    inputs = leaves(compressor)
-    got, expected = (gradients(lambda *a, f=f: [f(*a, *EPS)[1 - unused]], inputs) for f in (step, step_reference_used))
+    inputs, functions = leaves(compressor), (fused_rewrite, reference_that_uses_all)
+    got, expected = (gradients(lambda *a, f=f: [f(*a, *EPS)[1 - unused]], inputs) for f in functions)
     torch.testing.assert_close(got[1], expected[1], rtol=1e-11, atol=1e-12)
 
 
-def step_reference_used(*arguments):
-    """`step_reference` whose unused inputs have a gradient of zero, as those of one operation have."""
-    X_next, c = step_reference(*arguments)
+def reference_that_uses_all(*arguments):
+    """`fused_rewrite_reference` whose unused inputs have a gradient of zero, as those of one operation have."""
+    X_next, c = fused_rewrite_reference(*arguments)
     nothing = sum((x * 0).sum() for x in arguments[:6] if x is not None)
     return X_next + nothing, c + nothing
 
@@ -96,7 +104,7 @@ def step_reference_used(*arguments):
 def test_operators_are_registered_as_torch_demands(compressor):
     X, k_tilde, v, beta, taps, weight = leaves(compressor, torch.float32)
     S = (X.detach().unsqueeze(2) if taps is None else X.detach().mT).requires_grad_()
-    torch.library.opcheck(step_op, (S, k_tilde, v, beta, taps, weight, *EPS))
+    torch.library.opcheck(fused_rewrite_op, (S, k_tilde, v, beta, taps, weight, *EPS))
     flat = [tensor.detach().flatten(0, 1).requires_grad_() for tensor in (S, k_tilde, v, beta)]
     torch.library.opcheck(rewrite_op, (*flat, 1e-5))
     if taps is not None:
@@ -119,7 +127,7 @@ def test_arguments_that_do_not_belong_together_are_named(index, name, shape):
     inputs = list(leaves("cc"))
     inputs[index] = torch.zeros(shape, dtype=torch.float64)
     with pytest.raises(ValueError, match=f"^{name}: expected"):
-        step(*inputs, *EPS)
+        fused_rewrite(*inputs, *EPS)
 
 
 def ids_of(config):
@@ -142,7 +150,7 @@ def loss_and_gradients(model, ids):
 
 @pytest.mark.parametrize("generators", [{}, {"direction": "mlp", "value_input": "output"}, {"gate": "mlp"}], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_model_is_the_same_with_the_fused_step_as_written_out(tiny_config, variant, generators):
+def test_a_model_is_the_same_with_the_fused_rewrite_as_written_out(tiny_config, variant, generators):
     results = []
     for kernels in ("reference", "auto"):
         config = tiny_config(variant, kernels=kernels, **generators)
@@ -162,7 +170,7 @@ def test_a_model_is_the_same_with_rebuilt_states_as_with_stored_ones(tiny_config
 
 @pytest.mark.parametrize("layers", [2, 5])
 def test_rebuilt_states_take_memory_that_does_not_grow_with_depth(tiny_config, layers):
-    """States that autograd keeps: the first one, beside the one that is overwritten, against one for each step."""
+    """States that autograd keeps: the first one, beside the one that is overwritten, against one for each rewrite."""
 
     def stored_states(memory):
         config = tiny_config("ddl-cc", state_memory=memory, layers=layers)
@@ -179,23 +187,23 @@ def test_rebuilt_states_take_memory_that_does_not_grow_with_depth(tiny_config, l
         return len(kept)
 
     assert stored_states("rebuilt") == 1
-    assert stored_states("stored") == 2 * layers  # the first readout and the first step keep the same one
+    assert stored_states("stored") == 2 * layers  # the first readout and the first rewrite keep the same one
 
 
-def chain_of_steps(steps=3):
+def chain_of_rewrites(length=3):
     X, k_tilde, v, beta, taps, weight = leaves("cc")
     rebuilding, state = Rebuilding(), X.clone()
     total = torch.zeros((), dtype=torch.float64)
-    for _ in range(steps):
-        state, c = step_in_place(state, k_tilde, v, beta, taps, weight, *EPS, rebuilding)
+    for _ in range(length):
+        state, c = fused_rewrite_in_place(state, k_tilde, v, beta, taps, weight, *EPS, rebuilding)
         total = total + c.square().sum()
     return total
 
 
 def test_a_second_backward_pass_over_rebuilt_states_is_refused():
-    total = chain_of_steps()
+    total = chain_of_rewrites()
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="rebuilt states: expected the backward pass of step 0"):
+    with pytest.raises(RuntimeError, match="rebuilt states: expected the backward pass of rewrite 0"):
         total.backward()
 
 
@@ -203,7 +211,7 @@ def test_a_state_that_cannot_be_overwritten_is_refused():
     _, k_tilde, v, beta, taps, weight = leaves("cc")
     X = torch.zeros(B, T, D, 4, dtype=torch.float64)
     with pytest.raises(ValueError, match="features innermost"):
-        step_in_place(X, k_tilde, v, beta, taps, weight, *EPS, Rebuilding())
+        fused_rewrite_in_place(X, k_tilde, v, beta, taps, weight, *EPS, Rebuilding())
 
 
 @pytest.mark.parametrize(
@@ -211,8 +219,8 @@ def test_a_state_that_cannot_be_overwritten_is_refused():
     [{"kernels": "reference"}, {"direction": "mlp", "value_input": "output"}, {"value_input": "compressed"}],
     ids=str,
 )
-def test_rebuilt_states_without_a_fused_step_are_a_config_error(tiny_config, settings):
-    with pytest.raises(ConfigError, match="state_memory: 'rebuilt' needs the fused step"):
+def test_rebuilt_states_without_a_fused_rewrite_are_a_config_error(tiny_config, settings):
+    with pytest.raises(ConfigError, match="state_memory: 'rebuilt' needs the fused rewrite"):
         tiny_config("ddl-cc", state_memory="rebuilt", **settings)
 
 
@@ -225,7 +233,7 @@ def test_asking_for_triton_without_a_gpu_is_a_config_error(tiny_config):
 @pytest.mark.parametrize("memory", ["stored", "rebuilt"])
 @pytest.mark.parametrize("variant", ["ddl-dv1", "ddl-tc"])
 def test_a_compiled_model_has_the_same_gradients(tiny_config, variant, memory):
-    """In one graph with stored states; rebuilt ones break the graph at every step."""
+    """In one graph with stored states; rebuilt ones break the graph at every rewrite."""
     config = tiny_config(variant, state_memory=memory)
     model, ids = trained_a_little(config).float(), ids_of(config)
     expected = loss_and_gradients(model, ids)

@@ -1,4 +1,4 @@
-"""The Triton kernels of the fused step against fp64, in the interpreter or on a GPU.
+"""The Triton kernels of the fused rewrite against fp64, in the interpreter or on a GPU.
 
 Outputs are allocated full of NaN, so that a number which no program writes is found. Programs are made so short that
 every sequence with more than a few tokens is walked by several.
@@ -12,9 +12,10 @@ from tests.helpers.numerics import assert_as_accurate
 
 pytest.importorskip("triton", reason="no triton on this platform")
 
-from ddl.ops import step_triton
-from ddl.ops.fused_rewrite import as_rows, as_state, step_reference
-from ddl.ops.fused_rewrite_triton import step_backward, step_forward
+from ddl.ops import fused_rewrite_triton
+from ddl.ops.fused_rewrite import as_rows, as_state, fused_rewrite_reference
+from ddl.ops.fused_rewrite_arguments import Reader, Rewrite
+from ddl.ops.fused_rewrite_triton import fused_rewrite_backward, fused_rewrite_forward
 
 EPS_DIRECTION, EPS_NORM = 1e-5, 1e-5
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -46,10 +47,20 @@ def poisoned_outputs(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def set_layout(monkeypatch):
+    """Change fields of the layout that the launchers choose."""
+    choose = fused_rewrite_triton.choose_layout
+
+    def change(**fields):
+        monkeypatch.setattr(fused_rewrite_triton, "choose_layout", lambda *shape: choose(*shape)._replace(**fields))
+
+    return change
+
+
 @pytest.fixture(autouse=True)
-def short_programs(monkeypatch):
-    choose = step_triton.choose_layout
-    monkeypatch.setattr(step_triton, "choose_layout", lambda *shape: choose(*shape)._replace(chunk=5, rows=4))
+def short_programs(set_layout):
+    set_layout(chunk=5, rows=4)
 
 
 def inputs(device: str, shape: tuple[int, ...], K: int, dtype: torch.dtype, other: torch.dtype, norm: float = 1.0):
@@ -67,21 +78,21 @@ def inputs(device: str, shape: tuple[int, ...], K: int, dtype: torch.dtype, othe
 
 def run(S, h, v, beta, taps, weight, grad_next, grad_c, in_place=False) -> dict[str, Tensor]:
     """All outputs and gradients; also, as "S", what the state memory holds after the backward pass."""
-    S = S.clone()
-    S_next, c, *saved = step_forward(S, h, v, beta, taps, weight, EPS_DIRECTION, EPS_NORM, in_place)
+    S, rewrite, reader = S.clone(), Rewrite(h, v, beta), Reader(taps, weight)
+    S_next, c, saved = fused_rewrite_forward(S, rewrite, reader, EPS_DIRECTION, EPS_NORM, in_place)
     assert (S_next is S) == in_place
     after = S_next.clone()
-    grads = step_backward(S, h, v, beta, taps, weight, *saved, grad_next, grad_c, in_place)
+    grads = fused_rewrite_backward(S, rewrite, reader, saved, grad_next, grad_c, in_place)
     return {"S": S} | {name: y for name, y in zip(OUTPUTS, (after, c, *grads), strict=True) if y is not None}
 
 
 def reference(dtype: torch.dtype | None, *tensors: Tensor | None) -> dict[str, Tensor]:
-    """The same by autograd through `step_reference`: in fp64, or in the dtype of the state if dtype is None."""
+    """The same by autograd through `fused_rewrite_reference`, in `dtype` or, if None, in the dtype of the state."""
     leaves = [t if t is None else t.detach().to(dtype or t.dtype).clone().requires_grad_() for t in tensors[:6]]
     grads_in = [t if t is None else t.to(dtype or t.dtype) for t in tensors[6:]]
     computed = [t if t is None else t.to(dtype or leaves[0].dtype) for t in leaves]
     scalar = leaves[4] is None
-    X_next, c = step_reference(as_state(computed[0], scalar), *computed[1:], EPS_DIRECTION, EPS_NORM)
+    X_next, c = fused_rewrite_reference(as_state(computed[0], scalar), *computed[1:], EPS_DIRECTION, EPS_NORM)
     outputs = as_rows(X_next, scalar), c.to(leaves[1].dtype)
     pairs = [(y, grad) for y, grad in zip(outputs, grads_in, strict=True) if grad is not None]
     wanted = [leaf for leaf in leaves if leaf is not None]
@@ -151,11 +162,10 @@ def test_a_closed_gate_keeps_every_bit_of_the_state(device, shape, K):
     assert torch.equal(run(*tensors)["S_next"], tensors[0])
 
 
-def test_the_length_of_programs_changes_nothing_but_rounding(device, monkeypatch):
+def test_the_length_of_programs_changes_nothing_but_rounding(device, set_layout):
     tensors = inputs(device, (1, 63, 100, 4), 4, FP32, FP32)
     short = run(*tensors)
-    choose = step_triton.choose_layout
-    monkeypatch.setattr(step_triton, "choose_layout", lambda *shape: choose(*shape)._replace(chunk=64, rows=16))
+    set_layout(chunk=64, rows=16)
     long = run(*tensors)
     for name, exact in reference(torch.float64, *tensors).items():
         assert_as_accurate(name, long[name], short[name], exact)

@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="no triton on this platform")
 
 def test_kernels_pass_in_the_interpreter():
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "interpreter", Path(__file__).parent],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "interpreter", Path(__file__).parents[1]],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -16,6 +16,7 @@ from ddl.reporting.quoted_numbers import collect
 from ddl.reporting.read_results import TASK_COLUMNS, Results, ResultsError, published
 from ddl.reporting.table_format import DASH, cell, count, mark_best, significant, write_table
 from tests.helpers import fake_results
+from tests.helpers.command import ddl
 
 matplotlib.use("agg")
 
@@ -103,7 +104,7 @@ def test_missing_run_prints_a_dash_with_its_reason_and_never_zero(folder: Path) 
 def test_no_results_at_all_still_give_whole_tables_and_numbers(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NOTEBOOKS:
         rerun(name, empty, monkeypatch)
-    report.main(["--results", str(empty)])
+    ddl("numbers", "--results", empty)
     table = pd.read_csv(empty / "tables/table1.csv", keep_default_na=False)
     assert set(table[table["block"].str.startswith("Ours")]["Avg."]) == {"mean", DASH}
     numbers = json.loads((empty / "numbers.json").read_text())
@@ -150,7 +151,7 @@ def test_plain_frames_can_be_written_too(tmp_path: Path) -> None:
 
 
 def test_numbers_are_differences_to_the_baseline_and_valid_json(folder: Path) -> None:
-    report.main(["--results", str(folder)])
+    ddl("numbers", "--results", folder)
     text = (folder / "numbers.json").read_text()
     assert "NaN" not in text
     numbers = json.loads(text)
@@ -223,16 +224,13 @@ def test_a_copy_under_another_name_knows_its_scale_from_its_runs(folder: Path, t
 
 def test_unreadable_results_are_one_line_that_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "evals/small/baseline/seed0/validation.json").write_text("{")
-    with pytest.raises(SystemExit) as stopped:
-        report.main(["--results", str(folder)])
-    assert stopped.value.code == 2
+    ddl("numbers", "--results", folder, code=2)
     message = capsys.readouterr().err
     assert re.fullmatch(r"error: .*small/baseline/seed0/validation\.json: expected JSON, found: .*\n", message)
 
 
 def test_absent_results_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        report.main(["--results", str(tmp_path / "nowhere")])
+    ddl("numbers", "--results", tmp_path / "nowhere", code=2)
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +11,7 @@ from ddl.files import write_json, write_text
 from ddl.layout import ROOT
 from ddl.reporting import progress
 from ddl.reporting.keep_reference import STAGES
+from tests.helpers.command import ddl
 
 
 @pytest.fixture
@@ -89,21 +88,19 @@ def test_a_whole_workflow_has_as_many_jobs_as_the_reference_run_kept():
     assert progress.reference_mean(scale, "train/*.tsv") == pytest.approx(trainings["seconds"] / trainings["jobs"])
 
 
-def test_without_a_terminal_one_table_is_printed(run, tmp_path):
+def test_without_a_terminal_one_table_is_printed(run, tmp_path, capsys):
     run("small/ddl-cc/seed0", 12)
     results = tmp_path.rename(tmp_path.with_name("smoke"))
-    command = [sys.executable, "-m", "ddl.reporting.progress", str(results)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert "small/ddl-cc/seed0" in done.stdout
-    assert "12/24" in done.stdout
-    assert "0 of 12 runs done, 1 running. The whole workflow needs about" in done.stdout
-    assert done.stdout.count("\n") < 30
+    ddl("progress", results)
+    printed = capsys.readouterr().out
+    assert "small/ddl-cc/seed0" in printed
+    assert "12/24" in printed
+    assert "0 of 12 runs done, 1 running. The whole workflow needs about" in printed
+    assert printed.count("\n") < 30
 
 
 def test_a_folder_that_is_no_scale_is_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        progress.main([str(tmp_path / "lapdog")])
-    assert stopped.value.code == 2
+    ddl("progress", tmp_path / "lapdog", code=2)
     assert "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'" in capsys.readouterr().err
 
 

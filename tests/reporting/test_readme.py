@@ -8,7 +8,8 @@ import pytest
 
 from ddl.layout import ROOT
 from ddl.reporting.keep_reference import REFERENCE, KeepError
-from ddl.reporting.readme import fill, headline_part, read_pages, readme, readme_parts
+from ddl.reporting.readme import fill, headline_part, read_pages, readme_parts
+from tests.helpers.command import ddl
 
 PAGES = read_pages()
 SHOWN = re.search(r"results/reference/([\w-]+)/figures", PAGES["README.md"])[1]
@@ -63,9 +64,10 @@ def test_marks_that_are_missing_twice_there_or_unknown_are_refused(pages, messag
         fill(pages, {"x": "text"})
 
 
-def test_an_unknown_run_is_refused_with_the_known_ones():
-    with pytest.raises(KeepError, match=rf"^results/reference/nowhere: not found; there are: .*{SHOWN}"):
-        readme("nowhere")
+def test_an_unknown_run_is_one_line_with_the_known_ones(capsys):
+    ddl("readme", "--name", "nowhere", code=2)
+    line = rf"error: results/reference/nowhere: not found; there are: .*{SHOWN}.*\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def test_the_headline_says_where_the_gain_comes_from_only_while_the_numbers_do(numbers):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ddl.reporting.render_notebook import NotebookError, formula, main, read_notebook, remote_references, run_notebook
+from ddl.layout import ROOT
+from ddl.reporting.render_notebook import NotebookError, formula, read_notebook, remote_references, run_notebook
+from tests.helpers.command import ddl
 
 TEXT = r"""# %% [markdown]
 # # A small notebook
@@ -63,8 +65,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
 
 
 def test_parameters_reach_the_notebook_which_runs_in_the_repository(twice: tuple[str, str, Path]) -> None:
-    root = Path(__file__).resolve().parent.parent.name
-    assert f"times is 7, in {root}" in twice[0]
+    assert f"times is 7, in {ROOT.name}" in twice[0]
     assert (twice[2] / "first" / "results" / "figure.svg").is_file()
 
 
@@ -127,9 +128,7 @@ def test_failing_cell_is_named_and_kept_and_no_page_is_left(tmp_path: Path, caps
     page.parent.mkdir()
     page.write_text("the page of an earlier run")
     source = write(tmp_path, PARAMETERS, '# %%\nprint("fine")\n\n', '# %%\nraise ValueError("first\\nlast line")\n')
-    with pytest.raises(SystemExit) as stopped:
-        main([str(source), "--html", str(page), "--parameters", '{"times": 2}'])
-    assert stopped.value.code == 1
+    ddl("notebook", source, "--html", page, "--parameters", '{"times": 2}', code=1)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{source}: code cell 3 failed: ValueError: last line" in last
     assert "small.failed.ipynb" in last
@@ -140,9 +139,7 @@ def test_failing_cell_is_named_and_kept_and_no_page_is_left(tmp_path: Path, caps
 
 def test_kernel_that_dies_is_a_failure_of_the_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path, PARAMETERS, "# %%\nimport os\n\nos._exit(1)\n")
-    with pytest.raises(SystemExit) as stopped:
-        main([str(source), "--html", str(tmp_path / "small.html")])
-    assert stopped.value.code == 1
+    ddl("notebook", source, "--html", tmp_path / "small.html", code=1)
     assert f"{source}: the kernel died" in capsys.readouterr().err
     assert not (tmp_path / "small.html").exists()
 
@@ -153,21 +150,19 @@ def test_kernel_that_dies_is_a_failure_of_the_notebook(tmp_path: Path, capsys: p
         ([PARAMETERS], '{"time": 2}', "unknown parameter 'time', expected one of results, times"),
         (["# %%\nx = 1\n"], "{}", 'expected one cell `# %% tags=["parameters"]`, found 0'),
         ([PARAMETERS, PARAMETERS], "{}", "found 2"),
-        ([PARAMETERS], "{times: 2}", "--parameters is not JSON"),
-        ([PARAMETERS], "[2]", "expected a JSON object, found [2]"),
+        ([PARAMETERS], "{times: 2}", "'{times: 2}' is not JSON"),
+        ([PARAMETERS], "[2]", "expected a JSON object, found '[2]'"),
     ],
     ids=["unknown", "untagged", "tagged-twice", "no-json", "no-object"],
 )
-def test_mistake_is_one_line_that_names_the_notebook(
+def test_mistake_is_one_line_that_names_the_notebook_or_the_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], cells: list[str], parameters: str, message: str
 ) -> None:
     source = write(tmp_path, *cells)
-    with pytest.raises(SystemExit) as stopped:
-        main([str(source), "--html", str(tmp_path / "small.html"), "--parameters", parameters])
-    assert stopped.value.code == 2
+    ddl("notebook", source, "--html", tmp_path / "small.html", "--parameters", parameters, code=2)
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert str(source) in error
+    assert str(source) in error or "'--parameters'" in error
     assert message in error
 
 

@@ -19,6 +19,7 @@ from ddl.reporting.read_results import Results
 from ddl.reporting.read_results import published as published_table
 from ddl.reporting.table_format import DASH, write_table
 from tests.helpers import fake_results
+from tests.helpers.command import ddl
 
 matplotlib.use("agg")
 
@@ -84,8 +85,8 @@ def strings(node: object) -> Iterator[str]:
 
 def test_paper_is_a_pdf_and_the_same_bytes_every_time(results: Path, tmp_path: Path) -> None:
     outs = [tmp_path / name for name in ("a.pdf", "b.pdf")]
-    paper.main(["--results", str(results), "--out", str(outs[0])])
-    paper.main(["--results", str(results), "--out", str(outs[1])])
+    for out in outs:
+        ddl("paper", "--results", results, "--out", out)
     first = outs[0].read_bytes()
     assert first.startswith(b"%PDF-")
     assert first == outs[1].read_bytes()
@@ -163,9 +164,7 @@ def test_missing_result_is_one_line_that_names_it_and_leaves_the_old_paper(
     (results / "tables/table5.csv").unlink()
     out = tmp_path / "paper.pdf"
     out.write_bytes(b"old")
-    with pytest.raises(SystemExit) as stopped:
-        paper.main(["--results", str(results), "--out", str(out)])
-    assert stopped.value.code == 2
+    ddl("paper", "--results", results, "--out", out, code=2)
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "tables/table5.csv: not found" in message

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ddl.config import load_scale
+from ddl.model.language_model import LanguageModel
 from ddl.training import cost
 
 
@@ -58,7 +59,7 @@ def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch)
 
 
 def test_a_training_step_changes_the_weights_and_inference_does_not(scale):
-    subject = cost.Subject(scale, "small", "ddl-cc")
+    subject = cost.Subject(scale, LanguageModel(scale.model("small", "ddl-cc")))
     before = subject.model.embedding.weight.detach().clone()
     subject.inference()
     assert (subject.model.embedding.weight == before).all()
@@ -69,8 +70,8 @@ def test_a_training_step_changes_the_weights_and_inference_does_not(scale):
 def test_a_larger_batch_needs_more_peak_memory(scale):
     def peak(sequences):
         script = (
-            "import dataclasses; from ddl import cost; from ddl.config import load_scale; scale = load_scale('smoke');"
-            f"settings = dataclasses.replace(scale.cost, batch_sequences={sequences});"
+            "import dataclasses; from ddl.training import cost; from ddl.config import load_scale;"
+            f"scale = load_scale('smoke'); settings = dataclasses.replace(scale.cost, batch_sequences={sequences});"
             "scale = dataclasses.replace(scale, cost=settings);"
             "print(cost.peak_memory(scale, 'medium', 'ddl-tc')['bytes'])"
         )

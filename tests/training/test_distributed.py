@@ -148,7 +148,7 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(tmp_pat
     scale = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
     arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0"]
     places = ["--data", str(tmp_path), "--out", str(tmp_path), "--processes", str(count)]
-    done = subprocess.run([sys.executable, "-m", "ddl.training.run", *arguments, *places], **scale)
+    done = subprocess.run([sys.executable, "-m", "ddl", "train", *arguments, *places], **scale)
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {count} processes cannot share a batch of 2 micro-batches (training.batch_sequences 8, "
@@ -172,7 +172,7 @@ def test_torchrun_is_started_and_ends_all_when_one_is_killed(tmp_path):
     arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0", "--processes", "2"]
     places = ["--data", str(data.parent), "--out", str(tmp_path / "run")]
     log = open(tmp_path / "log", "w+")  # noqa: SIM115
-    command = [sys.executable, "-m", "ddl.training.run", *arguments, *places]
+    command = [sys.executable, "-m", "ddl", "train", *arguments, *places]
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
     try:

@@ -9,7 +9,6 @@ that occur in a training document are dropped; demonstrations come from other do
 prompt shows an answer; and `checks` in the manifest says how a unigram prior and "always the shortest" score.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -22,10 +21,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ddl.cli import user_errors
-from ddl.config import SHOTS, ConfigError, Scale, load_scale
+from ddl.config import SHOTS, Scale
 from ddl.data.sequences import load_manifest
-from ddl.data.shard_format import DataError
 from ddl.data.tokenizer import load_tokenizer
 from ddl.evaluation.offline_tasks import item_builders as items
 from ddl.evaluation.offline_tasks.item_builders import Item
@@ -248,15 +245,8 @@ def guess(task: Task, rows: list[dict[str, Any]], score: Callable[[str], float])
     return {"value": value, "stderr": math.sqrt(variance / n), "ok": ok}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line: build the tasks and print one line each."""
-    parser = argparse.ArgumentParser(description="Build the offline tasks from held-out documents.")
-    parser.add_argument("--scale", required=True, help="a name in config/scales")
-    parser.add_argument("--data", type=Path, required=True, help="results/<scale>/data")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the items")
-    arguments = parser.parse_args(argv)
-    with user_errors(ConfigError, DataError, TaskError):
-        manifest = build_tasks(load_scale(arguments.scale), arguments.data, arguments.out)
+def report(manifest: dict[str, Any]) -> None:
+    """Print one line per task with its checks, and one on the lines of prose that were used."""
     for name, task in manifest["tasks"].items():
         checks = [
             f"{check} {result['value']:.3f}{'' if result['ok'] else ' (WARNING: not at chance)'}"
@@ -269,7 +259,3 @@ def main(argv: list[str] | None = None) -> None:
         f"{lines['test']['used']} of {lines['test']['lines']} used for test items, "
         f"{lines['train']['used']} of {lines['train']['lines']} for demonstrations"
     )
-
-
-if __name__ == "__main__":
-    main()

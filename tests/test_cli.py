@@ -1,0 +1,194 @@
+"""The command line: what it offers, how it explains itself, what a mistake looks like, and that it starts at once."""
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+from ddl import cli
+from ddl.errors import UserError
+from ddl.layout import ROOT
+from tests.helpers.command import ddl
+
+IN_ORDER = [
+    *("data", "package-manifest", "benchmarks", "tasks", "train", "study", "evaluate", "contamination", "cost"),
+    *("describe", "generate", "progress", "notebook", "numbers", "paper", "keep", "readme", "lm-eval"),
+]
+STUDY = ["point", "collect"]
+VISIBLE = [*([name] for name in IN_ORDER if name != "lm-eval"), *(["study", name] for name in STUDY)]
+
+
+def find(path: list[str]) -> click.Command:
+    command = cli.commands
+    for name in path:
+        command = command.commands[name]
+    return command
+
+
+def test_commands_are_listed_in_the_order_of_the_data(capsys):
+    ddl("--help")
+    listed = capsys.readouterr().out.split("Commands:\n")[1]
+    assert [line.split()[0] for line in listed.splitlines()] == IN_ORDER
+    assert "..." not in listed  # no summary is cut off
+    ddl("study", "--help")
+    assert [line.split()[0] for line in capsys.readouterr().out.split("Commands:\n")[1].splitlines()] == STUDY
+
+
+@pytest.mark.parametrize("path", VISIBLE, ids=" ".join)
+def test_help_explains_every_option_and_shows_what_is_required_and_what_is_the_default(path, capsys):
+    ddl(*path, "--help")
+    text = capsys.readouterr().out
+    for option in find(path).params:
+        if not isinstance(option, click.Option):
+            continue
+        assert option.help, option.name
+        assert option.help.endswith("."), option.name
+        assert f"{option.opts[0]} " in text
+        with click.Context(find(path)) as context:
+            default, extra = option.to_info_dict()["default"], option.get_help_extra(context)
+        assert extra.get("required", "") == ("required" if option.required else "")
+        assert default in (None, False, ()) or extra.get("default"), option.name
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("cost", "speed (tokens/s) and peak memory (bytes)"),
+        ("evaluate", "accuracy (%) and validation loss (nats)"),
+        ("evaluate", "[default: (0,1)]"),
+        ("generate", "Tokens to produce at most. [default: 64; x>=1]"),
+        ("generate", "the speed in tokens/s"),
+        ("data", "Training tokens at most"),
+        ("data", "[default: (all cores); x>=1]"),
+        ("train", "[default: 1; x>=0]"),
+        ("study point", "[x>0; required]"),
+    ],
+)
+def test_help_says_units_ranges_and_defaults(command, shown, capsys):
+    ddl(*command.split(), "--help")
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
+RUN = "train --scale smoke --size small --variant ddl-cc --seed 0 --data d --out o"
+POINT = "study point --scale smoke --size small --variant ddl-cc --seed 0 --data d --out o"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian", "No such command 'trian'. Did you mean 'train'?"),
+        ("study pont", "No such command 'pont'. Did you mean 'point'?"),
+        ("describe --scal smoke", "No such option '--scal'. Did you mean '--scale'?"),
+        ("describe --sc=smoke", "No such option '--sc'. Did you mean '--scale'?"),
+        ("describe", "Missing option '--scale'."),
+        ("describe --scale", "Option '--scale' requires an argument."),
+        ("describe --scale smoke more", "Got unexpected extra argument (more)"),
+        ("describe --scale lapdog", "scale: expected one of h200, laptop, paper, smoke, found 'lapdog'"),
+        (
+            "cost --scale smoke --size smal --out o",
+            "Invalid value for '--size': 'smal' is not one of 'small', 'medium'.",
+        ),
+        ("cost --scale smoke --out o", "Missing option '--size'. Choose from: small, medium"),
+        (f"{RUN} --seed -1", "Invalid value for '--seed': -1 is not in the range 0<=x<=4294967295."),
+        (f"{RUN} --seed 1.5", "Invalid value for '--seed': '1.5' is not a valid integer range."),
+        (f"{RUN} --processes -2", "Invalid value for '--processes': -2 is not in the range x>=0."),
+        (f"{RUN} --restart --continue-anyway", "--restart and --continue-anyway exclude each other."),
+        (f"{POINT} --rate 1e-3 --restart --continue-anyway", "--restart and --continue-anyway exclude each other."),
+        (f"{POINT} --rate 0", "Invalid value for '--rate': 0.0 is not in the range x>0."),
+        (f"{POINT} --rate nan", "Invalid value for '--rate': nan is not a finite number."),
+        (f"{POINT} --rate inf", "Invalid value for '--rate': inf is not a finite number."),
+        ("data --scale smoke --out o --workers 0", "Invalid value for '--workers': 0 is not in the range x>=1."),
+        (
+            "data --scale smoke --out o --max-tokens -1",
+            "Invalid value for '--max-tokens': -1 is not in the range x>=0.",
+        ),
+        ("data --scale smoke --out Makefile", "Invalid value for '--out': Directory 'Makefile' is a file."),
+        ("evaluate --run . --shots 0,-1", "Invalid value for '--shots': -1 is not in the range x>=0."),
+        ("evaluate --run . --shots 0,one", "Invalid value for '--shots': 'one' is not a valid integer range."),
+        ("numbers --results no", "Invalid value for '--results': Directory 'no' does not exist."),
+        ("paper --results . --out tests", "Invalid value for '--out': File 'tests' is a directory."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ddl(*arguments.split(), code=2)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(UserError("a.yaml: key"), 2, "error: a.yaml: key\n"), (KeyboardInterrupt(), 130, "\n")],
+)
+def test_a_users_error_is_one_line_and_an_interruption_is_none(raised, code, said, capsys, monkeypatch):
+    monkeypatch.setattr("ddl.model.flops.describe", fail(raised))
+    ddl("describe", "--scale", "smoke", code=code)
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("raised", [ZeroDivisionError(), ValueError(), OSError("disk"), EOFError()], ids=repr)
+def test_any_other_exception_keeps_its_traceback(raised, monkeypatch):
+    monkeypatch.setattr("ddl.model.flops.describe", fail(raised))
+    with pytest.raises(BaseException) as stopped:  # noqa: PT011
+        cli.main(["describe", "--scale", "smoke"])
+    assert raised in (stopped.value, stopped.value.__cause__)
+
+
+def fail(error: BaseException):
+    def describe(scale):
+        raise error
+
+    return describe
+
+
+def test_what_a_training_does_with_stale_checkpoints_and_its_end_reach_the_command(tmp_path, monkeypatch):
+    asked = []
+
+    class Run:
+        def __init__(self, *settings, stale):
+            asked.append(stale)
+
+        def train(self):
+            return len(asked) < 3
+
+    monkeypatch.setattr("ddl.training.run.Run", Run)
+    for flags, code in ((["--restart"], 0), (["--continue-anyway"], 0), ([], 130)):
+        ddl(*RUN.split(), *flags, code=code)
+    assert asked == ["restart", "continue", "refuse"]
+
+
+def test_several_processes_run_the_same_command_through_torchrun(monkeypatch):
+    class Replaced(Exception):  # noqa: N818 - os.execv does not come back
+        pass
+
+    def execv(program, command):
+        raise Replaced(command)
+
+    monkeypatch.setattr(os, "execv", execv)
+    for arguments in (RUN, f"{POINT} --rate 1e-3"):
+        given = [*arguments.split(), "--processes", "2"]
+        with pytest.raises(Replaced) as started:
+            cli.main(given)
+        command = started.value.args[0]
+        assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+        assert command[-len(given) - 2 :] == ["-m", "ddl", *given]
+
+
+def test_help_and_mistakes_wait_for_no_library():
+    """What takes seconds to import is imported by the commands, once their arguments are checked."""
+    code = (
+        "import sys, ddl.cli\n"
+        "for arguments in (['--help'], ['train', '--help'], ['describe', '--scale', 'lapdog'], ['generate', '--x']):\n"
+        "    ddl.cli.main(arguments)\n"
+        "slow = {'torch', 'transformers', 'numpy', 'pandas', 'lm_eval', 'datasets', 'matplotlib', 'snakemake'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_ddl_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "ddl", "trian"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: No such command 'trian'. Did you mean 'train'?\n")
