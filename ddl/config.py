@@ -123,6 +123,11 @@ class ModelConfig:
         """Hidden width of SwiGLU, floor(8 d / 3)."""
         return 8 * self.width // 3
 
+    def determining(self) -> dict[str, Any]:
+        """The settings that determine what a model learns, also those computed here; the others change rounding."""
+        computed = {"head_dim": self.head_dim, "mlp_hidden": self.mlp_hidden}
+        return _without(changed_settings(self), "kernels", "state_memory") | computed
+
 
 @dataclass(frozen=True)
 class SizeConfig:
@@ -361,7 +366,7 @@ class TrainConfig:
     def determining(self) -> dict[str, Any]:
         """The settings that determine what a run learns; the others change rounding at most, also halfway."""
         others = ("micro_batch_sequences", "checkpoint_interval", "gpus", "sharding", "compile", "tensorboard")
-        return {name: value for name, value in to_mapping(self).items() if name not in others}
+        return _without(changed_settings(self), *others)
 
 
 @dataclass(frozen=True)
@@ -466,6 +471,10 @@ class Scale:
         settings = fixed | dataclasses.asdict(self.execution) | self.variants[variant].model
         return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
 
+    def determining(self, size: str, variant: str) -> dict[str, Any]:
+        """The settings that determine what one run learns."""
+        return {"model": self.model(size, variant).determining(), "training": self.training.determining()}
+
 
 def load_scale(name: str) -> Scale:
     """Read and check `config/scales/<name>.yaml`.
@@ -524,6 +533,24 @@ def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = ""
 def to_mapping(config: Any) -> dict[str, Any]:
     """The plain values of a config, as JSON holds them; the inverse of `from_mapping`."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def changed_settings(config: Any) -> dict[str, Any]:
+    """The plain values of a config without those that are the default.
+
+    What decides whether a result is still valid takes these, so that a new option with a default invalidates nothing.
+    A default is therefore what all earlier results were made with, and never changes.
+    """
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.default is dataclasses.MISSING or getattr(config, field.name) != field.default
+    }
+    return dict(json.loads(json.dumps(changed, default=changed_settings)))  # which is called for the configs inside
+
+
+def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:

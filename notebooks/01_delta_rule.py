@@ -15,8 +15,9 @@
 # Everything below is about one token at one layer. Its state is a matrix $\mathbf{X}$ of $d$ features by $d_v$ value
 # channels; the layer proposes a *direction* $\mathbf{k} \in \mathbb{R}^d$ of length one, a *target*
 # $\mathbf{v} \in \mathbb{R}^{d_v}$ and a *gate* $\beta \in (0, 2)$. Where they come from does not matter here. Each
-# claim is derived once in symbols, which covers all sizes, and then checked in fp64 with the function that the model
-# calls.
+# claim is derived once in symbols, which covers all sizes, and then checked in fp64 with the package's reference
+# function. Models run faster code for the same formula, which is held against it in
+# [notebook 05](05_gradient.html), "What the runs execute is the equation".
 #
 # > A single scalar gate $\beta_l$ synchronizes erasure and writing: closing the gate recovers the identity map, while
 # > setting $\beta_l = 1$ exactly overwrites the selected component. (Sec. 1)

@@ -264,6 +264,6 @@ Markdown("\n".join(lines))
 # **Shown:** the layout of a block and of the stack as the package implements it, and that its baseline has the
 # published shapes and the published numbers of parameters to within one million.
 #
-# **Not shown:** that the drawing and the code agree; no assertion can look at a picture. The tests of the model are
-# what holds the code to the formulas. Exact parameter counts are not published, so a difference below a million
-# would go unnoticed here.
+# **Not shown:** that the drawing and the code agree; no assertion can look at a picture. What holds the code to the
+# formulas is [notebook 05](05_gradient.html), "What the runs execute is the equation". Exact parameter counts are not
+# published, so a difference below a million would go unnoticed here.

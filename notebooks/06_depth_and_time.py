@@ -72,9 +72,10 @@ assert right_form.T.doit().expand() == left_form.expand()
 left_form.expand()
 
 # %% [markdown]
-# **From depth to time.** The package's rewrite, which the model applies layer after layer, runs here along a sequence
-# of 500 tokens for 8 independent memories that start at zero; the recurrence beside it is DeltaNet's. Reading agrees as
-# well: the readout $\mathbf{k}^\top\mathbf{S}$ is the transpose of what the memory returns, $\mathbf{M}\mathbf{k}$.
+# **From depth to time.** The rewrite that a model applies layer after layer (its reference function) runs here along a
+# sequence of 500 tokens for 8 independent memories that start at zero; the recurrence beside it is DeltaNet's. Reading
+# agrees as well: the readout $\mathbf{k}^\top\mathbf{S}$ is the transpose of what the memory returns,
+# $\mathbf{M}\mathbf{k}$.
 
 # %%
 STEPS, MEMORIES, D, D_V = 500, 8, 16, 4

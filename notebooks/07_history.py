@@ -276,8 +276,8 @@ Markdown("\n".join(rows))
 
 # %% [markdown]
 # *bf16 autocast* is what `dtype: bfloat16` means in a scale file: matrix products in bf16, but the state is the sum of
-# fp32 embeddings and fp32 corrections and stays fp32 (asserted). *bfloat16* casts the whole model, states included.
-# The bound above holds in all eight cases, asserted for every number.
+# fp32 embeddings and fp32 corrections and stays fp32 (asserted), unless `state_dtype` asks for bf16. *bfloat16* casts
+# the whole model, states included. The bound above holds in all eight cases, asserted for every number.
 
 # %% alt="Error of rebuilt states in units of the roundoff, against the rewrites undone, by precision" tags=["fold"]
 LOOKS = {
@@ -317,10 +317,12 @@ for name, error in worst.items():
 
 # %% [markdown]
 # In fp64 and fp32 the walk back holds to rounding. In a pure bf16 state it does as well, but that says little: rounding
-# to 8 bits, added up, is percents of the first states, and for a backward pass the answer is **no**. Under autocast,
-# which is how this package trains in bf16, it is **yes**: directions and corrections computed in bf16 cost nothing,
+# to 8 bits, added up, is percents of the first states, and as an exact inverse the answer is **no**. Under autocast
+# with a state in fp32 it is **yes**: directions and corrections computed in bf16 cost nothing,
 # because the walk back subtracts the very outer products that the forward pass added. What counts is the precision in
-# which the *sum* is kept.
+# which the *sum* is kept. The scales `h200` and `paper` do keep it in bf16 and walk back. There the rounding of the
+# forward pass is in the gradient already, with stored states too; what walking back adds to it is in a table of
+# [notebook 05](05_gradient.html), "What the runs execute is the equation".
 
 # %% [markdown]
 # ## What it costs to keep

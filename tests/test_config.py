@@ -1,5 +1,6 @@
 """Settings: what is shipped is valid, and what is not valid is refused by file and key."""
 
+import dataclasses
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from ddl.config import (
     ConfigError,
     ModelConfig,
     TokenShards,
+    changed_settings,
     from_mapping,
     load_scale,
     load_variants,
@@ -172,6 +174,92 @@ def test_plain_values_round_trip():
     for variant in load_variants().values():
         config = from_mapping(ModelConfig, SHAPE | variant.model, "here")
         assert from_mapping(ModelConfig, to_mapping(config), "there") == config
+
+
+# A default is what all earlier runs were made with, so that settings that equal theirs need no fingerprint. For another
+# value write it into the scale's file or the variant's entry; a new setting joins this table with what was the case
+# before it existed.
+DEFAULTS = {
+    "ModelConfig": {
+        "residual": "additive",
+        "value_channels": 1,
+        "compressor": "none",
+        "embed_conv": False,
+        "embed_conv_kernel": 4,
+        "compressor_kernel": 4,
+        "direction": "output",
+        "direction_pool": "mean",
+        "direction_eps": 1e-5,
+        "gate": "linear",
+        "gate_hidden": 128,
+        "gate_init": 1.0,
+        "value_input": "normed",
+        "value_activation": "linear",
+        "value_bias_init": 1.0,
+        "rope_base": 10_000.0,
+        "norm_eps": 1e-5,
+        "embedding_std": 0.02,
+        "matrix_std_factor": 0.5,
+        "kernels": "auto",
+        "state_dtype": "parameters",
+        "state_memory": "stored",
+    },
+    "CorpusConfig": {
+        "val_fraction": 0.0,
+        "packages": (),
+        "path": "",
+        "dataset": "",
+        "folder": "",
+        "revision": "",
+        "val_tokens": 0,
+        "train_shards": "",
+        "val_shards": "",
+        "max_train_tokens": 0,
+        "shard_tokens": 100_000_000,
+    },
+    "TokenizerConfig": {"path": ""},
+    "TrainConfig": {
+        "sharding": "ddp",
+        "compile": False,
+        "tensorboard": False,
+        "weight_decay": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "grad_clip": 1.0,
+    },
+}
+
+
+def test_defaults_are_what_earlier_runs_were_made_with():
+    found = {}
+    for name, cls in vars(config_module).items():
+        if dataclasses.is_dataclass(cls):
+            fields = {field.name: field for field in dataclasses.fields(cls)}
+            assert all(field.default_factory is dataclasses.MISSING for field in fields.values())
+            given = {key: field.default for key, field in fields.items() if field.default is not dataclasses.MISSING}
+            if given:
+                found[name] = given
+    assert found == DEFAULTS
+
+
+def test_changed_settings_leave_out_defaults_and_keep_all_else():
+    recipe = load_scale("smoke").training
+    assert changed_settings(recipe) == {
+        name: value for name, value in to_mapping(recipe).items() if name not in DEFAULTS["TrainConfig"]
+    }
+    changed = dataclasses.replace(recipe, grad_clip=0.5)
+    assert changed_settings(changed) == changed_settings(recipe) | {"grad_clip": 0.5}
+    scale = dataclasses.replace(load_scale("smoke"), training=changed)
+    assert changed_settings(scale)["training"]["grad_clip"] == 0.5
+    assert changed_settings(scale)["sizes"]["small"] == {"layers": 1, "heads": 2, "width": 24}
+
+
+def test_what_a_model_is_made_of_determines_it_and_how_it_is_computed_does_not():
+    config = load_scale("smoke").model("small", "ddl-tc")
+    properties = {name for name, value in vars(ModelConfig).items() if isinstance(value, property)}
+    assert properties <= set(config.determining())
+    assert dataclasses.replace(config, gate_init=0.5).determining() != config.determining()
+    assert dataclasses.replace(config, kernels="triton", state_memory="stored").determining() == config.determining()
 
 
 def test_every_setting_is_read_somewhere():

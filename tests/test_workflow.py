@@ -1,6 +1,7 @@
 """The workflow: what reruns what, and the whole DAG at the smoke scale from an empty results folder."""
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ddl.config import load_scale, load_variants
+from ddl.config import Scale, load_scale, load_variants
 from ddl.layout import ROOT
+from ddl.training.run import Run
+from tests.helpers import golden
 from tests.helpers.project import copy_project
 
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
@@ -45,10 +48,16 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(project) -> Path:
-    """The same copy, its smoke scale built by one call."""
+def printed(project) -> list[str]:
+    """Lines that the call prints which builds the smoke scale of the copy."""
     done = snakemake(project)
     assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
+    return (done.stdout + done.stderr).splitlines()
+
+
+@pytest.fixture(scope="module")
+def finished(project, printed) -> Path:
+    """The same copy, its smoke scale built."""
     return project
 
 
@@ -149,7 +158,7 @@ def test_a_training_gets_the_processes_that_its_resources_grant(project, granted
     target = "results/paper/runs/small/baseline/seed0/summary.json"
     done = snakemake(project, target, "-n", "-p", "--resources", f"gpu={granted}")
     assert done.returncode == 0, done.stderr
-    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl.training.run" in line]
+    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl train " in line]
     assert f"--processes {processes} " in command
 
 
@@ -197,6 +206,43 @@ def test_one_call_builds_everything(finished):
             assert 4.0 < summary["val_loss"] < 7.0  # learned something, from ln(1024) = 6.93 at the start
             scores = json.loads((results / f"evals/{size}/{variant}/seed0/0shot.json").read_text())
             assert len(scores["tasks"]) == 8
+
+
+@pytest.mark.dag
+def test_one_line_per_job_is_printed_and_the_last_six_lines_say_where_everything_is(finished, printed):
+    jobs = int(re.fullmatch(r"(\d+) jobs to run\..*", next(line for line in printed if "jobs to run" in line))[1])
+    lines = [re.fullmatch(rf"\d\d:\d\d:\d\d  +(\d+) of {jobs} done  .+", line) for line in printed[-6 - jobs : -6]]
+    assert all(lines)
+    counts = [int(line[1]) for line in lines]
+    assert counts == sorted(counts)
+    assert 0 == counts[0] < counts[-1] < jobs
+    assert re.fullmatch(rf"The smoke scale is built: {jobs} jobs in .*\d s\.", printed[-6])
+    assert all((finished / line.split()[1]).exists() for line in printed[-5:])
+
+
+@pytest.mark.dag
+@pytest.mark.parametrize("run", golden.RUNS)
+def test_the_runs_follow_the_curves_that_are_kept(finished, run):
+    found, kept = golden.collect(finished / "results/smoke"), json.loads(golden.KEPT.read_text())
+    assert found["shards"] == kept["shards"], "trained on other data than the curves that are kept"
+    distance = golden.distance(found["curves"][run], kept["curves"][run])
+    print(f"{run}: at most {distance:.1e} nats from {golden.KEPT.relative_to(ROOT)}")
+    assert distance <= golden.TOLERANCE
+
+
+@pytest.mark.dag
+@pytest.mark.parametrize("changed", ["learning rate", "first gate"])
+def test_the_kept_curves_notice_a_change_of_one_per_cent(finished, tmp_path, monkeypatch, changed):
+    scale = load_scale("smoke")
+    if changed == "learning rate":
+        recipe = dataclasses.replace(scale.training, learning_rate=1.01 * scale.training.learning_rate)
+        scale = dataclasses.replace(scale, training=recipe)
+    else:
+        model = dataclasses.replace(scale.model("small", "ddl-cc"), gate_init=1.01)
+        monkeypatch.setattr(Scale, "model", lambda *_: model)
+    assert Run(scale, "small", "ddl-cc", 0, finished / "results/smoke/data/manifest.json", tmp_path).train()
+    kept = json.loads(golden.KEPT.read_text())["curves"]["small/ddl-cc"]
+    assert golden.distance(golden.curve(tmp_path), kept) > golden.TOLERANCE
 
 
 @pytest.mark.dag

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ddl.code_identity import package_code
-from ddl.config import DocumentCorpus, ParquetDataset, Scale, TokenShards, to_mapping
+from ddl.code_identity import code_identity
+from ddl.config import DocumentCorpus, ParquetDataset, Scale, TokenShards, changed_settings, to_mapping
 from ddl.data.documents import Document, read_corpus
 from ddl.data.parallel_encode import Batch, Texts, encode_in_order
 from ddl.data.parquet_blocks import open_dataset
@@ -215,9 +215,9 @@ class _Build:
         _save(tokenizer, self.out / "tokenizer.json")
         origin = {
             **source,
-            "corpus": to_mapping(self.scale.corpus),
+            "corpus": changed_settings(self.scale.corpus),
             "tokenizer": sha256_file(self.out / "tokenizer.json"),
-            "code": package_code(Path(__file__)),
+            "code": code_identity("ddl.data.build"),
         }
         return Journal(self.out / "journal.json", origin)
 

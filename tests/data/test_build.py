@@ -248,12 +248,12 @@ def test_validation_that_is_resumed_still_leaves_out_repeats_of_its_first_part(s
 BUILD_AND_ANNOUNCE = """
 import json, sys
 from pathlib import Path
-from ddl import data, hub
+from ddl.data import build, parquet_blocks
 from ddl.config import Scale, from_mapping
-hub.BLOCK_ROWS = 20
+parquet_blocks.BLOCK_ROWS = 20
 scale = from_mapping(Scale, json.loads(Path(sys.argv[1]).read_text()), "test")
 print("started", flush=True)
-data.build(scale, Path(sys.argv[2]), 1)
+build.build(scale, Path(sys.argv[2]), 1)
 """
 
 

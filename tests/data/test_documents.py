@@ -198,7 +198,7 @@ def test_committed_manifest_describes_an_installed_package():
 
 def test_extraction_needs_no_version_dependent_helper():
     """`ast.unparse`, `ast.get_docstring` and `inspect` write differently in different Python versions."""
-    tree = ast.parse((ROOT / "ddl" / "corpus.py").read_text())
+    tree = ast.parse((ROOT / "ddl" / "data" / "documents.py").read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not used & {"unparse", "get_docstring", "cleandoc", "get_source_segment"}
 
