@@ -486,7 +486,7 @@ def progress(results: Path) -> None:
 @option("--html", FILE, "HTML page to write.", "FILE")
 @option("--parameters", JsonObject(), "Values for its parameters cell, as a JSON object.", "JSON", default="{}")
 def notebook(notebook: Path, html: Path, parameters: dict[str, Any]) -> None:
-    """Run a notebook and write it as a self-contained HTML page.
+    """Run a notebook and write it as a standalone HTML page.
 
     NOTEBOOK is a py:percent file.
     """

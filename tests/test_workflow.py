@@ -360,7 +360,7 @@ def test_a_finished_run_of_a_small_scale_simply_reruns_with_other_code(finished,
     done = snakemake(finished, f"{folder}/summary.json")
     assert done.returncode == 0, done.stderr
     assert (
-        "of another run: code ddl/model/residual.py has changed"
+        "from a different run: code ddl/model/residual.py has changed"
         in (finished / "results/smoke/logs/train/small-ddl-dv1-seed0.log").read_text()
     )
     assert "continued" in json.loads((finished / folder / "provenance.json").read_text())
