@@ -101,7 +101,7 @@ def test_command_line_writes_the_shares_of_every_task(data, tmp_path, monkeypatc
     assert items.groupby("task", sort=False).size().to_dict() == {task.name: 20 for task in TASKS}
     summary = json.loads((tmp_path / "first" / "contamination.json").read_text())["tasks"]
     assert list(summary) == [task.name for task in TASKS]
-    assert capsys.readouterr().out.count("items with an n-gram that is in training") == 16
+    assert capsys.readouterr().out.count("items with an n-gram that occurs in training") == 16
 
 
 def test_an_item_that_was_trained_on_is_found_whole(data, corpus):

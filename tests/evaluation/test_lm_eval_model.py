@@ -40,7 +40,7 @@ def test_the_harness_evaluates_a_run_through_our_model_and_through_transformers(
 def test_a_folder_without_a_model_is_one_line(task, tmp_path):
     done = lm_eval_command("--model", "ddl", "--model_args", "pretrained=nowhere", *task, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: nowhere/config.json: not found or no model config")
+    assert done.stderr.splitlines()[-1].startswith("error: nowhere/config.json: not found or not a model config")
     assert "Traceback" not in done.stderr
 
 

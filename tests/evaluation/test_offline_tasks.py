@@ -242,7 +242,7 @@ def test_changed_or_missing_items_are_refused_by_name(data, built, tmp_path):
     changed.unlink()
     with pytest.raises(HarnessError, match=r"doc_order\.test\.jsonl: not found"):
         load_manifest(tmp_path)
-    with pytest.raises(HarnessError, match=r"no manifest of tasks: run ddl tasks"):
+    with pytest.raises(HarnessError, match=r"not a manifest of tasks: run ddl tasks"):
         load_manifest(tmp_path / "nowhere")
 
 
