@@ -1,4 +1,4 @@
-"""n-grams of evaluation items in training shards."""
+"""Contamination: the n-grams of evaluation items that occur in training shards."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def corpus(data, tmp_path):
-    """A copy of the data whose training shard is one text; returns (folder, write(text))."""
+    """A copy of the data, and a function that makes given texts its training shards, one shard per text."""
     for name in ("manifest.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((data / name).read_bytes())
 
@@ -74,7 +74,7 @@ def test_shares_agree_with_a_search_by_hand(corpus, monkeypatch, chunk):
     for row in found.itertuples():
         tokens = encode(texts[row.task][row.item]).ids
         for n in NGRAMS:
-            # No text shares n-grams with both shards, so the larger share is the share.
+            # No text shares n-grams with both shards, so the share over both is the larger of the two.
             expected = [naive(tokens, encode(text).ids, n) for text in shards]
             share = getattr(row, f"share_{n}")
             assert share == pytest.approx(max(expected)) or (math.isnan(share) and math.isnan(expected[0]))

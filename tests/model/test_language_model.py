@@ -1,4 +1,4 @@
-"""The model: counts of the paper, causality, limits, initial behaviour, files."""
+"""The language model: parameter counts of the paper, causality, limits, initial behaviour, files."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def random_ids(config, batch=3, seed=0):
 
 @torch.no_grad()
 def perturbed(model, seed=1):
-    """The model away from its initial point, where compressors are means and every variant looks alike."""
+    """The model with perturbed weights: at the initial ones, compressors are means and variants agree."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -99,7 +99,7 @@ def test_a_later_token_changes_no_earlier_output(tiny_config, variant, generator
     ids = random_ids(config)
     changed = ids.clone()
     changed[:, 9] = (changed[:, 9] + 1) % config.vocab_size
-    # The head casts to fp32, so equality is exact only because the same numbers are computed.
+    # Hidden states are compared, because the head casts to fp32.
     before, after = model.hidden(ids), model.hidden(changed)
     torch.testing.assert_close(before[:, :9], after[:, :9], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(before[:, 9], after[:, 9])
@@ -144,7 +144,7 @@ def test_variants_start_from_one_backbone_and_one_function_of_the_embedding(tiny
         for slug, model in models.items():
             assert torch.equal(model.state_dict()[name], weight), (slug, name)
     ids = random_ids(models["baseline"].config)
-    outputs = [models[slug](ids) for slug in SLUGS[2:]]  # EC starts as repetition, TC and CC as the mean
+    outputs = [models[slug](ids) for slug in SLUGS[2:]]  # initially EC repeats the embedding; TC and CC take the mean
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""The transformers face: the same model, files that both sides read, and generation with the cache."""
+"""The transformers interface: the same model, files that both sides read, and generation with the cache."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ VOCABULARY = 262
 
 @pytest.fixture(scope="session")
 def runs(tiny_config, tmp_path_factory):
-    """Run directories as training leaves them, one a variant."""
+    """Run directories as training writes them, one per variant."""
     folder = tmp_path_factory.mktemp("runs")
     train_bpe([TEXT], VOCABULARY).save(str(folder / "tokenizer.json"))
     for variant in SLUGS:
@@ -35,7 +35,7 @@ def runs(tiny_config, tmp_path_factory):
 
 @pytest.fixture
 def copied(runs, tmp_path):
-    """A run directory to spoil."""
+    """A copy of a run directory, for a test to damage."""
     for path in (runs / "ddl-tc").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
@@ -143,7 +143,7 @@ def test_generation_ends_at_the_end_of_text_without_being_told(runs):
     model = AutoModelForCausalLM.from_pretrained(runs / "ddl-cc")
     assert model.generation_config.eos_token_id == 0
     with torch.no_grad():
-        model.model.norm.weight.zero_()  # equal logits, and the first of equals is token 0
+        model.model.norm.weight.zero_()  # all logits are equal, and argmax takes the first, token 0
     assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=9, do_sample=False).tolist() == [[5, 6, 0]]
 
 
@@ -210,7 +210,7 @@ def test_the_tokenizer_of_a_run_is_the_one_it_was_trained_with(runs):
 
 
 def test_importing_the_module_registers_the_model_with_transformers(runs):
-    """In a process of its own, where nothing else has imported the module."""
+    """The import runs in a new process, where nothing else has imported the module."""
     code = (
         "import sys, transformers, ddl.model.run_files, ddl.training.run\n"
         "assert 'ddl' not in transformers.models.auto.configuration_auto.CONFIG_MAPPING\n"
