@@ -180,6 +180,7 @@ def test_plain_values_round_trip():
 # A default is what all earlier runs were made with, so that settings that equal theirs need no fingerprint. For another
 # value write it into the scale's file or the variant's entry; a new setting joins this table with what was the case
 # before it existed.
+LIMITS = {"max_train_tokens": 0, "shard_tokens": 100_000_000}
 DEFAULTS = {
     "ModelConfig": {
         "residual": "additive",
@@ -205,19 +206,12 @@ DEFAULTS = {
         "state_dtype": "parameters",
         "state_memory": "stored",
     },
-    "CorpusConfig": {
-        "val_fraction": 0.0,
-        "packages": (),
-        "path": "",
-        "dataset": "",
-        "folder": "",
-        "revision": "",
-        "val_tokens": 0,
-        "train_shards": "",
-        "val_shards": "",
-        "max_train_tokens": 0,
-        "shard_tokens": 100_000_000,
-    },
+    "TokenisedCorpus": LIMITS,
+    "DocumentCorpus": LIMITS,
+    "PackageDocs": LIMITS | {"name": "package-docs"},
+    "TextFiles": LIMITS | {"name": "text"},
+    "ParquetDataset": LIMITS | {"name": "parquet-dataset", "folder": ""},
+    "TokenShards": {"name": "shards"},
     "TokenizerConfig": {"path": ""},
     "TrainConfig": {
         "sharding": "ddp",
@@ -228,6 +222,7 @@ DEFAULTS = {
         "beta2": 0.95,
         "grad_clip": 1.0,
     },
+    "Variant": {"published": ""},
 }
 
 
@@ -253,6 +248,7 @@ def test_changed_settings_leave_out_defaults_and_keep_all_else():
     scale = dataclasses.replace(load_scale("smoke"), training=changed)
     assert changed_settings(scale)["training"]["grad_clip"] == 0.5
     assert changed_settings(scale)["sizes"]["small"] == {"layers": 1, "heads": 2, "width": 24}
+    assert set(changed_settings(scale)["corpus"]) == {"name", "packages", "val_fraction"}
 
 
 def test_what_a_model_is_made_of_determines_it_and_how_it_is_computed_does_not():
