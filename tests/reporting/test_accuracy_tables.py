@@ -10,7 +10,7 @@ import pytest
 
 from ddl.config import load_variants, paper_variants
 from ddl.evaluation.paper_benchmarks import BENCHMARKS
-from ddl.layout import BASELINE, ROOT
+from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import differences, downstream_table, published_accuracy, published_gains
 from ddl.reporting.quoted_numbers import collect
 from ddl.reporting.read_results import Results
@@ -113,18 +113,6 @@ def test_few_published_gains_exceed_their_noise():
     gains = published_gains()
     assert gains["cells"] == {"compared": 160, "higher": 104, "higher_beyond_noise": 5, "lower_beyond_noise": 0}
     assert gains["averages"] == {"compared": 20, "higher": 18, "higher_beyond_noise": 0, "lower_beyond_noise": 0}
-
-
-def test_readme_quotes_those_counts():
-    gains = published_gains()
-    text = " ".join((ROOT / "README.md").read_text().split())
-    cells, averages = gains["cells"], gains["averages"]
-    assert f"{cells['higher_beyond_noise']} of the {cells['higher']} gains" in text
-    assert f"{averages['higher_beyond_noise']} of the {averages['higher']} averages" in text
-    correlation = re.search(r"as correlated as those of our models \((0\.\d+)\) it would be (\d+) and (\d+)\.", text)
-    gains = published_gains(float(correlation[1]))
-    counts = [gains[name]["higher_beyond_noise"] for name in ("cells", "averages")]
-    assert [int(correlation[2]), int(correlation[3])] == counts
 
 
 def test_numbers_hold_the_intervals(folder):
