@@ -38,7 +38,9 @@ class Rule(nn.Module):
     """
 
     fp32: ClassVar[tuple[str, ...]] = ()  # submodules that stay in fp32 when the model is converted to bf16
-    fused = False  # whether the rule also goes on to the input of the next sublayer in one operation, as `Delta` does
+    fused = (
+        False  # whether the rule has `rewrite_and_read`, which goes on to the next sublayer's input in one operation
+    )
 
     def flops(self) -> int | None:
         """Floating-point operations for one token, a multiply-add counting two; None where nobody has counted."""
