@@ -38,7 +38,7 @@ class Rule(nn.Module):
     """
 
     fp32: ClassVar[tuple[str, ...]] = ()  # submodules that stay in fp32 when the model is converted to bf16
-    fused = False  # whether the rule has a `rewrite_and_read`, as `Delta` has
+    fused = False  # whether the rule has `rewrite_and_read`, which also computes the input of the next sublayer
 
     def flops(self) -> int | None:
         """Floating-point operations per token, a multiply-add counting as two; None if they have not been counted."""

@@ -252,6 +252,7 @@ from ddl.data import build, parquet_blocks
 from ddl.config import Scale, from_mapping
 parquet_blocks.BLOCK_ROWS = 20
 scale = from_mapping(Scale, json.loads(Path(sys.argv[1]).read_text()), "test")
+build.code_identity("ddl.data.build")  # cached here, as in the process that times the whole build
 print("started", flush=True)
 build.build(scale, Path(sys.argv[2]), 1)
 """
