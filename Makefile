@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: setup reproduce test cluster-test lint format lock readme
+.PHONY: setup reproduce test test-full cluster-test lint format lock readme
 .DEFAULT_GOAL := reproduce
 
 setup: $(INSTALLED)
@@ -20,8 +20,15 @@ $(INSTALLED): pyproject.toml requirements.lock
 reproduce: setup
 	$(BIN)/snakemake --cores all
 
+# A worker for each core takes whole files, in the order that tests/conftest.py puts them in.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/pytest
+	$(PYTEST)
+
+# Kernels for every GPU, shape and dtype, of which `make test` takes a sample.
+test-full: setup
+	$(PYTEST) -m full
 
 # The smoke scale through a real Slurm on this machine; installs Debian's packages of it, so it needs root.
 cluster-test: setup

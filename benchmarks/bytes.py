@@ -64,7 +64,7 @@ class EagerTraffic(TorchDispatchMode):
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Of the elements that lie in memory: an expanded axis counts once."""
+    """Bytes of the elements that lie in memory: an expanded axis counts once."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return int(np.prod(sizes)) * tensor.element_size()
 

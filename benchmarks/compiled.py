@@ -1,8 +1,9 @@
-"""Compile the kernels for GPUs that are not at hand and say what they need: registers, spills, shared memory.
+"""Compile the kernels for GPUs that are not at hand and print what they need: registers, spills, shared memory.
 
     python -m benchmarks.compiled [--csv results/reference/kernel_resources.csv]
 
-Triton compiles to a cubin or hsaco without a GPU. What is compiled is what the launchers launch, at the paper's widths.
+Triton compiles to a cubin or hsaco without a GPU. The kernels compiled are those that the launchers launch at the
+paper's widths.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def record_launches(run: Callable[[], object]) -> list[Launch]:
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one program: registers of a thread, bytes that a thread spills, bytes of shared memory."""
+    """What a program needs: registers of a thread, bytes that a thread spills, bytes of shared memory."""
 
     registers: int
     spilled: int

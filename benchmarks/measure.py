@@ -20,11 +20,11 @@ ORIGIN = ("device", "device_type", "torch", "triton", "driver", "commit", "dirty
 
 
 class BenchmarkError(UserError):
-    """The measurements cannot start: the message says why."""
+    """Why measurements cannot start, in one line."""
 
 
 class Budget:
-    """So many seconds from now on."""
+    """A number of seconds, from now on."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -38,11 +38,14 @@ class Budget:
 
 
 class Rows:
-    """A CSV with one row a measurement, to which rows are added as they are made; what is there stays.
+    """A CSV with one row per measurement, to which rows are added as they are made; existing rows stay.
 
     Args:
-        path: of the file; with a header that differs, a BenchmarkError.
-        columns: of this kind of measurement; `reason` (why a row has no numbers) and the origin follow them.
+        path: the file.
+        columns: columns of this kind of measurement; `reason` (why a row has no numbers) and the origin follow them.
+
+    Raises:
+        BenchmarkError: the file has other columns.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], origin: dict[str, Any]) -> None:
@@ -90,7 +93,7 @@ def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
 
 
 def driver_version() -> str:
-    """Of the GPU, by nvidia-smi; empty where there is none."""
+    """The GPU's driver version from nvidia-smi; empty without one."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]

@@ -193,7 +193,7 @@ def data(scale: Scale, out: Path, max_tokens: int | None, workers: int) -> None:
     from ddl.data.build import build
 
     if max_tokens is not None:
-        scale = replace(scale, corpus=replace(scale.corpus, max_train_tokens=max_tokens))
+        scale = replace(scale, corpus=scale.corpus.with_limit(max_tokens))
     build(scale, out, workers)
 
 

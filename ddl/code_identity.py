@@ -1,26 +1,103 @@
-"""Which code a result depends on."""
+"""Which code a result depends on, and whether it is still the same code.
+
+A result depends on the modules that make it and on everything that these import, as far as it lies in the rooms (the
+sub-packages of `ddl`). The modules beside the rooms do not count: they say where and how results are written, and the
+settings among them count as settings. What a file says in comments and docstrings does not count either.
+"""
 
 import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from ddl.files import sha256_file
 from ddl.layout import ROOT
 
+PACKAGE = ROOT / "ddl"
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # what a docstring can begin
 
-def package_code(file: Path) -> dict[str, str]:
-    """A file of this package and all that it imports from it, wherever the import stands: path -> SHA-256."""
-    package = ROOT / "ddl"
-    found, todo = {package / "__init__.py"}, [file.resolve()]
+
+def code_identity(*sources: str) -> dict[str, str]:
+    """Digest the code behind a result.
+
+    Args:
+        sources: modules ("ddl.training.run"), and notebooks by their path ("notebooks/05_gradient.py"). Of a notebook
+            count its imports, and the full text of the functions that it shows by `source(...)`; its own text does not.
+
+    Returns:
+        Path from the repository's root -> SHA-256 of its syntax tree, in alphabetical order; for a function that a
+        notebook shows, path:name -> SHA-256 of its text.
+    """
+    notebooks = [ROOT / source for source in sources if source.endswith(".py")]
+    todo = [file for source in sources if not source.endswith(".py") for file in _files(source)]
+    todo += [file for notebook in notebooks for name in _read(notebook)[1] for file in _files(name)]
+    found: dict[str, str] = {}
     while todo:
-        found.add(path := todo.pop())
-        names: list[str] = []
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for parts in (name.split(".") for name in names if name.startswith("ddl.")):
-            module = package.joinpath(*parts[1:])
-            candidates = {module.with_suffix(".py"), module / "__init__.py", module.parent / "__init__.py"}
-            todo += [path for path in candidates - found - set(todo) if path.is_file()]
-    return {path.relative_to(package).as_posix(): sha256_file(path) for path in sorted(found)}
+        path = todo.pop()
+        if (name := path.relative_to(ROOT).as_posix()) not in found:
+            found[name], imports = _read(path)
+            todo += [file for module in imports for file in _files(module)]
+    for notebook in notebooks:
+        found |= _shown(notebook)
+    return dict(sorted(found.items()))
+
+
+def _files(module: str) -> list[Path]:
+    """The files in the rooms that an import of `module`, or of a name in it, runs."""
+    package, *parts = module.split(".")
+    folders = [PACKAGE.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+    candidates = [path for folder in folders for path in (folder.with_suffix(".py"), folder / "__init__.py")]
+    return [path for path in candidates if package == "ddl" and path.parent != PACKAGE and path.is_file()]
+
+
+@cache
+def _read(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Digest of a file's syntax tree, and the names that the file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(_meaning(tree)).encode()).hexdigest(), tuple(_imports(tree))
+
+
+def _meaning(node: Any) -> Any:
+    """A syntax tree as nested lists, without positions, docstrings and empty fields, which Python versions add."""
+    if isinstance(node, list):
+        return [_meaning(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    meaning: list[Any] = [type(node).__name__]
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            value = value[1:]
+        if value is not None and value != [] and name not in ("ctx", "kind"):
+            meaning.append([name, _meaning(value)])
+    return meaning
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    """Names that a syntax tree imports, wherever the import stands, but for those that only a type checker sees."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    only_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for child in node.orelse if only_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
+        if not isinstance(child, ast.expr):
+            yield from _imports(child)
+
+
+def _shown(notebook: Path) -> dict[str, str]:
+    """The text of the functions that a notebook shows, by `source(function, Class.method)`."""
+    nodes = list(ast.walk(ast.parse(notebook.read_text(encoding="utf-8"))))
+    modules = {alias.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "source"]
+    shown = {}
+    for name in [ast.unparse(argument) for call in calls for argument in call.args]:
+        for path in _files(str(modules.get(name.split(".")[0])))[
+            -1:
+        ]:  # the module; none for the notebook's own function
+            text = path.read_text(encoding="utf-8")
+            found = [node for node in ast.walk(ast.parse(text)) if getattr(node, "name", None) == name.split(".")[-1]]
+            segments = "\n".join(str(ast.get_source_segment(text, node)) for node in found)
+            shown[f"{path.relative_to(ROOT).as_posix()}:{name}"] = hashlib.sha256(segments.encode()).hexdigest()
+    return shown

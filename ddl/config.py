@@ -5,6 +5,7 @@ compared. Both are read into the frozen dataclasses below before anything runs: 
 type or a combination that makes no sense is a `ConfigError` that names the file and the key.
 """
 
+import abc
 import dataclasses
 import json
 import types
@@ -12,7 +13,7 @@ import typing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from ddl.errors import UserError
 from ddl.layout import ROOT
@@ -122,6 +123,11 @@ class ModelConfig:
         """Hidden width of SwiGLU, floor(8 d / 3)."""
         return 8 * self.width // 3
 
+    def determining(self) -> dict[str, Any]:
+        """The settings that determine what a model learns, also those computed here; the others change rounding."""
+        computed = {"head_dim": self.head_dim, "mlp_hidden": self.mlp_hidden}
+        return _without(changed_settings(self), "kernels", "state_memory") | computed
+
 
 @dataclass(frozen=True)
 class SizeConfig:
@@ -132,47 +138,159 @@ class SizeConfig:
     width: int
 
 
-@dataclass(frozen=True)
-class CorpusConfig:
-    """Where documents come from and how they are split; each corpus reads its own settings and refuses the others'."""
+@dataclass(frozen=True, kw_only=True)
+class Corpus(abc.ABC):
+    """Where the text of a scale comes from.
 
-    name: Literal["package-docs", "text", "fineweb-edu", "shards"]
-    val_fraction: float = 0.0  # package-docs, text: of the documents
-    packages: tuple[str, ...] = ()  # package-docs: the distributions whose documentation is read
-    path: str = ""  # text: a file or folder of .txt, .jsonl or .parquet
-    dataset: str = ""  # fineweb-edu: owner/name on the hub, or a URL or local folder that holds the same files
-    folder: str = ""  # fineweb-edu: of the parquet files in the dataset
-    revision: str = ""  # fineweb-edu: of the dataset
-    val_tokens: int = 0  # fineweb-edu: the first so many are held out
-    train_shards: str = ""  # shards: a pattern of paths, e.g. /data/fineweb_train_*.bin
-    val_shards: str = ""
+    A kind of corpus is a subclass with settings of its own and a `name`, by which a scale's file chooses it; it also
+    stands in `AnyCorpus`. `ddl.data` says how each kind is read.
+    """
+
+    name: str
+    large: ClassVar[bool] = False  # worth all cores of the machine
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.default is dataclasses.MISSING and not getattr(self, field.name):
+                raise ConfigError(f"corpus.{field.name}: needed by the corpus {self.name!r}, found nothing")
+
+    @property
+    @abc.abstractmethod
+    def source(self) -> str:
+        """What is read, for logs; two corpora of the same kind and source read the same text, if not as much of it."""
+
+    @property
+    @abc.abstractmethod
+    def description(self) -> str:
+        """What is read, as a phrase in a sentence of the paper."""
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Upper bound of the tokens of both splits; None where only the documents themselves say."""
+        return None
+
+    def with_limit(self, max_train_tokens: int) -> Self:
+        """The same corpus with another number of training tokens at most; 0 takes all.
+
+        Raises:
+            ConfigError: the number is negative, or this kind of corpus has no limit.
+        """
+        raise ConfigError(f"corpus.max_train_tokens: not read by the corpus {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenisedCorpus(Corpus):
+    """Documents that become token shards."""
+
     max_train_tokens: int = 0  # 0: all
     shard_tokens: int = 100_000_000
 
     def __post_init__(self) -> None:
-        needed = {
-            "package-docs": ("packages", "val_fraction"),
-            "text": ("path", "val_fraction"),
-            "fineweb-edu": ("dataset", "revision", "val_tokens"),
-            "shards": ("train_shards", "val_shards"),
-        }
-        optional = {
-            "package-docs": ("max_train_tokens", "shard_tokens"),
-            "text": ("max_train_tokens", "shard_tokens"),
-            "fineweb-edu": ("folder", "max_train_tokens", "shard_tokens"),
-            "shards": (),
-        }
-        for name in needed[self.name]:
-            if not getattr(self, name):
-                raise ConfigError(f"corpus.{name}: needed by the corpus {self.name!r}")
-        for field in dataclasses.fields(self)[1:]:
-            known = field.name in needed[self.name] + optional[self.name]
-            if not known and getattr(self, field.name) != field.default:
-                raise ConfigError(f"corpus.{field.name}: not read by the corpus {self.name!r}")
-        if not 0.0 <= self.val_fraction < 0.5:
+        super().__post_init__()
+        if self.max_train_tokens < 0:
+            raise ConfigError(f"corpus.max_train_tokens: expected 0 or more, found {self.max_train_tokens}")
+        if self.shard_tokens < 1:
+            raise ConfigError(f"corpus.shard_tokens: expected a positive integer, found {self.shard_tokens}")
+
+    def with_limit(self, max_train_tokens: int) -> Self:
+        return dataclasses.replace(self, max_train_tokens=max_train_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentCorpus(TokenisedCorpus):
+    """Documents that fit in memory and are split by a hash of their text."""
+
+    val_fraction: float  # of the documents
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.val_fraction < 0.5:
             raise ConfigError(f"corpus.val_fraction: expected a number in (0, 0.5), found {self.val_fraction}")
-        if min(self.val_tokens, self.max_train_tokens) < 0 or self.shard_tokens < 1:
-            raise ConfigError("corpus: expected positive numbers of tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageDocs(DocumentCorpus):
+    """The documentation inside installed packages, one document per module."""
+
+    name: Literal["package-docs"] = "package-docs"
+    packages: tuple[str, ...]  # distributions
+
+    @property
+    def source(self) -> str:
+        return ", ".join(self.packages)
+
+    @property
+    def description(self) -> str:
+        return (
+            f"the documentation that is shipped inside {len(self.packages)} Python packages ({self.source}), "
+            "so that nothing has to be downloaded"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(DocumentCorpus):
+    """Files on this machine."""
+
+    name: Literal["text"] = "text"
+    path: str  # a file or folder of .txt, .jsonl or .parquet
+
+    @property
+    def source(self) -> str:
+        return self.path
+
+    @property
+    def description(self) -> str:
+        return "a local text corpus"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetDataset(TokenisedCorpus):
+    """A dataset of parquet files, of any size: it is streamed."""
+
+    name: Literal["parquet-dataset"] = "parquet-dataset"
+    large: ClassVar[bool] = True
+    dataset: str  # owner/name on the hub, or a URL or local folder that holds the same files
+    folder: str = ""  # of the parquet files in the dataset
+    revision: str  # of the dataset
+    val_tokens: int  # the first so many are held out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_tokens < 1:
+            raise ConfigError(f"corpus.val_tokens: expected a positive integer, found {self.val_tokens}")
+
+    @property
+    def source(self) -> str:
+        return f"{self.dataset} {self.folder}".strip()
+
+    @property
+    def description(self) -> str:
+        return f"the dataset {self.source}"
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_train_tokens + self.val_tokens if self.max_train_tokens else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenShards(Corpus):
+    """Token shards that were made elsewhere."""
+
+    name: Literal["shards"] = "shards"
+    train_shards: str  # a pattern of paths, e.g. /data/fineweb_train_*.bin
+    val_shards: str
+
+    @property
+    def source(self) -> str:
+        return self.train_shards
+
+    @property
+    def description(self) -> str:
+        return "token shards that were made elsewhere"
+
+
+AnyCorpus = PackageDocs | TextFiles | ParquetDataset | TokenShards
+FORMER_NAMES = {"fineweb-edu": "parquet-dataset"}  # of corpora, for scales that were written with an older version
 
 
 @dataclass(frozen=True)
@@ -248,7 +366,7 @@ class TrainConfig:
     def determining(self) -> dict[str, Any]:
         """The settings that determine what a run learns; the others change rounding at most, also halfway."""
         others = ("micro_batch_sequences", "checkpoint_interval", "gpus", "sharding", "compile", "tensorboard")
-        return {name: value for name, value in to_mapping(self).items() if name not in others}
+        return _without(changed_settings(self), *others)
 
 
 @dataclass(frozen=True)
@@ -303,6 +421,7 @@ class Variant:
     slug: str
     label: str
     model: dict[str, Any]
+    published: str = ""  # its name in paper/published; empty for a design that is not one of the paper's six
 
 
 @dataclass(frozen=True)
@@ -314,7 +433,7 @@ class Scale:
     sequence_length: int
     seeds: tuple[int, ...]
     sizes: dict[str, SizeConfig]
-    corpus: CorpusConfig
+    corpus: AnyCorpus
     tokenizer: TokenizerConfig
     training: TrainConfig
     evaluation: EvalConfig
@@ -332,6 +451,15 @@ class Scale:
     def variants(self) -> dict[str, Variant]:
         return load_variants()
 
+    @property
+    def tokens_per_step(self) -> int:
+        return self.training.batch_sequences * self.sequence_length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one run trains on."""
+        return self.training.steps * self.tokens_per_step
+
     def model(self, size: str, variant: str) -> ModelConfig:
         """The model of one run."""
         if size not in self.sizes:
@@ -342,6 +470,10 @@ class Scale:
         fixed = {"vocab_size": self.tokenizer.vocab_size, "sequence_length": self.sequence_length, **shape}
         settings = fixed | dataclasses.asdict(self.execution) | self.variants[variant].model
         return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
+
+    def determining(self, size: str, variant: str) -> dict[str, Any]:
+        """The settings that determine what one run learns."""
+        return {"model": self.model(size, variant).determining(), "training": self.training.determining()}
 
 
 def load_scale(name: str) -> Scale:
@@ -362,12 +494,17 @@ def scale_names() -> list[str]:
 
 
 def load_variants() -> dict[str, Variant]:
-    """Read `config/variants.yaml`: slug -> `Variant`, in the order of the paper's tables."""
+    """Read `config/variants.yaml`: slug -> `Variant`, all designs in the order of the tables."""
     where = str(VARIANTS_FILE.relative_to(ROOT))
     return {
         slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
         for slug, entry in _read_yaml(VARIANTS_FILE).items()
     }
+
+
+def paper_variants() -> dict[str, Variant]:
+    """Those of `load_variants` that the paper trained: what is compared with its numbers."""
+    return {slug: variant for slug, variant in load_variants().items() if variant.published}
 
 
 def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = "") -> Any:
@@ -389,7 +526,8 @@ def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = ""
     try:
         return cls(**converted)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {dotted if not str(error).startswith(where) else ''}{error}") from None
+        named = str(error).startswith((where, dotted))
+        raise ConfigError(f"{where}: {'' if named else dotted}{error}") from None
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -397,9 +535,30 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def changed_settings(config: Any) -> dict[str, Any]:
+    """The plain values of a config without those that are the default.
+
+    What decides whether a result is still valid takes these, so that a new option with a default invalidates nothing.
+    A default is therefore what all earlier results were made with, and never changes. A `name` says which kind of
+    config it is, and stays.
+    """
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name == "name" or getattr(config, field.name) != field.default  # which is MISSING where there is none
+    }
+    return dict(json.loads(json.dumps(changed, default=changed_settings)))  # which is called for the configs inside
+
+
+def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     """Check `value` against a type hint; booleans are no integers, an integer is a fine float."""
     origin = typing.get_origin(hint)
+    if origin is types.UnionType:
+        return _convert(_chosen(typing.get_args(hint), value, where, key), value, where, key)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {key}: expected a mapping, found {value!r}")
@@ -423,6 +582,21 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if type(value) is not hint:
         raise ConfigError(f"{where}: {key}: expected {hint.__name__}, found {value!r}")
     return value
+
+
+def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
+    """Which of some dataclasses a mapping describes: the one whose `name` has that default."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key}: expected a mapping, found {value!r}")
+    if "name" not in value:
+        raise ConfigError(f"{where}: missing key {key}.name")
+    by_name = {str(field.default): kind for kind in kinds for field in dataclasses.fields(kind) if field.name == "name"}
+    name = str(value["name"])
+    if name in FORMER_NAMES:
+        raise ConfigError(f"{where}: {key}.name: {name!r} is now called {FORMER_NAMES[name]!r}")
+    if name not in by_name:
+        raise ConfigError(f"{where}: {key}.name: expected one of {', '.join(by_name)}, found {name!r}")
+    return by_name[name]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

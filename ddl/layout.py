@@ -12,6 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "baseline"
 SPLITS = ("train", "val")
 KEPT_CHECKPOINTS = 2  # of every run, the newest
+SWEEP = "09_learning_rate"  # the notebook of the study of the learning rate, which `snakemake sweep` builds
+# The notebooks that show the results of a scale, and the figures and tables that each of them draws. The others are
+# derivations, which read no results.
+DRAWN = {
+    "03_architecture": ("figure1", "table6"),
+    "08_tasks": (),
+    SWEEP: ("learning_rate",),
+    "10_loss_curves": ("figure2", "figure3", "figure4", "table3"),
+    "11_downstream": ("table1", "table2", "table7", "table8"),
+    "12_cost": ("table4", "table5"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,3 +52,10 @@ def points(scale: "Scale") -> Iterator[Point]:
             for rate in scale.sweep.learning_rates:
                 for seed in scale.seeds:
                     yield Point(size, variant, rate, seed)
+
+
+def drawn_files(name: str) -> list[str]:
+    """The files of a figure or table, under results/<scale>/."""
+    if name.startswith("table"):
+        return [f"tables/{name}.{kind}" for kind in ("csv", "tex")]
+    return [f"figures/{name}.{kind}" for kind in ("pdf", "svg", "png")]

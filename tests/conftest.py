@@ -1,4 +1,9 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and which tests run in which process."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported, which reads it once
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores already
 
 import pytest
 import torch
@@ -10,14 +15,24 @@ from ddl.ops.dispatch import INTERPRETED
 collect_ignore = ["ops/test_ahead_of_time.py"] if INTERPRETED else []
 
 
-def pytest_collection_modifyitems(config, items):
-    """Run the tests marked `interpreter` where TRITON_INTERPRET=1, and the others where it is not.
+# Files that take minutes: with several workers they start first, so that none waits for the last of them.
+LONGEST = ("tests/test_workflow.py", "tests/ops/test_interpreter.py", "tests/training/test_kill.py")
 
-    It must be set before triton is imported, and holds for the process then; test_interpreter.py starts one with it.
+
+def pytest_collection_modifyitems(config, items):
+    """Select the tests of this process, and put those first that take longest.
+
+    Tests marked `interpreter` run where TRITON_INTERPRET=1, and no others do: it must be set before triton is imported,
+    and holds for the process then; test_interpreter.py starts one with it. Tests marked `full` run if -m names it.
     """
-    here = [item for item in items if bool(item.get_closest_marker("interpreter")) == INTERPRETED]
-    config.hook.pytest_deselected(items=list(set(items) - set(here)))
-    items[:] = here
+    full = "full" in config.getoption("markexpr")
+    here, elsewhere = [], []
+    for item in items:
+        fits = bool(item.get_closest_marker("interpreter")) == INTERPRETED
+        (here if fits and (full or not item.get_closest_marker("full")) else elsewhere).append(item)
+    config.hook.pytest_deselected(items=elsewhere)
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items[:] = sorted(here, key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

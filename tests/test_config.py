@@ -1,12 +1,24 @@
 """Settings: what is shipped is valid, and what is not valid is refused by file and key."""
 
+import dataclasses
 import re
 
 import pytest
 import yaml
 
 from ddl import config as config_module
-from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, load_variants, scale_names, to_mapping
+from ddl.config import (
+    ConfigError,
+    ModelConfig,
+    TokenShards,
+    changed_settings,
+    from_mapping,
+    load_scale,
+    load_variants,
+    paper_variants,
+    scale_names,
+    to_mapping,
+)
 from ddl.layout import ROOT
 from tests.helpers.command import ddl
 
@@ -27,12 +39,12 @@ def scale_file(tmp_path, monkeypatch):
     return write
 
 
-def test_every_shipped_scale_describes_twelve_valid_runs():
+def test_every_shipped_scale_describes_the_papers_twelve_runs_and_those_of_further_designs():
     assert {"smoke", "laptop", "h200", "paper"} <= set(scale_names())
     for name in scale_names():
         scale = load_scale(name)
-        runs = [scale.model(size, variant) for size in scale.sizes for variant in scale.variants]
-        assert len(set(runs)) == 12
+        runs = {(size, variant): scale.model(size, variant) for size in scale.sizes for variant in scale.variants}
+        assert len({runs[size, variant] for size in scale.sizes for variant in paper_variants()}) == 12
         assert scale.sizes["small"].layers < scale.sizes["medium"].layers
         assert scale.sizes["small"].width < scale.sizes["medium"].width
 
@@ -40,10 +52,10 @@ def test_every_shipped_scale_describes_twelve_valid_runs():
 def test_paper_scale_is_the_papers():
     scale = load_scale("paper")
     recipe = scale.training
-    assert recipe.steps * recipe.batch_sequences * scale.sequence_length == 49_152_000_000
+    assert scale.tokens == 49_152_000_000
     assert (recipe.learning_rate, recipe.beta1, recipe.beta2, recipe.weight_decay) == (1e-3, 0.9, 0.95, 0.1)
     assert scale.model("small", "ddl-cc").mlp_hidden == 2048
-    assert [v.label for v in scale.variants.values()] == [
+    assert [variant.label for variant in paper_variants().values()] == [
         "Baseline",
         "DDL (d_v = 1)",
         "DDL-TC w/o EC",
@@ -71,10 +83,6 @@ def test_paper_scale_is_the_papers():
         ),
         (lambda v: v.update(sizes={"small": v["sizes"]["small"]}), r"sizes: expected small and medium, found small"),
         (lambda v: v["sizes"]["small"].update(heads=[2]), r"sizes\.small\.heads: expected int, found \[2\]"),
-        (
-            lambda v: v.update(corpus={"name": "text", "val_fraction": 0.1}),
-            r"corpus\.path: needed by the corpus 'text'",
-        ),
         (lambda v: v.update(seeds=[0, 0]), r"seeds: expected different integers, found \[0, 0\]"),
     ],
 )
@@ -83,6 +91,54 @@ def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message)
     with pytest.raises(ConfigError, match=message) as caught:
         load_scale("mine")
     assert "\n" not in str(caught.value)
+
+
+PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"name": "text", "val_fraction": 0.1}, "missing key corpus.path"),
+        ({"name": "text", "path": "", "val_fraction": 0.1}, "corpus.path: needed by the corpus 'text', found nothing"),
+        ({"name": "text", "path": "x", "val_fraction": 0.5}, "corpus.val_fraction: expected a number in (0, 0.5)"),
+        (
+            {"name": "text", "path": "x", "val_fraction": 0.1, "shard_tokens": 0},
+            "corpus.shard_tokens: expected a positive integer, found 0",
+        ),
+        ({"name": "package-docs", "packages": [], "val_fraction": 0.1}, "corpus.packages: needed by the corpus"),
+        (PARQUET | {"val_tokens": -9}, "corpus.val_tokens: expected a positive integer, found -9"),
+        (PARQUET | {"max_train_tokens": -9}, "corpus.max_train_tokens: expected 0 or more, found -9"),
+        (
+            PARQUET | {"val_fraction": 0.1},
+            "unknown key corpus.val_fraction, expected one of name, max_train_tokens, shard_tokens, dataset, folder",
+        ),
+        (PARQUET | {"name": "fineweb-edu"}, "corpus.name: 'fineweb-edu' is now called 'parquet-dataset'"),
+        ({"name": "shards", "train_shards": "a"}, "missing key corpus.val_shards"),
+        (
+            {"name": "shards", "train_shards": "a", "val_shards": "b", "max_train_tokens": 1},
+            "unknown key corpus.max_train_tokens, expected one of name, train_shards, val_shards",
+        ),
+        (
+            {"name": "web"},
+            "corpus.name: expected one of package-docs, text, parquet-dataset, shards",
+        ),
+        ({"path": "x"}, "missing key corpus.name"),
+        ("text", "corpus: expected a mapping, found 'text'"),
+    ],
+    ids=str,
+)
+def test_each_kind_of_corpus_has_its_own_settings_and_refuses_others(scale_file, corpus, message):
+    scale_file(lambda values: values.update(corpus=corpus))
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: {re.escape(message)}") as caught:
+        load_scale("mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corpus_without_a_limit_of_tokens_refuses_one():
+    assert load_scale("paper").corpus.with_limit(7).most_tokens == 7 + load_scale("paper").corpus.val_tokens
+    with pytest.raises(ConfigError, match=r"corpus\.max_train_tokens: not read by the corpus 'shards'"):
+        TokenShards(train_shards="a", val_shards="b").with_limit(7)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +177,94 @@ def test_plain_values_round_trip():
         assert from_mapping(ModelConfig, to_mapping(config), "there") == config
 
 
+# A default is what all earlier runs were made with, so that settings that equal theirs need no fingerprint. For another
+# value write it into the scale's file or the variant's entry; a new setting joins this table with what was the case
+# before it existed.
+DEFAULTS = {
+    "ModelConfig": {
+        "residual": "additive",
+        "value_channels": 1,
+        "compressor": "none",
+        "embed_conv": False,
+        "embed_conv_kernel": 4,
+        "compressor_kernel": 4,
+        "direction": "output",
+        "direction_pool": "mean",
+        "direction_eps": 1e-5,
+        "gate": "linear",
+        "gate_hidden": 128,
+        "gate_init": 1.0,
+        "value_input": "normed",
+        "value_activation": "linear",
+        "value_bias_init": 1.0,
+        "rope_base": 10_000.0,
+        "norm_eps": 1e-5,
+        "embedding_std": 0.02,
+        "matrix_std_factor": 0.5,
+        "kernels": "auto",
+        "state_dtype": "parameters",
+        "state_memory": "stored",
+    },
+    "ParquetDataset": {"folder": ""},
+    "Variant": {"published": ""},
+    "TokenisedCorpus": {"max_train_tokens": 0, "shard_tokens": 100_000_000},
+    "TokenizerConfig": {"path": ""},
+    "TrainConfig": {
+        "sharding": "ddp",
+        "compile": False,
+        "tensorboard": False,
+        "weight_decay": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "grad_clip": 1.0,
+    },
+}
+
+
+def test_defaults_are_what_earlier_runs_were_made_with():
+    found = {}
+    for name, cls in vars(config_module).items():
+        if dataclasses.is_dataclass(cls):
+            own = [field for field in dataclasses.fields(cls) if field.name in cls.__annotations__]
+            assert all(field.default_factory is dataclasses.MISSING for field in own)
+            given = {field.name: field.default for field in own if field.default is not dataclasses.MISSING}
+            given.pop("name", None)  # of a kind of corpus
+            if given:
+                found[name] = given
+    assert found == DEFAULTS
+
+
+def test_changed_settings_leave_out_defaults_and_keep_all_else():
+    recipe = load_scale("smoke").training
+    assert changed_settings(recipe) == {
+        name: value for name, value in to_mapping(recipe).items() if name not in DEFAULTS["TrainConfig"]
+    }
+    changed = dataclasses.replace(recipe, grad_clip=0.5)
+    assert changed_settings(changed) == changed_settings(recipe) | {"grad_clip": 0.5}
+    scale = dataclasses.replace(load_scale("smoke"), training=changed)
+    assert changed_settings(scale)["training"]["grad_clip"] == 0.5
+    assert changed_settings(scale)["corpus"]["name"] == "package-docs"  # the default of its kind
+    assert changed_settings(scale)["sizes"]["small"] == {"layers": 1, "heads": 2, "width": 24}
+
+
+def test_what_a_model_is_made_of_determines_it_and_how_it_is_computed_does_not():
+    config = load_scale("smoke").model("small", "ddl-tc")
+    properties = {name for name, value in vars(ModelConfig).items() if isinstance(value, property)}
+    assert properties <= set(config.determining())
+    assert dataclasses.replace(config, gate_init=0.5).determining() != config.determining()
+    assert dataclasses.replace(config, kernels="triton", state_memory="stored").determining() == config.determining()
+
+
 def test_every_setting_is_read_somewhere():
     code = "".join(path.read_text() for path in (ROOT / "ddl").rglob("*.py") if path.name != "config.py")
     code += (ROOT / "Snakefile").read_text() + (ROOT / "ddl/config.py").read_text().split("def load_scale")[0]
     for name in (
         "ModelConfig",
         "SizeConfig",
-        "CorpusConfig",
+        "PackageDocs",
+        "TextFiles",
+        "ParquetDataset",
+        "TokenShards",
         "TokenizerConfig",
         "TrainConfig",
         "SweepConfig",
@@ -143,8 +280,9 @@ def test_an_unknown_scale_is_one_line(capsys):
     assert capsys.readouterr().err == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
 
 
-def test_describe_prints_twelve_rows_for_every_scale(capsys):
+def test_describe_prints_a_row_for_every_run_of_every_scale(capsys):
     for name in scale_names():
         ddl("describe", "--scale", name)
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("small", "medium"))]
-        assert len(rows) == 12
+        scale = load_scale(name)
+        assert [tuple(row.split()[:2]) for row in rows] == [(size, v) for size in scale.sizes for v in scale.variants]

@@ -23,7 +23,7 @@ def test_slurm_keeps_the_default_settings_but_for_the_limit_of_one_machine(profi
 def test_slurm_names_rules_that_exist_and_all_that_take_the_cores_of_one_machine(profiles):
     text = (ROOT / "Snakefile").read_text()
     slurm = profiles["slurm"]
-    rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL))
+    rules = dict(re.findall(r"^(?:use rule \w+ as|rule) (\w+).*?:\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(slurm["set-threads"]) | set(slurm["set-resources"]) <= set(rules)
     takes_cores = {name for name, body in rules.items() if re.search(r"threads: (all_cores|threads_of_data)\n", body)}
     assert set(slurm["set-threads"]) == takes_cores

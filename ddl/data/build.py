@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ddl.code_identity import package_code
-from ddl.config import CorpusConfig, Scale, to_mapping
+from ddl.code_identity import code_identity
+from ddl.config import DocumentCorpus, ParquetDataset, Scale, TokenShards, changed_settings, to_mapping
 from ddl.data.documents import Document, read_corpus
 from ddl.data.parallel_encode import Batch, Texts, encode_in_order
 from ddl.data.parquet_blocks import open_dataset
@@ -74,9 +74,8 @@ def build(scale: Scale, out: Path, workers: int) -> dict[str, Any]:
     for leftover in out.glob(".*.tmp"):  # of a build that was killed
         leftover.unlink()
     work = _Build(scale, out, workers, _Progress())
-    work.say(f"reading {scale.corpus.name}: {_corpus_label(scale.corpus)}")
-    make = {"shards": work.existing_shards, "fineweb-edu": work.stream}.get(scale.corpus.name, work.documents)
-    parts = make()
+    work.say(f"reading {scale.corpus.name}: {scale.corpus.source}")
+    parts = work.run()
     tokenizer_path = out / "tokenizer.json"
     manifest = {
         "corpus": to_mapping(scale.corpus),
@@ -96,15 +95,9 @@ def build(scale: Scale, out: Path, workers: int) -> dict[str, Any]:
     return manifest
 
 
-def _corpus_label(corpus: CorpusConfig) -> str:
-    """What is read, for people."""
-    named = (", ".join(corpus.packages), corpus.path, f"{corpus.dataset} {corpus.folder}".strip(), corpus.train_shards)
-    return next(filter(None, named))
-
-
 @dataclass
 class _Build:
-    """One build. Each kind of corpus gives the manifest's entries "splits", "deduplication" and "documents"."""
+    """One build: documents in memory, a stream of documents, or shards that are there already."""
 
     scale: Scale
     out: Path
@@ -112,9 +105,18 @@ class _Build:
     say: Callable[[str], None]
     end_of_text: int = -1
 
-    def documents(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
+        """Make the shards of the scale's corpus; the manifest's entries "splits", "deduplication" and "documents"."""
+        match self.scale.corpus:
+            case DocumentCorpus() as corpus:
+                return self.documents(corpus)
+            case ParquetDataset() as corpus:
+                return self.stream(corpus)
+            case TokenShards() as corpus:
+                return self.existing_shards(corpus)
+
+    def documents(self, corpus: DocumentCorpus) -> dict[str, Any]:
         """A corpus that fits in memory: split by a hash, without near duplicates across the split."""
-        corpus = self.scale.corpus
         documents = read_corpus(corpus)
         size = sum(len(document.text.encode()) for document in documents)
         self.say(f"read {len(documents):,} documents, {size / 1e6:.1f} MB")
@@ -144,9 +146,8 @@ class _Build:
             "documents": files,
         }
 
-    def stream(self) -> dict[str, Any]:
+    def stream(self, corpus: ParquetDataset) -> dict[str, Any]:
         """A dataset of parquet files of any size: first the validation split, then what follows."""
-        corpus = self.scale.corpus
         dataset = open_dataset(corpus)
         rows = sum(block.rows for block in dataset.blocks)
         self.say(f"found {rows:,} documents in {len(dataset.blocks):,} blocks")
@@ -172,9 +173,8 @@ class _Build:
             "documents": None,
         }
 
-    def existing_shards(self) -> dict[str, Any]:
+    def existing_shards(self, corpus: TokenShards) -> dict[str, Any]:
         """Shards made elsewhere; all their tokens are read once."""
-        corpus = self.scale.corpus
         self.start({}, [])
         paths = {}
         for name, pattern in (("train", corpus.train_shards), ("val", corpus.val_shards)):
@@ -215,9 +215,9 @@ class _Build:
         _save(tokenizer, self.out / "tokenizer.json")
         origin = {
             **source,
-            "corpus": to_mapping(self.scale.corpus),
+            "corpus": changed_settings(self.scale.corpus),
             "tokenizer": sha256_file(self.out / "tokenizer.json"),
-            "code": package_code(Path(__file__)),
+            "code": code_identity("ddl.data.build"),
         }
         return Journal(self.out / "journal.json", origin)
 

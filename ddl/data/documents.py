@@ -6,8 +6,9 @@
   it and names the package that differs. `ddl package-manifest` makes it again.
 - `text`: a .txt file (one document), a .jsonl or .parquet file (one document a row, key "text"), or a folder of these.
 
-Two more need no documents in memory: `fineweb-edu`, a dataset of the Hugging Face hub (`ddl.data.parquet_blocks`), and
-`shards`, token shards that are there already (`ddl.data.build`).
+Another corpus that fits in memory is a class beside these in `ddl.config` and a function here, registered with
+`read_corpus`. Two more kinds need no documents in memory: `parquet-dataset`, a dataset of the Hugging Face hub
+(`ddl.data.parquet_blocks`), and `shards`, token shards that are there already (`ddl.data.build`).
 """
 
 import ast
@@ -16,11 +17,12 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import singledispatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ddl.config import CorpusConfig, load_scale, scale_names
+from ddl.config import DocumentCorpus, PackageDocs, TextFiles, load_scale, scale_names
 from ddl.errors import UserError
 from ddl.files import write_json
 from ddl.layout import ROOT
@@ -49,24 +51,28 @@ class Document:
     text: str
 
 
-def read_corpus(config: CorpusConfig) -> list[Document]:
-    """All documents of a corpus that fits in memory (`package-docs` or `text`), in a fixed order.
+@singledispatch
+def read_corpus(corpus: DocumentCorpus) -> list[Document]:
+    """All documents of a corpus that fits in memory, in a fixed order; each kind registers its own function.
 
     Raises:
         CorpusError: a package or path is missing, or a package is not the one of the manifest.
     """
-    if config.name == "text":
-        return read_text(Path(config.path))
-    documents = []
-    for package in sorted(config.packages):
-        found = read_package(package)
-        check_package(package, found)
-        documents += found
-    return documents
+    raise TypeError(f"{type(corpus).__name__}: no function is registered with read_corpus")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # package-docs
+
+
+@read_corpus.register
+def _(corpus: PackageDocs) -> list[Document]:
+    documents = []
+    for package in sorted(corpus.packages):
+        found = read_package(package)
+        check_package(package, found)
+        documents += found
+    return documents
 
 
 def read_package(package: str) -> list[Document]:
@@ -226,6 +232,12 @@ def check_package(package: str, documents: list[Document], manifest: Path = PACK
             )
 
 
+def packages_of_scales() -> set[str]:
+    """The packages whose documentation any scale reads."""
+    corpora = [load_scale(name).corpus for name in scale_names()]
+    return {package for corpus in corpora if isinstance(corpus, PackageDocs) for package in corpus.packages}
+
+
 def write_package_manifest(packages: Iterable[str], manifest: Path = PACKAGE_MANIFEST) -> None:
     """Write the manifest of `packages` as they are installed."""
     write_json(manifest, {name: summarise_package(name, read_package(name)) for name in sorted(packages)})
@@ -233,6 +245,11 @@ def write_package_manifest(packages: Iterable[str], manifest: Path = PACKAGE_MAN
 
 # ---------------------------------------------------------------------------------------------------------------------
 # text
+
+
+@read_corpus.register
+def _(corpus: TextFiles) -> list[Document]:
+    return read_text(Path(corpus.path))
 
 
 def read_text(path: Path) -> list[Document]:
@@ -288,7 +305,6 @@ def _string(value: Any) -> str:
 
 def make_package_manifest() -> None:
     """Overwrite config/package_docs.json with what the packages of all scales hold now, and print one line each."""
-    corpora = [load_scale(name).corpus for name in scale_names()]
-    write_package_manifest({package for corpus in corpora for package in corpus.packages})
+    write_package_manifest(packages_of_scales())
     for name, entry in json.loads(PACKAGE_MANIFEST.read_text(encoding="utf-8")).items():
         print(f"{name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")

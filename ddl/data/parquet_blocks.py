@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ddl.config import CorpusConfig
+from ddl.config import ParquetDataset
 from ddl.data.documents import CorpusError
 
 BLOCK_ROWS = 4096  # a block ends with the row group that reaches so many documents
@@ -78,7 +78,7 @@ class Dataset:
     identity: str
 
 
-def address(corpus: CorpusConfig) -> str:
+def address(corpus: ParquetDataset) -> str:
     """Where the files are: a local folder if there is one of that name, a URL as it is, else the hub."""
     if Path(corpus.dataset).is_dir():
         root = Path(corpus.dataset).resolve().as_uri()
@@ -91,7 +91,7 @@ def address(corpus: CorpusConfig) -> str:
     return f"{root}/{corpus.folder}".rstrip("/")
 
 
-def open_dataset(corpus: CorpusConfig) -> Dataset:
+def open_dataset(corpus: ParquetDataset) -> Dataset:
     """List the files and read their footers; no text is read yet.
 
     Raises:
@@ -108,7 +108,7 @@ def open_dataset(corpus: CorpusConfig) -> Dataset:
     return Dataset([blocks[place] for place in order], hashlib.sha256(described.encode()).hexdigest())
 
 
-def _list(root: str, corpus: CorpusConfig) -> list[str]:
+def _list(root: str, corpus: ParquetDataset) -> list[str]:
     import fsspec
 
     try:

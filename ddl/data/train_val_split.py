@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddl.data.documents import Document
+from ddl.data.ngrams import ngram_hashes
 
 SHINGLE_WORDS = 8
 MAX_SHARED = 0.5  # of the distinct shingles of a validation document
@@ -28,8 +29,6 @@ NEAR_DEFINITION = (
 )
 
 _WORD = re.compile(r"\w+")
-# Odd factors, one a place in the shingle: a shingle's hash is the sum of word hash x factor modulo 2^64.
-_FACTORS = np.array([pow(0x9E3779B97F4A7C15, place + 1, 1 << 64) for place in range(SHINGLE_WORDS)], dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,10 @@ class _ShingleHasher:
 
     def __call__(self, text: str) -> np.ndarray:
         words = np.fromiter((self._word(word) for word in _WORD.findall(text.lower())), dtype=np.uint64)
-        width = min(SHINGLE_WORDS, len(words))
-        if width == 0:
+        if not len(words):
             return np.zeros(1, np.uint64)
-        total = np.zeros(len(words) - width + 1, np.uint64)
-        for place in range(width):
-            total += words[place : place + len(total)] * _FACTORS[place]
-        return total
+        ((_, hashes),) = ngram_hashes(words, [min(SHINGLE_WORDS, len(words))])
+        return hashes
 
     def _word(self, word: str) -> int:
         value = self._hashes.get(word)

@@ -7,7 +7,6 @@ An item counts with its right answer. Eight tokens in a row are often a turn of 
 use for words, are rarely shared by accident. An item may still be known in other words, which no n-gram shows.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ddl.config import Scale
+from ddl.data.ngrams import ngram_hashes
 from ddl.data.sequences import load_manifest
 from ddl.data.shard_format import open_shard
 from ddl.data.tokenizer import load_tokenizer
@@ -25,18 +25,6 @@ from ddl.provenance import provenance
 NGRAMS = (8, 13)
 CHUNK = 1 << 22  # tokens of a shard at a time
 TABLE_BITS = 24  # a first look at a table of bits spares nearly all n-grams of the corpus the search
-# An n-gram is the sum of its tokens times these, modulo 2^64. Two that differ agree by chance once in 2^64.
-FACTORS = np.random.default_rng(0).integers(0, 1 << 64, size=max(NGRAMS), dtype=np.uint64) | np.uint64(1)
-
-
-def hashes(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(n, uint64 hashes of all n-grams, in order) for each n; none where there are fewer tokens."""
-    total = np.zeros(len(tokens), dtype=np.uint64)
-    wide = tokens.astype(np.uint64)
-    for k, factor in enumerate(FACTORS[: len(tokens)]):
-        total[: len(tokens) - k] += wide[k:] * factor
-        if k + 1 in NGRAMS:
-            yield k + 1, total[: len(tokens) - k].copy()
 
 
 class Seen:
@@ -83,13 +71,13 @@ def measure(texts: dict[str, list[str]], data: Path) -> pd.DataFrame:
     for task, members in texts.items():
         for index, encoding in enumerate(tokenizer.encode_batch(members, add_special_tokens=False)):
             rows.append({"task": task, "item": index})
-            grams.append(dict(hashes(np.array(encoding.ids))))
+            grams.append(dict(ngram_hashes(np.array(encoding.ids), NGRAMS)))
     empty = np.zeros(0, dtype=np.uint64)
     seen = {n: Seen(np.concatenate([found.get(n, empty) for found in grams])) for n in NGRAMS}
     for shard in manifest["splits"]["train"]["shards"]:
         tokens = open_shard(data / shard["file"])
         for start in range(0, len(tokens), CHUNK):
-            for n, corpus in hashes(np.asarray(tokens[start : start + CHUNK + max(NGRAMS) - 1])):
+            for n, corpus in ngram_hashes(tokens[start : start + CHUNK + max(NGRAMS) - 1], NGRAMS):
                 seen[n].look(corpus)
     for row, found in zip(rows, grams, strict=True):
         row |= {f"share_{n}": float(seen[n].of(found[n]).mean()) if n in found else float("nan") for n in NGRAMS}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval.models  # noqa: F401 - the harness registers its own models later only if no other is registered yet
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model

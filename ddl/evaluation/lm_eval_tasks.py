@@ -23,6 +23,7 @@ import torch
 
 from ddl.config import Scale
 from ddl.errors import UserError
+from ddl.evaluation.columns import by_column
 from ddl.evaluation.paper_benchmarks import FOLDER
 from ddl.files import sha256_file
 
@@ -39,7 +40,7 @@ class HarnessError(UserError):
 
 @dataclass(frozen=True)
 class Task:
-    """One column of the tables: by which metric it is scored, what guessing scores, and the harness' task."""
+    """A task: its column of the tables, by which metric it is scored, what guessing scores, and the harness' task."""
 
     column: str
     metric: str
@@ -209,15 +210,16 @@ def solved(task: "ConfigurableTask", doc: dict[str, Any]) -> str:
 
 
 def average(results: list[dict[str, Any]]) -> dict[str, float]:
-    """The unweighted mean over tasks, as in the tables of the paper.
+    """The unweighted mean over columns, as in the tables of the paper; a column may have several tasks (`by_column`).
 
-    Its standard error takes the errors of the tasks for independent, which holds as far as no item serves two tasks;
+    Its standard error takes the errors of the columns for independent, which holds as far as no item serves two tasks;
     between two models on the same items errors are correlated, so it does not bound their difference
     (`ddl.reporting.statistics` does).
     """
-    n = len(results)
+    columns = by_column(results).values()
+    n = len(columns)
     return {
-        "value": math.fsum(result["value"] for result in results) / n,
-        "stderr": math.sqrt(math.fsum(result["stderr"] ** 2 for result in results)) / n,
-        "chance": math.fsum(result["chance"] for result in results) / n,
+        "value": math.fsum(column["value"] for column in columns) / n,
+        "stderr": math.sqrt(math.fsum(column["stderr"] ** 2 for column in columns)) / n,
+        "chance": math.fsum(column["chance"] for column in columns) / n,
     }

@@ -1,36 +1,36 @@
-"""What the twelve models are and what they cost, before anything is trained: `ddl describe --scale paper`."""
+"""What the models of a scale are and what they cost, before anything is trained: `ddl describe --scale paper`."""
+
+from typing import NamedTuple
 
 from ddl.config import ModelConfig, Scale
-from ddl.model.language_model import parameter_count
+from ddl.model.language_model import parameter_count, without_numbers
+
+DASH = "–"
 
 
-def flops_per_token(config: ModelConfig) -> dict[str, int]:
+class Flops(NamedTuple):
+    """FLOPs for one token; `state` is None for a rule whose operations nobody has counted."""
+
+    backbone: int  # projections, attention and head
+    state: int | None  # expansion, compressors, generators and rewrites
+
+
+def flops_per_token(config: ModelConfig) -> Flops:
     """Floating-point operations of one forward pass for one token, a multiply-add counting two.
 
     Attention is counted over half of the sequence, as the mean over causal positions. Norms and activations are left
     out, as is usual; the work on the residual state is not, because it is what the variants differ in.
-
-    Returns:
-        backbone: projections, attention and head. state: expansion, compressors, generators and rewrites.
     """
-    d, d_v, T = config.width, config.value_channels, config.sequence_length
+    d, T = config.width, config.sequence_length
     block = 2 * (4 * d * d + 3 * d * config.mlp_hidden) + 2 * 2 * d * T // 2
     backbone = config.layers * block + 2 * d * config.vocab_size
-    compress = {"none": 0, "cc": 2 * d * d_v, "tc": 2 * d * d_v * config.compressor_kernel}[config.compressor]
-    expand = 2 * d * d_v * config.embed_conv_kernel if config.embed_conv else 0
-    update = d  # an addition, unless the rule is known to do more
-    if config.residual == "delta":
-        update = 2 * d * d_v + 2 * d * d_v + 3 * d  # readout, rank-one write, norm of the direction
-        update += 2 * d * d_v  # target
-        update += 2 * d * config.gate_hidden + 2 * config.gate_hidden if config.gate == "mlp" else 2 * d
-        if config.direction == "mlp":
-            pooled = d * d_v if config.direction_pool == "flatten" else d
-            update += 2 * pooled * d + 2 * d * d
-    sublayers = 2 * config.layers
-    return {
-        "backbone": backbone,
-        "state": sublayers * (update + compress) + compress + expand,
-    }
+    model = without_numbers(config)
+    rules = [rule.flops() for rule in model.rules()]
+    counted = [flops for flops in rules if flops is not None]
+    if len(counted) < len(rules):
+        return Flops(backbone, None)
+    readouts = (len(rules) + 1) * model.compress.flops()  # of each sublayer, and the last
+    return Flops(backbone, sum(counted) + readouts + model.expand.flops())
 
 
 def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[str, int]:
@@ -46,25 +46,31 @@ def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[st
 def describe(scale: Scale) -> str:
     """A table of all runs of a scale: parameters, FLOPs per token, state bytes per token, training cost."""
     recipe = scale.training
-    tokens = recipe.steps * recipe.batch_sequences * scale.sequence_length
     width = 2 if recipe.dtype == "bfloat16" else 4
     lines = [
         f"scale {scale.name}: {len(scale.seeds)} seed(s), {recipe.steps:,} steps x {recipe.batch_sequences} sequences "
-        f"x {scale.sequence_length} tokens = {tokens:,} tokens a run, {recipe.dtype}",
+        f"x {scale.sequence_length} tokens = {scale.tokens:,} tokens a run, {recipe.dtype}",
         f"{'size':7} {'variant':12} {'params':>12} {'embedding':>11} {'MFLOP/token':>12} {'of it state':>12} "
         f"{'state B/token':>14} {'stored B/token':>15} {'train FLOP':>12}",
     ]
+    uncounted = set()
     for size in scale.sizes:
         for variant in scale.variants:
             config = scale.model(size, variant)
             counts = parameter_count(config)
             flops = flops_per_token(config)
-            forward = flops["backbone"] + flops["state"]
+            if flops.state is None:
+                uncounted.add(config.residual)
+                forward, share, training = DASH, DASH, DASH
+            else:
+                total = flops.backbone + flops.state
+                forward, share = f"{total / 1e6:.2f}", f"{flops.state / total:.2%}"
+                training = f"{3 * total * scale.tokens:.2e}"
             memory = state_bytes_per_token(config, width)
             lines.append(
                 f"{size:7} {variant:12} {counts['total']:12,} {counts['total'] - counts['non_embedding']:11,} "
-                f"{forward / 1e6:12.2f} {flops['state'] / forward:12.2%} {memory['state']:14,} {memory['stored']:15,} "
-                f"{3 * forward * tokens:12.2e}"
+                f"{forward:>12} {share:>12} {memory['state']:14,} {memory['stored']:15,} {training:>12}"
             )
     lines.append("FLOPs are of the forward pass; training counts three of them (forward, and twice that backward).")
+    lines += [f"{DASH}: the rule {name!r} does not count its FLOPs (Rule.flops)." for name in sorted(uncounted)]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddl.config import ConfigError, ModelConfig
 from ddl.model.cache import BlockCache, Cache, KeyValues
-from ddl.model.residual import COMPRESSORS, Expand, make_rule
+from ddl.model.residual import COMPRESSORS, Expand, Rule, make_rule
 from ddl.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from ddl.ops.dispatch import runs_triton
 from ddl.ops.fused_rewrite import Rebuilding
@@ -28,6 +28,10 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+class OutputProjection(nn.Linear):
+    """The last matrix of a sublayer; it starts smaller, because the outputs of all sublayers add up in the state."""
+
+
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions, then RMSNorm of queries and keys."""
 
@@ -35,7 +39,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.out = OutputProjection(config.width, config.width, bias=False)
         self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
         self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
 
@@ -62,7 +66,7 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_up = nn.Linear(config.width, 2 * config.mlp_hidden, bias=False)
-        self.out = nn.Linear(config.mlp_hidden, config.width, bias=False)
+        self.out = OutputProjection(config.mlp_hidden, config.width, bias=False)
 
     def forward(self, c: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
@@ -104,21 +108,26 @@ class LanguageModel(nn.Module):
 
     Args:
         config: the point in config space.
-        seed: of the initial weights. Every parameter draws from a stream of its own, named after it, so the backbones
-            of all variants start from the same numbers.
+        seed: of the initial weights. Every matrix draws from a stream of its own, named after it, so the backbones of
+            all variants start from the same numbers; what a new rule draws in its constructor depends on it too.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.expand = Expand(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.compress = COMPRESSORS[config.compressor](config)
-        self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        # A user's own rule has no fused rewrite; nor has a value that reads the compressed state.
-        self.fused = config.kernels != "reference" and config.residual == "delta" and config.value_input != "compressed"
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.embedding = nn.Embedding(config.vocab_size, config.width)
+            self.expand = Expand(config)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.compress = COMPRESSORS[config.compressor](config)
+            self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.fused = all(rule.fused for rule in self.rules())
         self.init_matrices(seed)
+
+    def rules(self) -> list[Rule]:
+        """The residual rule of each sublayer, in their order."""
+        return [module for module in self.modules() if isinstance(module, Rule)]
 
     @torch.no_grad()
     def init_matrices(self, seed: int) -> None:
@@ -126,11 +135,12 @@ class LanguageModel(nn.Module):
         config = self.config
         if self.embedding.weight.is_meta:
             return  # a shape without numbers, as parameter_count builds it
+        outputs = {id(module.weight) for module in self.modules() if isinstance(module, OutputProjection)}
         for name, weight in self.named_matrices():
             std = config.matrix_std_factor / config.width**0.5
-            if name == "embedding.weight":
+            if weight is self.embedding.weight:
                 std = config.embedding_std
-            elif name.endswith(("attention.out.weight", "mlp.out.weight")):
+            elif id(weight) in outputs:
                 std /= config.layers**0.5
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
@@ -227,7 +237,12 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 def parameter_count(config: ModelConfig) -> dict[str, int]:
     """Parameters in all, and without the embedding that the head shares; nothing is allocated."""
-    with torch.device("meta"):
-        model = LanguageModel(config)
+    model = without_numbers(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     return {"total": total, "non_embedding": total - model.embedding.weight.numel()}
+
+
+def without_numbers(config: ModelConfig) -> LanguageModel:
+    """A model with the shapes of its parameters alone, which takes no memory."""
+    with torch.device("meta"):
+        return LanguageModel(config)

@@ -7,12 +7,14 @@ A rule is a module that is built from a `ModelConfig` and maps (X, x_in, c, h) t
     c     (B, T, d), RMSNorm(x_in), the input of the sublayer
     h     (B, T, d), the output of the sublayer
 
-A new rule is one class with this `forward`, one line in `RULES` and one entry in config/variants.yaml. `Delta` has a
-second method, `rewrite_and_read`, which goes on to the input of the next sublayer in one operation.
+A new rule is a subclass of `Rule` with this `forward`, one line in `RULES` and one entry in config/variants.yaml. What
+the rest of the package has to know about a rule is an attribute or method of `Rule`, with a default that is always
+right. `Expand` and the compressors count their FLOPs in the same way.
 """
 
 import abc
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,26 +30,62 @@ from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: gates of 0 and 2 are reached to fp32 rounding and stay trainable
 
 
-class Additive(nn.Module):
+class Rule(nn.Module):
+    """How the output of a sublayer enters the state: a subclass defines `__init__(config)` and `forward`.
+
+    A rule that cannot work with some settings raises ConfigError in its constructor. Matrices are drawn by the model
+    (`LanguageModel.init_matrices`); what else a rule starts from is set in its constructor.
+    """
+
+    fp32: ClassVar[tuple[str, ...]] = ()  # submodules that stay in fp32 when the model is converted to bf16
+    fused = (
+        False  # whether the rule has `rewrite_and_read`, which goes on to the next sublayer's input in one operation
+    )
+
+    def flops(self) -> int | None:
+        """Floating-point operations for one token, a multiply-add counting two; None where nobody has counted."""
+        return None
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        """The next state, of the shape of X."""
+        raise NotImplementedError
+
+
+class Additive(Rule):
     """The residual addition of the baseline, X' = X + h."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.width = config.width
+
+    def flops(self) -> int:
+        return self.width
 
     def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
         return X + h
 
 
-class Delta(nn.Module):
+class Delta(Rule):
     """The delta rewrite X' = X + beta k (v^T - k^T X) with generated k, v and beta (Eq. 2.2)."""
+
+    fp32 = ("gate",)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.width, self.value_channels = config.width, config.value_channels
+        # The fused operation reads c alone; a value that reads x_in has none.
+        self.fused = config.kernels != "reference" and config.value_input != "compressed"
         self.reference = config.kernels == "reference"
         self.eps = config.direction_eps
         self.direction = MLPDirection(config) if config.direction == "mlp" else None
         self.gate = Gate(config)
         self.value = Value(config)
+
+    def flops(self) -> int:
+        rewrite = 4 * self.width * self.value_channels  # readout and rank-one write
+        rewrite += 3 * self.width  # norm of the direction
+        direction = 0 if self.direction is None else self.direction.flops()
+        return rewrite + direction + self.gate.flops() + self.value.flops()
 
     def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
         state = X.unsqueeze(-1) if X.dim() == 3 else X  # a scalar state has one value channel
@@ -88,7 +126,7 @@ class Delta(nn.Module):
         return k.to(X.dtype), self.value(x_in, c, h).to(X.dtype), self.gate(c).to(X.dtype)
 
 
-RULES: dict[str, type[nn.Module]] = {"additive": Additive, "delta": Delta}
+RULES: dict[str, type[Rule]] = {"additive": Additive, "delta": Delta}
 
 
 class Gate(nn.Module):
@@ -102,6 +140,9 @@ class Gate(nn.Module):
         share = min(max(config.gate_init / 2, 1e-12), 1 - 1e-12)
         bias = min(max(math.log(share / (1 - share)), -GATE_LOGIT_LIMIT), GATE_LOGIT_LIMIT)
         nn.init.constant_(self.logit.bias, bias)
+
+    def flops(self) -> int:
+        return linear_flops(self)
 
     def forward(self, c: Tensor) -> Tensor:
         """(B, T, d) -> (B, T) in (0, 2)."""
@@ -125,6 +166,9 @@ class Value(nn.Module):
         self.linear = nn.Linear(config.width, config.value_channels)
         nn.init.constant_(self.linear.bias, config.value_bias_init)
 
+    def flops(self) -> int:
+        return linear_flops(self)
+
     def forward(self, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
         """(B, T, d) each -> (B, T, d_v)."""
         v = self.linear({"normed": c, "compressed": x_in, "output": h}[self.input])
@@ -140,6 +184,9 @@ class MLPDirection(nn.Module):
         features = config.width * (config.value_channels if self.flatten else 1)
         self.up = nn.Linear(features, config.width, bias=False)
         self.down = nn.Linear(config.width, config.width, bias=False)
+
+    def flops(self) -> int:
+        return linear_flops(self)
 
     def forward(self, X: Tensor) -> Tensor:
         """State -> (B, T, d)."""
@@ -158,6 +205,9 @@ class Expand(nn.Module):
         self.kernel = None
         if config.embed_conv:
             self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.embed_conv_kernel))
+
+    def flops(self) -> int:
+        return 0 if self.kernel is None else 2 * self.kernel.numel()
 
     def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
         """(B, T, d) -> (B, T, d) if d_v = 1, else (B, T, d, d_v); `window` holds the embeddings before x."""
@@ -178,6 +228,9 @@ class NoCompressor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
 
+    def flops(self) -> int:
+        return 0
+
     def taps(self) -> None:
         """No taps: the readout is the state."""
 
@@ -186,11 +239,16 @@ class NoCompressor(nn.Module):
 
 
 class Compressor(nn.Module, abc.ABC):
-    """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; a kind of it says its taps."""
+    """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; subclasses define `taps`."""
+
+    kernel: nn.Parameter  # a multiply-add for each of its numbers and token
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.compress = compress_reference if config.kernels == "reference" else compress
+
+    def flops(self) -> int:
+        return 2 * self.kernel.numel()
 
     @abc.abstractmethod
     def taps(self) -> Tensor:
@@ -229,10 +287,14 @@ class ChannelCompressor(Compressor):
         return channel_taps(self.kernel)
 
 
-COMPRESSORS: dict[str, type[nn.Module]] = {"none": NoCompressor, "tc": TokenCompressor, "cc": ChannelCompressor}
+COMPRESSORS: dict[str, type[NoCompressor] | type[Compressor]] = {
+    "none": NoCompressor,
+    "tc": TokenCompressor,
+    "cc": ChannelCompressor,
+}
 
 
-def make_rule(config: ModelConfig) -> nn.Module:
+def make_rule(config: ModelConfig) -> Rule:
     """The rule that `config.residual` names, one for each sublayer.
 
     Raises:
@@ -241,6 +303,11 @@ def make_rule(config: ModelConfig) -> nn.Module:
     if config.residual not in RULES:
         raise ConfigError(f"residual: expected one of {', '.join(RULES)}, found {config.residual!r}")
     return RULES[config.residual](config)
+
+
+def linear_flops(module: nn.Module) -> int:
+    """FLOPs for one token of all linear layers in a module."""
+    return sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def identity_taps(width: int, channels: int, taps: int) -> Tensor:

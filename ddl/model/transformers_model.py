@@ -17,6 +17,7 @@ from transformers.utils import can_return_tuple
 from ddl.config import ModelConfig, from_mapping, to_mapping
 from ddl.model.cache import Cache
 from ddl.model.language_model import LanguageModel
+from ddl.model.residual import Rule
 from ddl.model.run_files import TRANSFORMERS_KEYS, ModelFileError, read_settings
 
 
@@ -84,13 +85,14 @@ class DDLForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = DDLConfig
     base_model_prefix = "model"  # files name the weights as LanguageModel does; from_pretrained adds this in front
     _input_embed_layer = "embedding"
-    _keep_in_fp32_modules_strict = ["_rule.gate."]  # noqa: RUF012 (declared so by transformers)
     _supports_sdpa = True
     _is_stateful = True  # a cache cannot go back, so assisted decoding is refused
 
     def __init__(self, config: DDLConfig) -> None:
         super().__init__(config)
         self.model = LanguageModel(config.settings())
+        rules = [(name, module) for name, module in self.model.named_modules() if isinstance(module, Rule)]
+        self._keep_in_fp32_modules_strict = {f"{name}.{part}." for name, rule in rules for part in rule.fp32}
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

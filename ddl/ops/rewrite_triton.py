@@ -3,8 +3,8 @@
 
 A program holds the state of one token, d_v rows of d features, so that everything of width d is read or written once:
 X, h and X' in the forward pass; X, h, the gradient in X' and those in X and h in the backward pass. For d_v = 4 that is
-9 and 14 vectors of d numbers per token. For the backward pass the forward pass keeps d_v + 1 numbers of each token, the
-sums over all features. All arithmetic is in fp32.
+9 and 14 vectors of d numbers per token. The forward pass keeps d_v + 1 numbers per token for the backward pass: those
+that take a sum over all features. All arithmetic is in fp32.
 """
 
 import torch

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from ddl.config import paper_variants
 from ddl.evaluation.paper_benchmarks import BENCHMARKS
 from ddl.layout import BASELINE
 from ddl.reporting.read_results import TASK_COLUMNS, Record, Results, by_key, published
@@ -78,7 +79,7 @@ def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
         [
             pd.DataFrame(heads + rows).assign(block=block),
             _difference_rows(results, size, shots, columns),
-            _published_downstream(results, size, shots, columns),
+            _published_downstream(size, shots, columns),
         ]
     )
     return frame.fillna("").reset_index(drop=True)[["block", *frame.columns.drop("block")]]
@@ -125,10 +126,10 @@ def _accuracy_row(label: str, found: pd.DataFrame, columns: Iterable[str]) -> di
     return {**row, "reason": "; ".join(dict.fromkeys(text for text in found["reason"] if text))}
 
 
-def _published_downstream(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
+def _published_downstream(size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
     paper = published_accuracy()
     rows = []
-    for slug, variant in results.variants.items():
+    for slug, variant in paper_variants().items():
         row = {"Model": variant.label}
         for name in columns:
             value, error = paper.get((size, shots, slug, name), (float("nan"), float("nan")))

@@ -1,16 +1,16 @@
-"""What a scale of the paper's models will take: GPU-hours from a measured or published throughput, and disk."""
+"""What the paper's six designs take at a scale: GPU-hours from a measured or published throughput, and disk."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ddl.config import Scale, load_scale, load_variants
+from ddl.config import Scale, load_scale, paper_variants
 from ddl.layout import KEPT_CHECKPOINTS
 from ddl.model.language_model import parameter_count
 from ddl.reporting.read_results import gpu_cost, published
 
 PAPER_GPUS = 4  # H200 (Sec. 4.1); Tables 4 and 5 are read as the throughput of all of them
-# The paper has no throughput of these; they are counted at that of the model here, which does the same and more.
+# The paper has no throughput for these. Each is taken to be as fast as a slower design that does all its work and more.
 STANDS_FOR = {"ddl-tc-noec": "ddl-tc", "ddl-cc-noec": "ddl-cc", "ddl-dv1": "ddl-cc"}
 CHECKPOINT_BYTES = 3 * 4  # a parameter: itself and two moments, in fp32
 WEIGHT_BYTES = 4
@@ -19,7 +19,7 @@ TOKEN_BYTES = 2
 
 @dataclass(frozen=True)
 class Throughput:
-    """Training tokens a second and GPU of all variants of a size, those that another stands for, and the source."""
+    """Training tokens per second and GPU of the paper's designs, which of these are bounds, and the source."""
 
     tok_per_s: dict[str, float]
     bounds: set[str]
@@ -27,10 +27,10 @@ class Throughput:
 
 
 def throughput(size: str) -> Throughput:
-    """What `benchmarks/gpu.py` measured at the paper's shape if it measured all variants, else what the paper says."""
+    """What `benchmarks/gpu.py` measured at the paper's shape if it measured all six, else what the paper says."""
     measured = gpu_cost(size)
     speeds = {variant: float(record["train_tok_per_s_median"]) for variant, record in measured.items()}
-    if set(speeds) >= set(load_variants()) and all(map(math.isfinite, speeds.values())):
+    if all(math.isfinite(speeds.get(slug, math.nan)) for slug in paper_variants()):
         device = next(iter(measured.values()))["device"]
         return Throughput(speeds, set(), f"the throughput measured on one {device} (`benchmarks/gpu.py`)")
     frame = published("cost")
@@ -40,50 +40,52 @@ def throughput(size: str) -> Throughput:
     return Throughput(
         speeds | {variant: speeds[STANDS_FOR[variant]] for variant in bounds},
         bounds,
-        f"the throughput that the paper publishes (Tables 4 and 5), read as that of its {PAPER_GPUS} H200 together",
+        "the throughput that the paper publishes (Tables 4 and 5), which is taken to be that of its "
+        f"{PAPER_GPUS} H200 GPUs together",
     )
 
 
 def gpu_hours(scale: Scale, size: str, variant: str) -> float:
-    """Of the trainings of a variant, for all seeds."""
-    recipe = scale.training
-    tokens = recipe.steps * recipe.batch_sequences * scale.sequence_length
-    return len(scale.seeds) * tokens / throughput(size).tok_per_s[variant] / 3600
+    """GPU-hours of the trainings of one of the paper's designs at one size, over all seeds."""
+    return len(scale.seeds) * scale.tokens / throughput(size).tok_per_s[variant] / 3600
 
 
 def disk_bytes(scale: Scale) -> dict[str, int]:
-    """Bytes of token shards, and of the weights and checkpoints of all runs."""
+    """Bytes of token shards, if their number is known, and of weights and checkpoints of the paper's designs."""
     parameters = len(scale.seeds) * sum(
-        parameter_count(scale.model(size, variant))["total"] for size in scale.sizes for variant in scale.variants
+        parameter_count(scale.model(size, variant))["total"] for size in scale.sizes for variant in paper_variants()
     )
-    return {
-        "token shards": TOKEN_BYTES * (scale.corpus.max_train_tokens + scale.corpus.val_tokens),
+    tokens = scale.corpus.most_tokens
+    return ({} if tokens is None else {"token shards": TOKEN_BYTES * tokens}) | {
         "weights": WEIGHT_BYTES * parameters,
         "checkpoints": KEPT_CHECKPOINTS * CHECKPOINT_BYTES * parameters,
     }
 
 
 def budget_part(names: Iterable[str] = ("h200", "paper")) -> str:
-    """The README's table of GPU-hours, and its sentences on what they rest on and on disk."""
+    """The table of GPU-hours, what the hours rest on, and the disk space."""
     scales = [load_scale(name) for name in names]
     columns = [(scale, size) for scale in scales for size in scale.sizes]
     heads = [f"`{scale.name}`, {size}" for scale, size in columns]
     lines = [f"| GPU-hours | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
-    for slug, variant in load_variants().items():
+    for slug, variant in paper_variants().items():
         marks = ["≤ " if slug in throughput(size).bounds else "" for _, size in columns]
         hours = [f"{gpu_hours(scale, size, slug):,.1f}" for scale, size in columns]
         cells = [mark + number for mark, number in zip(marks, hours, strict=True)]
         lines.append(f"| {variant.label} | {' | '.join(cells)} |")
-    sums = [sum(gpu_hours(scale, size, slug) for slug in load_variants()) for scale, size in columns]
+    sums = [sum(gpu_hours(scale, size, slug) for slug in paper_variants()) for scale, size in columns]
     lines += [f"| all six | {' | '.join(f'{hours:,.0f}' for hours in sums)} |", ""]
     for source in dict.fromkeys(throughput(size).source for _, size in columns):
         sizes = " and ".join(size for size in scales[0].sizes if throughput(size).source == source)
-        lines.append(f"Not run: computed for the {sizes} models from {source}.")
+        lines.append(f"Not run: the hours of the {sizes} models are computed from {source}.")
     if any(throughput(size).bounds for _, size in columns):
-        lines.append("Designs without a published number (≤) are counted at that of one which does the same and more.")
+        lines.append(
+            "The paper publishes no throughput for the entries marked ≤. Each is computed with the throughput of a "
+            "slower design that does all of its work and more."
+        )
     disks = []
     for scale in scales:
         parts = [f"{count / 1e9:,.0f} GB of {kind}" for kind, count in disk_bytes(scale).items()]
-        disks.append(f"`{scale.name}` {', '.join(parts)}")
-    lines += ["Validation and evaluation come on top.", "", f"Disk for all twelve runs: {'; '.join(disks)}."]
+        disks.append(f"`{scale.name}` needs {', '.join(parts)}")
+    lines += ["Validation and evaluation are not included.", "", f"Disk for all twelve runs: {'; '.join(disks)}."]
     return "\n".join(lines)

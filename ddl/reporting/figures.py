@@ -68,8 +68,8 @@ def comparable(scale: Scale) -> bool:
 
 
 def _recipe(scale: Scale) -> tuple[object, ...]:
-    tokens = scale.training.steps * scale.training.batch_sequences * scale.sequence_length
-    return scale.sizes, scale.corpus.name, scale.corpus.dataset, scale.tokenizer, scale.sequence_length, tokens
+    corpus = scale.corpus
+    return scale.sizes, corpus.name, corpus.source, scale.tokenizer, scale.sequence_length, scale.tokens
 
 
 def draw_curves(axes: "Axes", results: Results, size: str, quantity: str, variants: Iterable[str]) -> None:

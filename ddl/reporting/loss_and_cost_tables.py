@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ddl.config import paper_variants
 from ddl.layout import BASELINE
 from ddl.reporting.read_results import COST_NUMBERS, Record, Results, by_key, gpu_cost, over_seeds, published
 from ddl.reporting.table_format import DASH, cell, count, mark_best, significant
@@ -49,7 +50,7 @@ def cost_table(results: Results, size: str) -> pd.DataFrame:
         row |= _measured_cost(cost[key], slug)
         texts = dict.fromkeys([cost[key]["reason"], loss[key].reason, average[key].reason])
         rows.append({**row, "reason": "; ".join(text for text in texts if text)})
-    return pd.DataFrame(rows + _gpu_cost(results, size) + _published_cost(results, size)).fillna("")
+    return pd.DataFrame(rows + _gpu_cost(results, size) + _published_cost(size)).fillna("")
 
 
 def _gpu_cost(results: Results, size: str) -> list[Record]:
@@ -89,10 +90,10 @@ def _speed(kind: str, cost: Record, slug: str) -> dict[str, str]:
     }
 
 
-def _published_cost(results: Results, size: str) -> list[dict[str, str]]:
+def _published_cost(size: str) -> list[dict[str, str]]:
     paper = by_key(published("cost"), "size", "variant")
     rows = []
-    for slug, variant in results.variants.items():
+    for slug, variant in paper_variants().items():
         theirs = paper.get((size, slug), dict.fromkeys(paper[size, BASELINE], None))
         row = {"block": "Published (paper scale)", "Model": variant.label, "Params": cell(theirs["params"])}
         row |= {"Val loss": cell(theirs["val_loss"], 4), "Avg eval": cell(theirs["avg_1shot_percent"], 2)}

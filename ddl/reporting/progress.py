@@ -20,6 +20,7 @@ from rich.text import Text
 from ddl.config import Scale, load_scale
 from ddl.layout import ROOT, points
 from ddl.reporting.keep_reference import STAGES
+from ddl.reporting.workflow_messages import duration
 
 REFRESH_SECONDS = 2.0
 PATIENCE = 5  # times the usual time between two records until a run without a new one counts as stopped
@@ -60,7 +61,7 @@ def status(name: str, folder: Path, scale: Scale, steps: int) -> Status:
     if not records:
         return Status(name, "waiting", 0, steps, None, None, None, None)
     last, step = records[-1], records[-1]["step"]
-    tokens_left = (steps - step) * scale.training.batch_sequences * scale.sequence_length
+    tokens_left = (steps - step) * scale.tokens_per_step
     rates = [record["tok_per_s"] for record in records if record["tok_per_s"]]
     left = tokens_left * len(rates) / sum(rates) if rates else None
     if (folder / "summary.json").is_file() or (folder / "point.json").is_file():
@@ -163,16 +164,6 @@ def summary(scale: Scale, results: Path, statuses: list[Status]) -> str:
     text += f" The whole workflow needs about {duration(max(seconds / max(running, 1), longest))}"
     text += f" more, {max(running, 1)} at a time"
     return text + (f"; not counted, because unknown: {', '.join(unknown)}." if unknown else ".")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 2 d 03 h, 1 h 05 min, 3 min 20 s, 12 s."""
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days:.0f} d {hours % 24:02.0f} h"
-    if hours:
-        return f"{hours:.0f} h {minutes % 60:02.0f} min"
-    return f"{minutes:.0f} min {seconds % 60:02.0f} s" if minutes else f"{seconds:.0f} s"
 
 
 def watch(results: Path) -> None:

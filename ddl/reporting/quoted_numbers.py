@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from ddl.config import SHOTS, Scale, load_scale, to_mapping
+from ddl.config import SHOTS, Scale, load_scale, paper_variants, to_mapping
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import gains, published_gains
@@ -32,8 +32,7 @@ def collect(results: Results) -> Record:
     return {
         "scale": {"phrase": results.scale_phrase}
         | {key: settings[key] for key in ("name", "sequence_length", "seeds", "tokenizer", "evaluation")},
-        "training": settings["training"]
-        | {"tokens_per_step": scale.training.batch_sequences * scale.sequence_length, "tokens": _run_tokens(results)},
+        "training": settings["training"] | {"tokens_per_step": scale.tokens_per_step, "tokens": _run_tokens(results)},
         "sizes": {size: _shape(scale, size) for size in results.sizes},
         "model": settings_of_designs(scale),
         "paper": _paper(load_scale("paper")),
@@ -106,7 +105,11 @@ def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
 
 
 def compare(ours: dict[str, Record], theirs: dict[str, Record], gained: dict[str, dict[str, Record]]) -> Record:
-    """How the variants stand against the baseline at one size, in our runs and in the paper's."""
+    """How the paper's designs stand against the baseline at one size, in our runs and in the paper's.
+
+    Further designs of ours are left out, because the two counts are read side by side.
+    """
+    ours, theirs = ({slug: table[slug] for slug in paper_variants()} for table in (ours, theirs))
     both = [slug for slug in ours if slug != BASELINE and None not in (ours[slug]["delta"], theirs[slug]["delta"])]
     same = sum((ours[slug]["delta"] < 0) == (theirs[slug]["delta"] < 0) for slug in both)
     result: Record = {"same_sign": same, "both": len(both)}
@@ -123,7 +126,7 @@ def compare(ours: dict[str, Record], theirs: dict[str, Record], gained: dict[str
         for shots in SHOTS:
             result[name] |= _compare_accuracy(table, f"avg_{shots}shot")
     for shots in SHOTS:
-        differences = gained[f"{shots}shot"].values()
+        differences = [gain for slug, gain in gained[f"{shots}shot"].items() if slug in ours]
         beyond = sum(difference["separated"] for difference in differences) if differences else None
         result["ours"][f"avg_{shots}shot_beyond_noise"] = beyond
     return result
@@ -150,9 +153,12 @@ def settings_of_designs(scale: Scale) -> Record:
 
 def _paper(paper: Scale) -> Record:
     """The paper's own scale, as config/scales/paper.yaml states it."""
-    tokens = paper.training.steps * paper.training.batch_sequences * paper.sequence_length
     sizes = {size: _shape(paper, size) for size in paper.sizes}
-    return to_mapping(paper.training) | {"sequence_length": paper.sequence_length, "tokens": tokens, "sizes": sizes}
+    return to_mapping(paper.training) | {
+        "sequence_length": paper.sequence_length,
+        "tokens": paper.tokens,
+        "sizes": sizes,
+    }
 
 
 def _shape(scale: Scale, size: str) -> Record:
@@ -170,7 +176,9 @@ def _run_tokens(results: Results) -> int | None:
 def _corpus(results: Results) -> Record:
     manifest = results.manifest()
     splits, removed = manifest.get("splits", {}), manifest.get("deduplication") or {}
-    record: Record = {"name": results.scale.corpus.name, "packages": list(results.scale.corpus.packages)}
+    corpus, paper = results.scale.corpus, load_scale("paper").corpus
+    record: Record = {"name": corpus.name, "description": corpus.description}
+    record["of_paper"] = (corpus.name, corpus.source) == (paper.name, paper.source)
     for split in ("train", "val"):
         record |= {f"{split}_{key}": splits.get(split, {}).get(key) for key in ("documents", "bytes", "tokens")}
     record |= {key: removed.get(key) for key in ("exact_removed", "near_removed", "near_definition")}

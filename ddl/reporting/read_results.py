@@ -13,21 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddl.config import Scale, load_scale, scale_names, to_mapping
+from ddl.config import Scale, load_scale, paper_variants, scale_names, to_mapping
 from ddl.errors import UserError
+from ddl.evaluation.columns import by_column
 from ddl.layout import BASELINE, ROOT
 
 PUBLISHED_DIR = ROOT / "paper" / "published"
 REFERENCE_DIR = ROOT / "results" / "reference"
-# The names of the variants in the published tables.
-PUBLISHED_NAMES = {
-    "baseline": "Baseline",
-    "ddl-dv1": "DDL-dv1",
-    "ddl-tc-noec": "DDL-TC w/o EC",
-    "ddl-cc-noec": "DDL-CC w/o EC",
-    "ddl-tc": "DDL-TC",
-    "ddl-cc": "DDL-CC",
-}
 COST_NUMBERS = (
     *(
         f"{mode}_{what}_{part}"
@@ -135,17 +127,17 @@ class Results:
         items = pd.read_parquet(self.path / f"{name}.parquet", columns=["task", "correct"])
         tasks = self._json(f"{name}.json")["tasks"]
         return {
-            tasks[task]["column"]: found["correct"].to_numpy().astype(np.int8)
-            for task, found in items.groupby("task", sort=False)
+            str(column): found["correct"].to_numpy().astype(np.int8)
+            for column, found in items.groupby(items["task"].map(lambda task: tasks[task]["column"]), sort=False)
         }
 
     def _tasks(self, name: str) -> list[Record]:
         found = self._json(name)
-        tasks = {entry["column"]: {**entry, "task": task} for task, entry in found.get("tasks", {}).items()}
-        tasks["Avg."] = found.get("average", {})
+        columns = by_column({**entry, "task": task} for task, entry in found.get("tasks", {}).items())
+        columns["Avg."] = found.get("average", {})
         rows = []
         for column in (*TASK_COLUMNS, "Avg."):
-            entry = tasks.get(column, {})
+            entry = columns.get(column, {})
             reason = "" if "value" in entry else self._reason(name, column)
             rows.append({"column": column, **entry, "reason": reason})
         return rows
@@ -207,7 +199,7 @@ class Results:
 
 
 def published(name: str) -> pd.DataFrame:
-    """A published table as stored in paper/published, with the variants' slugs in `variant`.
+    """A published table as stored in paper/published, with the slugs of the paper's designs in `variant`.
 
     Args:
         name: validation_loss, downstream_accuracy, cost or architecture.
@@ -217,7 +209,7 @@ def published(name: str) -> pd.DataFrame:
         raise ResultsError(f"{path.relative_to(ROOT)}: not found; it belongs to the repository")
     frame = pd.read_csv(path)
     if "model" in frame:
-        frame["variant"] = frame["model"].map({label: slug for slug, label in PUBLISHED_NAMES.items()})
+        frame["variant"] = frame["model"].map({variant.published: slug for slug, variant in paper_variants().items()})
     return frame
 
 

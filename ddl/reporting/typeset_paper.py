@@ -14,14 +14,11 @@ from pathlib import Path
 
 from ddl.errors import UserError
 from ddl.files import atomic
-from ddl.layout import ROOT
+from ddl.layout import DRAWN, ROOT, SWEEP, drawn_files
 
 PAPER_DIR = ROOT / "paper"
-NEEDED = (
-    "numbers.json",
-    *(f"tables/table{number}.csv" for number in range(1, 9)),
-    *(f"figures/figure{number}.svg" for number in range(1, 5)),
-)
+DRAWINGS = [file for notebook in DRAWN if notebook != SWEEP for name in DRAWN[notebook] for file in drawn_files(name)]
+NEEDED = ("numbers.json", *(file for file in DRAWINGS if file.endswith((".csv", ".svg"))))
 
 
 class PaperError(UserError):

@@ -4,8 +4,9 @@ A checkpoint is one file, `step00000128-<SHA-256>.pt` (the first 16 digits of th
 under a temporary name, synced and renamed, so a process that is killed at any moment leaves the checkpoint before it
 or the new one. What cannot be read or has another checksum is named and passed over.
 
-Checkpoints lie in `checkpoints/<fingerprint>/`, beside `origin.json`, which says of which settings, data and code: none
-is ever resumed by another model than its own.
+Checkpoints lie in `checkpoints/<fingerprint>/`, beside `origin.json`, which names their settings, data and code. A run
+resumes its own. Where it finds only those of other settings, data or code it stops, unless it is told to start over
+(they stay where they are) or to continue from them all the same (which its provenance then records).
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -26,8 +27,25 @@ from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
 DIGITS = 16  # of a fingerprint or checksum in a name
+LISTED = 5  # differences in a message
 
 Stale = Literal["refuse", "restart", "continue"]  # what to do where all checkpoints are of another origin
+
+
+class Difference(NamedTuple):
+    """One entry in which two origins differ; None on a side that does not have it."""
+
+    kind: str  # settings, data or code
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        if self.kind == "code":
+            change = "is new" if self.was is None else "is gone" if self.now is None else "has changed"
+            return f"code {self.key} {change}"
+        was, now = ("not set" if value is None else _short(value) for value in (self.was, self.now))
+        return f"{self.kind} {self.key} was {was}, is {now}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +67,13 @@ class Origin:
         """SHA-256 of all three."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def differences(self, other: "Origin") -> list[str]:
-        """What is not the same in `other`, the older one: the setting or file, what it was and what it is."""
+    def differences(self, other: "Origin") -> list[Difference]:
+        """What is not the same in `other`, the older one."""
         found = []
         for kind in ("settings", "data", "code"):
             now, then = _flat(getattr(self, kind)), _flat(getattr(other, kind))
-            for key in sorted(now.keys() | then.keys()):
-                if now.get(key) != then.get(key):
-                    was, is_ = (_short(values[key]) if key in values else "missing" for values in (then, now))
-                    found.append(f"{kind} {key} was {was}, is {is_}")
+            changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+            found += [Difference(kind, key, then.get(key), now.get(key)) for key in changed]
         return found
 
 
@@ -87,9 +103,53 @@ class Checkpoints:
         for path in {*_files(self.folder)} - {new, *before[1 - KEPT_CHECKPOINTS :]}:
             path.unlink()
 
-    def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The state of the newest checkpoint that is whole, None without one; on the CPU."""
-        for path in reversed(_files(self.folder)):
+    def find(self, stale: Stale, steps: int, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The state to go on from, on the CPU; None to start with the first step.
+
+        A state of another origin comes with an entry "origin": its fingerprint, and all differences.
+
+        Args:
+            stale: what to do where all checkpoints are of other settings, data or code.
+            steps: of the whole run.
+
+        Raises:
+            TrainingError: `stale` is "refuse" and there are such checkpoints; or it is "continue", and they saw other
+                data or more steps.
+        """
+        if (state := self.newest(say)) is not None or (other := self._newest_other()) is None:
+            return state
+        origin = Origin(**json.loads((other / "origin.json").read_text()))
+        differences = self.origin.differences(origin)
+        step = _step(_files(other)[-1])
+        listed = "; ".join(map(str, differences[:LISTED]))
+        if len(differences) > LISTED:
+            listed += f"; and {len(differences) - LISTED} more"
+        if stale == "restart":
+            say(f"{other}: not continued, step {step} of another run: {listed}")
+            return None
+        other_data = any(difference.kind == "data" for difference in differences)
+        if stale == "refuse" or other_data or step > steps:
+            ways, keys = "start over with --restart, which leaves them where they are", "stale=restart"
+            if other_data:
+                ways = f"put that data back to continue, or {ways}"
+            elif step <= steps:
+                ways, keys = f"resume from them with --continue-anyway, or {ways}", f"stale=continue or {keys}"
+            raise TrainingError(
+                f"{other}: these checkpoints, of step {step} of {steps}, are of another run: {listed}; {ways} "
+                f"(in the workflow: snakemake --config {keys})"
+            )
+        say(f"{other}: continued although it is another run: {listed}")
+        if (state := self.newest(say, other)) is not None:
+            named = [difference._asdict() for difference in differences]
+            state["origin"] = {"fingerprint": origin.fingerprint, "differences": named}
+        return state
+
+    def newest(self, say: Callable[[str], None], folder: Path | None = None) -> dict[str, Any] | None:
+        """The state of the newest checkpoint in a folder, by default that of this origin, that is whole; None without.
+
+        Tensors are on the CPU.
+        """
+        for path in reversed(_files(folder or self.folder)):
             try:
                 content = path.read_bytes()
                 if _checksum(content) != path.stem.partition("-")[2]:
@@ -108,27 +168,14 @@ class Checkpoints:
         for path in [*self.run.glob(".*.tmp"), *self.folder.parent.glob("*/.*.tmp")]:
             path.unlink()
 
-    def compare_others(self, steps: int, say: Callable[[str], None]) -> None:
-        """Where a start finds no checkpoint of its own: say what the others differ in.
-
-        Args:
-            steps: of a whole run.
-
-        Raises:
-            TrainingError: an unfinished run of the same settings and code saw other data.
-        """
-        for path in sorted(self.folder.parent.glob("*/origin.json")):
-            if path.parent == self.folder or not (files := _files(path.parent)):
-                continue
-            differences = self.origin.differences(Origin(**json.loads(path.read_text())))
-            listed = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-            step = _step(files[-1])
-            if step < steps and all(text.startswith("data ") for text in differences):
-                raise TrainingError(
-                    f"{path.parent}: a run that has reached step {step} of {steps} saw other data: {listed}; "
-                    "put that data back to continue, or remove this folder to start over"
-                )
-            say(f"{path.parent}: not continued, step {step} of another run: {listed}")
+    def _newest_other(self) -> Path | None:
+        """The folder with the checkpoint of another origin that was written last."""
+        written = [
+            (files[-1].stat().st_mtime, path.parent)
+            for path in self.folder.parent.glob("*/origin.json")
+            if path.parent != self.folder and (files := _files(path.parent))
+        ]
+        return max(written)[1] if written else None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ddl.config import TrainConfig
 from ddl.model.language_model import Block, LanguageModel
 from ddl.training.distributed import Processes, accumulating, shared_like, whole
+from ddl.training.errors import TrainingError
 
 Batch = Sequence[tuple[Tensor, Tensor]]  # micro-batches of one process: inputs and targets, each int64 (B, T)
 
@@ -74,9 +75,18 @@ class Learner:
         return whole(state, keep=self.processes.leads)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave, with any number of processes."""
+        """Take over what `state` gave, with any number of processes.
+
+        Raises:
+            TrainingError: it is the state of a model with other parameters.
+        """
+        own = self.model.state_dict()
+        for name in sorted(own.keys() | state["model"].keys()):
+            was, now = (list(held[name].shape) if name in held else "missing" for held in (state["model"], own))
+            if was != now:
+                raise TrainingError(f"the checkpoint is of a model with other parameters: {name} was {was}, is {now}")
         with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
+            for name, tensor in own.items():
                 tensor.copy_(shared_like(state["model"][name], tensor))
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments = {

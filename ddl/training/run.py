@@ -1,4 +1,4 @@
-"""Train one of the twelve models: `ddl train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
+"""Train one of the models of a scale: `ddl train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
 
 The same seed, machine and thread count give the same loss curve and weights to the bit, also across an interruption at
 any moment: the order of the data is a function of (seed, step), nothing else in training is random, and a checkpoint
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddl.code_identity import package_code
+from ddl.code_identity import code_identity
 from ddl.config import Scale, TrainConfig, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.tokenizer import save_tokenizer
@@ -32,8 +32,6 @@ from ddl.training.errors import NotFiniteError, TrainingError, explained, not_fi
 from ddl.training.learner import Learner, learning_rate
 from ddl.training.metrics import Metrics, line
 
-COMPUTATION = ("kernels", "state_memory")  # settings of a model that change rounding at most
-
 
 @dataclasses.dataclass
 class Progress:
@@ -43,6 +41,7 @@ class Progress:
     seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last record
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    continued: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # from checkpoints of another origin
 
 
 class Run:
@@ -52,6 +51,7 @@ class Run:
         scale, size, variant, seed: which run.
         data: manifest of the token shards.
         out: folder of the run; checkpoints lie in `out/checkpoints/<fingerprint>/`.
+        stale: where all checkpoints are of other settings or code: stop, start over, or continue from the newest.
 
     Raises:
         ConfigError, DataError: settings or data that do not fit.
@@ -82,9 +82,7 @@ class Run:
             "training": to_mapping(self.recipe),
         }
         shards = {shard["file"]: shard["sha256"] for split in manifest["splits"].values() for shard in split["shards"]}
-        model_settings = {name: value for name, value in to_mapping(self.config).items() if name not in COMPUTATION}
-        determining = {"model": model_settings, "training": self.recipe.determining()}
-        origin = Origin(self.settings | determining, shards, running_code())
+        origin = Origin(self.settings | scale.determining(size, variant), shards, code_identity("ddl.training.run"))
         self.checkpoints = Checkpoints(out, origin)
         self.metrics: Metrics | None = None
         self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms that are still on the device
@@ -149,7 +147,7 @@ class Run:
                 self.check()
                 progress.seconds += time.perf_counter() - clock
             if records:
-                tokens = (progress.step - logged_step) * recipe.batch_sequences * self.scale.sequence_length
+                tokens = (progress.step - logged_step) * self.scale.tokens_per_step
                 self.record(
                     train_loss=torch.tensor(progress.losses).mean().item(),
                     val_loss=self.validate() if validates else None,
@@ -199,8 +197,7 @@ class Run:
     def record(self, **values: float | None) -> None:
         """Append one record to the metrics and print it for people."""
         progress = self.progress
-        tokens = progress.step * self.recipe.batch_sequences * self.scale.sequence_length
-        record = {"step": progress.step, "tokens": tokens, **values}
+        record = {"step": progress.step, "tokens": progress.step * self.scale.tokens_per_step, **values}
         progress.records.append(record)
         if self.metrics:
             self.metrics.write(record)
@@ -218,18 +215,25 @@ class Run:
             self.checkpoints.save(self.progress.step, {**state, "progress": dataclasses.asdict(self.progress)})
 
     def resume(self) -> None:
-        """Take over the newest checkpoint of this origin, if there is one."""
+        """Take over the newest checkpoint, if there is one that this run may continue from."""
         if self.processes.leads:
             self.checkpoints.tidy()
-        state = self.checkpoints.newest(self.say)
-        if state is None:
-            self.checkpoints.compare_others(self.recipe.steps, self.say)
-        else:
-            self.learner.load(state)
-            self.progress = Progress(**state["progress"])
-        starts = self.processes.gather((self.checkpoints.folder.name, self.progress.step))
+        state, refused = None, None
+        try:
+            state = self.checkpoints.find(self.stale, self.recipe.steps, self.say)
+        except TrainingError as error:
+            refused = error
+        start = str(refused) if refused else state["progress"]["step"] if state else 0
+        starts = self.processes.gather((self.checkpoints.folder.name, start))
         if len(set(starts)) > 1:
             raise TrainingError(f"the processes would start from different checkpoints: {starts}")
+        if refused:
+            raise refused
+        if state:
+            self.learner.load(state)
+            self.progress = Progress(**state["progress"])
+            if "origin" in state:
+                self.progress.continued.append({"step": self.progress.step, **state["origin"]})
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop at the end of this step; a second signal stops at once."""
@@ -270,13 +274,12 @@ class Run:
                 "peak_mem_bytes": peak_memory(self.processes.device),
             },
         )
-        source = {"fingerprint": self.checkpoints.origin.fingerprint, "processes": self.processes.count}
+        source = {
+            "fingerprint": self.checkpoints.origin.fingerprint,
+            "continued": self.progress.continued,
+            "processes": self.processes.count,
+        }
         write_json(self.out / "provenance.json", {"settings": self.settings, **source, **provenance()})
-
-
-def running_code() -> dict[str, str]:
-    """The files of this package that training may run, with their SHA-256."""
-    return package_code(Path(__file__))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -49,7 +49,6 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
     except NotFiniteError as error:
         reason = f"diverged: {str(error).partition(';')[0]}"
         run.say(reason)
-    tokens = run.progress.step * changed.batch_sequences * scale.sequence_length
     values: dict[str, Any] = {
         "scale": scale.name,
         "size": point.size,
@@ -57,7 +56,7 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
         "learning_rate": point.rate,
         "seed": point.seed,
         "steps": run.progress.step,
-        "tokens": tokens,
+        "tokens": run.progress.step * scale.tokens_per_step,
         "val_loss": val_loss,
         "seconds": run.progress.seconds,
         "reason": reason,

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import socket
+import time
 
 import datasets
 import numpy as np
@@ -239,7 +241,12 @@ def test_without_the_files_one_sentence_says_what_to_do(run, tmp_path, capsys, m
     )
 
 
-def test_without_a_network_prefetching_names_dataset_and_revision(tmp_path):
+def test_without_a_network_prefetching_names_dataset_and_revision(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the hub's retries
     with pytest.raises(PrefetchError) as stopped:
         prefetch.prefetch(tmp_path, BENCHMARKS[:1])
     message = str(stopped.value)

@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ddl.config import ConfigError, CorpusConfig, load_scale, scale_names
+from ddl.config import PackageDocs, TextFiles
 from ddl.data import train_val_split as dedup
 from ddl.data.documents import (
     PACKAGE_MANIFEST,
@@ -18,6 +18,7 @@ from ddl.data.documents import (
     Document,
     check_package,
     module_documentation,
+    packages_of_scales,
     read_corpus,
     read_package,
     read_text,
@@ -153,7 +154,7 @@ def test_package_is_never_imported(package):
 
 def test_missing_package_is_named_with_the_command_that_helps():
     with pytest.raises(CorpusError, match="'no-such-package' is not installed: run `make setup`"):
-        read_corpus(CorpusConfig("package-docs", 0.1, packages=("no-such-package",)))
+        read_corpus(PackageDocs(val_fraction=0.1, packages=("no-such-package",)))
 
 
 def test_manifest_accepts_what_it_was_made_from_and_names_what_differs(package, tmp_path):
@@ -186,18 +187,18 @@ def test_build_suffix_of_a_version_is_no_other_version(monkeypatch):
 
 def test_committed_manifest_covers_every_scale_and_agrees_with_the_lock_file():
     manifest = json.loads(PACKAGE_MANIFEST.read_text())
-    assert set(manifest) == {name for scale in scale_names() for name in load_scale(scale).corpus.packages}
+    assert set(manifest) == packages_of_scales()
     pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert {name: entry["version"] for name, entry in manifest.items()} == {name: pins[name] for name in manifest}
 
 
 def test_committed_manifest_describes_an_installed_package():
-    assert len(read_corpus(CorpusConfig("package-docs", 0.1, packages=("networkx",)))) > 200
+    assert len(read_corpus(PackageDocs(val_fraction=0.1, packages=("networkx",)))) > 200
 
 
 def test_extraction_needs_no_version_dependent_helper():
     """`ast.unparse`, `ast.get_docstring` and `inspect` write differently in different Python versions."""
-    tree = ast.parse((ROOT / "ddl" / "corpus.py").read_text())
+    tree = ast.parse((ROOT / "ddl" / "data" / "documents.py").read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not used & {"unparse", "get_docstring", "cleandoc", "get_source_segment"}
 
@@ -211,7 +212,7 @@ def test_text_corpus_reads_three_formats_sorted_by_path(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"text": "one", "n": 1}\n\n{"text": "two"}\n')
     parquet.write_table(pyarrow.table({"text": ["three", " ", "four"], "n": [1, 2, 3]}), tmp_path / "a.parquet")
     (tmp_path / "ignored.csv").write_text("text\nno")
-    found = read_corpus(CorpusConfig("text", 0.1, path=str(tmp_path)))
+    found = read_corpus(TextFiles(val_fraction=0.1, path=str(tmp_path)))
     assert [(document.id, document.text) for document in found] == [
         ("a.parquet:0", "three"),
         ("a.parquet:2", "four"),
@@ -245,29 +246,6 @@ def test_missing_or_empty_path_is_refused(tmp_path):
         read_text(tmp_path / "nothing")
     with pytest.raises(CorpusError, match="no documents"):
         read_text(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"name": "text", "path": "x"}, "corpus.val_fraction: needed by the corpus 'text'"),
-        ({"name": "text", "path": "x", "val_fraction": 0.5}, r"corpus.val_fraction: expected a number in \(0, 0.5\)"),
-        ({"name": "fineweb-edu", "dataset": "a/b", "revision": "c"}, "corpus.val_tokens: needed by"),
-        (
-            {"name": "fineweb-edu", "dataset": "a/b", "revision": "c", "val_tokens": 9, "val_fraction": 0.1},
-            "corpus.val_fraction: not read by the corpus 'fineweb-edu'",
-        ),
-        ({"name": "shards", "train_shards": "a"}, "corpus.val_shards: needed by the corpus 'shards'"),
-        (
-            {"name": "shards", "train_shards": "a", "val_shards": "b", "max_train_tokens": 1},
-            "corpus.max_train_tokens: not read by the corpus 'shards'",
-        ),
-        ({"name": "text", "path": "x", "val_fraction": 0.1, "shard_tokens": 0}, "expected positive numbers of tokens"),
-    ],
-)
-def test_settings_that_a_corpus_needs_or_does_not_read_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        CorpusConfig(**settings)
 
 
 # -- split and duplicates

@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ddl.config import CorpusConfig
+from ddl.config import ParquetDataset
 from ddl.data import parquet_blocks as hub
 from ddl.data.documents import CorpusError
 from ddl.data.parquet_blocks import Block, address, open_dataset
@@ -24,7 +24,7 @@ def small_blocks(monkeypatch):
 
 
 @pytest.fixture
-def corpus(tmp_path) -> CorpusConfig:
+def corpus(tmp_path) -> ParquetDataset:
     return write_fineweb(tmp_path / "hub", FILES, rows=5)
 
 

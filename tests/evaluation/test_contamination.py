@@ -10,7 +10,7 @@ import pytest
 import ddl.evaluation.contamination
 from ddl.data.shard_format import write_shard
 from ddl.data.tokenizer import load_tokenizer
-from ddl.evaluation.contamination import NGRAMS, hashes, measure, summarize
+from ddl.evaluation.contamination import NGRAMS, measure, summarize
 from ddl.evaluation.offline_tasks.build import TASKS, build_tasks
 from ddl.files import sha256_file
 from tests.helpers.command import ddl as command
@@ -49,16 +49,6 @@ def naive(tokens, corpus, n):
     known = {tuple(corpus[i : i + n]) for i in range(len(corpus) - n + 1)}
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return sum(gram in known for gram in grams) / len(grams) if grams else math.nan
-
-
-def test_hashes_tell_every_ngram_apart():
-    tokens = np.random.default_rng(0).integers(0, 50, 4000)
-    for n, found in hashes(tokens):
-        grams = {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
-        assert len(found) == len(tokens) - n + 1
-        assert len(np.unique(found)) == len(grams)
-    assert [n for n, _ in hashes(tokens[:10])] == [8]
-    assert list(hashes(tokens[:7])) == []
 
 
 @pytest.mark.parametrize("chunk", [3, 50, 1 << 22])

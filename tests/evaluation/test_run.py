@@ -108,9 +108,11 @@ def test_average_is_the_plain_mean(results):
     found = results[1]
     values = [task["value"] for task in found["tasks"].values()]
     assert found["average"]["value"] == pytest.approx(sum(values) / 8)
-    assert average([{"value": 0.5, "stderr": 0.3, "chance": 0.25}, {"value": 1.0, "stderr": 0.4, "chance": 0.5}]) == (
-        pytest.approx({"value": 0.75, "stderr": 0.25, "chance": 0.375})
-    )
+    two = [
+        {"column": "ARC-E", "value": 0.5, "stderr": 0.3, "chance": 0.25},
+        {"column": "WG", "value": 1.0, "stderr": 0.4, "chance": 0.5},
+    ]
+    assert average(two) == pytest.approx({"value": 0.75, "stderr": 0.25, "chance": 0.375})
 
 
 def test_demonstrations_precede_the_item_and_nothing_is_cut_off(data, model):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
-from ddl.config import CorpusConfig
+from ddl.config import ParquetDataset
 from ddl.data.tokenizer import train_bpe
 
 VOCAB = 300
@@ -26,7 +26,7 @@ def prose(seed: int, count: int = 60) -> str:
     return " ".join(generator.choice(STEMS) + str(generator.randrange(9)) for _ in range(count))
 
 
-def write_fineweb(folder: Path, files: list[list[str]], rows: int) -> CorpusConfig:
+def write_fineweb(folder: Path, files: list[list[str]], rows: int) -> ParquetDataset:
     """Write each list of texts as a file with row groups of `rows`; the corpus of these files."""
     for number, texts in enumerate(files):
         columns = {
@@ -44,7 +44,7 @@ def write_fineweb(folder: Path, files: list[list[str]], rows: int) -> CorpusConf
         path = folder / FOLDER / f"{number:03d}_00000.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(pyarrow.table(columns), path, row_group_size=rows)
-    return CorpusConfig("fineweb-edu", dataset=str(folder), folder=FOLDER, revision="abc", val_tokens=5_000)
+    return ParquetDataset(dataset=str(folder), folder=FOLDER, revision="abc", val_tokens=5_000)
 
 
 def write_gpt2_files(folder: Path) -> Path:

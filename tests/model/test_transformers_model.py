@@ -13,6 +13,7 @@ from ddl.config import ConfigError
 from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_bpe
 from ddl.model.generate import generate
 from ddl.model.language_model import LanguageModel
+from ddl.model.residual import RULES, Rule
 from ddl.model.run_files import ModelFileError, load_model, save_model
 from ddl.model.transformers_model import DDLCache, DDLConfig, DDLForCausalLM
 from tests.model.test_language_model import SLUGS, perturbed
@@ -198,6 +199,25 @@ def test_half_precision_keeps_the_gates_in_single(runs, variant):
     ids = torch.arange(20).reshape(1, 20)
     low, high = (m(ids).logits.log_softmax(-1) for m in (model, single))
     assert (low - high).abs().mean() < 0.2
+
+
+def test_half_precision_keeps_those_parts_of_a_new_rule_in_single_that_it_names(tiny_config, tmp_path, monkeypatch):
+    class Gated(Rule):
+        fp32 = ("scale",)
+
+        def __init__(self, config):
+            super().__init__()
+            self.gate, self.scale = (torch.nn.Linear(config.width, 1) for _ in range(2))
+
+        def forward(self, X, x_in, c, h):
+            return X + (torch.sigmoid(self.gate(c)) * self.scale(c.float())).to(X.dtype) * h
+
+    monkeypatch.setitem(RULES, "gated", Gated)
+    save_model(LanguageModel(tiny_config("baseline", residual="gated")), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    kept = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+    assert kept == {name for name, _ in model.named_parameters() if ".scale." in name}
+    assert model(torch.arange(10).reshape(1, 10)).logits.isfinite().all()
 
 
 def test_the_tokenizer_of_a_run_is_the_one_it_was_trained_with(runs):

@@ -1,4 +1,9 @@
-"""Every kernel that the paper's models launch, compiled for GPUs that are not at hand."""
+"""Every kernel that the paper's models launch, compiled for GPUs that are not at hand.
+
+By default each is compiled once, for GPUs and widths in turn; `pytest -m full` compiles each for every GPU and width.
+"""
+
+import itertools
 
 import pytest
 import torch
@@ -43,9 +48,17 @@ def states(launch: Launch) -> list[str]:
     return [name for name, value in launch.arguments.items() if isinstance(value, Tensor) and value.numel() == size]
 
 
-@pytest.mark.parametrize("d", WIDTHS)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("target", TARGETS)
+def every_compilation() -> list:
+    """(target, name, d) of the whole matrix; all but one of each name are marked `full`, and that one takes turns."""
+    machines = list(itertools.product(TARGETS, WIDTHS))
+    return [
+        pytest.param(target, name, d, marks=[] if rank == index % len(machines) else pytest.mark.full)
+        for index, name in enumerate(NAMES)
+        for rank, (target, d) in enumerate(machines)
+    ]
+
+
+@pytest.mark.parametrize(("target", "name", "d"), every_compilation())
 def test_a_kernel_compiles_without_spills_and_moves_the_state_by_16_bytes(target, name, d):
     launch = LAUNCHES[d][name]
     compiled = launch.compile(TARGETS[target])

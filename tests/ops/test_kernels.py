@@ -4,6 +4,7 @@ Outputs are allocated full of NaN, so that a number which no program writes is f
 truncated and not rounded, which doubles its error.
 """
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -45,16 +46,17 @@ def shape_id(shape: tuple[int, ...]) -> str:
 
 
 def on_each_device(shapes: list[tuple[int, ...]]) -> pytest.MarkDecorator:
-    """All shapes on a GPU, the smallest ones in the interpreter."""
-    tiers = (("cpu", pytest.mark.interpreter, shapes[:INTERPRETED]), ("cuda", pytest.mark.gpu, shapes))
-    return pytest.mark.parametrize(
-        ("device", "shape"),
-        [
-            pytest.param(device, shape, marks=mark, id=f"{device}-{shape_id(shape)}")
-            for device, mark, some in tiers
-            for shape in some
-        ],
-    )
+    """All shapes in all dtypes on a GPU; the smallest shapes in the interpreter, each in one of the dtypes, which is
+    another one for each, unless `-m full` asks for all."""
+    cases = []
+    for (row, shape), (column, dtypes) in itertools.product(enumerate(shapes), enumerate(DTYPES)):
+        name = f"{shape_id(shape)}-{dtypes}"
+        cases.append(pytest.param("cuda", shape, dtypes, marks=pytest.mark.gpu, id=f"cuda-{name}"))
+        if row < INTERPRETED:
+            sampled = row % len(DTYPES) == column
+            marks = [pytest.mark.interpreter] if sampled else [pytest.mark.interpreter, pytest.mark.full]
+            cases.append(pytest.param("cpu", shape, dtypes, marks=marks, id=f"cpu-{name}"))
+    return pytest.mark.parametrize(("device", "shape", "dtypes"), cases)
 
 
 @pytest.fixture(autouse=True)
@@ -167,13 +169,11 @@ def test_outputs_are_poisoned():
 
 
 @on_each_device(ROWS)
-@pytest.mark.parametrize("dtypes", DTYPES)
 def test_rewrite(device, shape, dtypes):
     check(Rewrite, Rewrite.inputs(shape, *DTYPES[dtypes]), device)
 
 
 @on_each_device(SEQUENCES)
-@pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("op", SEQUENCE_OPS, ids=lambda op: op.__name__)
 def test_compress_and_expand(op, device, shape, dtypes):
     check(op, op.inputs(shape, *DTYPES[dtypes]), device)

@@ -76,10 +76,11 @@ def test_origins_differ_in_a_setting_a_file_of_data_or_of_code(checkpoints):
     assert old.differences(old) == []
     new = Origin({"lr": 2, "model": {"width": 3}}, {"b.bin": "0"}, {"x.py": "f" * 64})
     assert new.fingerprint != old.fingerprint
-    assert new.differences(old) == [
+    assert [str(difference) for difference in new.differences(old)] == [
         "settings lr was 1, is 2",
-        "settings model.width was missing, is 3",
-        "data a.bin was 0, is missing",
-        "data b.bin was missing, is 0",
-        f"code x.py was 0, is {'f' * 12}",
+        "settings model.width was not set, is 3",
+        "data a.bin was 0, is not set",
+        "data b.bin was not set, is 0",
+        "code x.py has changed",
     ]
+    assert str(new.differences(Origin({}, {}, {"y.py": "0"}))[-1]) == "code y.py is gone"

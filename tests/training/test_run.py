@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddl.config import ConfigError, load_scale
+from ddl.config import ConfigError, ModelConfig, load_scale
 from ddl.data.shard_format import DataError, write_shard
 from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer
 from ddl.files import sha256_file, write_json
@@ -34,10 +35,22 @@ def data(tmp_path):
 def start(data, tmp_path):
     """Make a run in a folder of its own."""
 
-    def make(name, variant="ddl-cc", seed=0, **recipe):
-        return Run(tiny_scale(**recipe), "small", variant, seed, data, tmp_path / name)
+    def make(name, variant="ddl-cc", seed=0, stale="refuse", **recipe):
+        return Run(tiny_scale(**recipe), "small", variant, seed, data, tmp_path / name, stale=stale)
 
     return make
+
+
+@pytest.fixture
+def other_code(monkeypatch):
+    """Let later runs believe that the residual rules have changed."""
+    code = train_module.code_identity
+
+    def change(digest="another rule"):
+        changed = lambda *modules: code(*modules) | {"ddl/model/residual.py": digest}  # noqa: E731
+        monkeypatch.setattr(train_module, "code_identity", changed)
+
+    return change
 
 
 @pytest.fixture
@@ -139,7 +152,7 @@ def test_a_finished_run_that_is_started_again_only_writes_its_files(start, tmp_p
     assert weights(tmp_path / "run") == before
 
 
-def test_no_checkpoint_serves_other_settings_data_or_code(start, data, monkeypatch):
+def test_no_checkpoint_serves_other_settings_data_or_code(start, data, monkeypatch, other_code):
     def fingerprint(seed=0, **recipe):
         return start("run", seed=seed, **recipe).checkpoints.origin.fingerprint
 
@@ -147,10 +160,12 @@ def test_no_checkpoint_serves_other_settings_data_or_code(start, data, monkeypat
     assert fingerprint() == first
     assert fingerprint(learning_rate=1e-3) != first
     assert fingerprint(seed=1) != first
-    code = train_module.running_code()
-    monkeypatch.setattr(train_module, "running_code", lambda: code | {"residual.py": "another rule"})
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelConfig, "mlp_hidden", property(lambda self: 4 * self.width))
+        assert fingerprint() != first
+    other_code()
     assert fingerprint() != first
-    monkeypatch.setattr(train_module, "running_code", lambda: code)
+    monkeypatch.undo()
     other_data(data)
     assert fingerprint() != first
 
@@ -161,29 +176,122 @@ def test_a_checkpoint_serves_any_number_of_processes_and_any_micro_batch(start):
     assert changed.checkpoints.origin.fingerprint == first
 
 
-def test_fingerprint_covers_the_code_of_model_and_rules():
-    names = set(train_module.running_code())
-    assert {"train.py", "learner.py", "model.py", "residual.py", "config.py", "__init__.py"} <= names
-    assert {"ops/rewrite.py", "ops/compress.py", "ops/expand.py", "ops/__init__.py"} <= names
+def test_fingerprint_covers_the_code_of_model_and_rules(start):
+    code = start("run").checkpoints.origin.code
+    assert {"ddl/training/learner.py", "ddl/model/language_model.py", "ddl/model/residual.py"} <= set(code)
+    assert {"ddl/ops/rewrite.py", "ddl/ops/rewrite_triton.py", "ddl/data/sequences.py"} <= set(code)
 
 
-def test_an_unfinished_run_whose_data_changed_is_refused_and_says_what_changed(start, data, tmp_path, stop_at):
+def test_a_run_whose_data_changed_is_refused_and_says_what_changed(start, data, tmp_path, stop_at):
     stop_at(start("run"), 5)
     before = sha256_file(data.parent / "train_000000.bin")
     other_data(data)
     now = sha256_file(data.parent / "train_000000.bin")
+    for stale in ("refuse", "continue"):  # no run sees some of one corpus and some of another
+        with pytest.raises(TrainingError) as refused:
+            start("run", stale=stale).train()
+        assert f"data train_000000.bin was {before[:12]}, is {now[:12]}; put that data back" in str(refused.value)
+        assert "of step 5 of 12, are of another run" in str(refused.value)
+        assert "--continue-anyway" not in str(refused.value)
+    assert start("run", stale="restart").train()
+
+
+def saved(folder):
+    """The checkpoints below a folder, with their contents."""
+    return {path: path.read_bytes() for path in folder.rglob("*.pt")}
+
+
+@pytest.mark.parametrize("last", [5, 12])  # unfinished, finished
+def test_changed_code_or_settings_stop_a_run_and_nothing_is_lost(start, tmp_path, stop_at, other_code, last):
+    stop_at(start("run"), last) if last < 12 else start("run").train()
+    before = saved(tmp_path / "run")
+    other_code()
     with pytest.raises(TrainingError) as refused:
-        start("run").train()
-    assert f"data train_000000.bin was {before[:12]}, is {now[:12]}; put that data back" in str(refused.value)
-    assert "has reached step 5 of 12" in str(refused.value)
+        start("run", learning_rate=1e-3).train()
+    assert "\n" not in str(refused.value)
+    assert (
+        f"of step {last} of 12, are of another run: settings training.learning_rate was 0.008, is 0.001; "
+        "code ddl/model/residual.py has changed; resume from them with --continue-anyway, or start over with --restart"
+    ) in str(refused.value)
+    assert "snakemake --config stale=continue or stale=restart" in str(refused.value)
+    assert saved(tmp_path / "run") == before
 
 
-def test_changed_settings_start_over_and_say_what_changed(start, tmp_path, stop_at, capsys):
+def test_restart_trains_from_the_first_step_and_keeps_the_old_checkpoints(start, tmp_path, stop_at, capsys):
     stop_at(start("run"), 5)
-    assert start("run", learning_rate=1e-3).train()
+    before = saved(tmp_path / "run")
+    assert start("run", learning_rate=1e-3, stale="restart").train()
     assert "step 5 of another run: settings training.learning_rate was 0.008, is 0.001" in capsys.readouterr().out
+    assert before.items() <= saved(tmp_path / "run").items()
     start("whole", learning_rate=1e-3).train()
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_restarted_run_that_is_stopped_resumes_its_own_checkpoints(start, stop_at, capsys):
+    stop_at(start("run"), 5)
+    stop_at(start("run", learning_rate=1e-3, stale="restart"), 7)
+    assert start("run", learning_rate=1e-3, stale="restart").train()
+    assert "resumed from step 7 " in capsys.readouterr().out
+
+
+def test_continue_anyway_resumes_and_records_both_identities(start, tmp_path, stop_at, other_code):
+    start("whole").train()
+    first = start("run")
+    stop_at(first, 5)
+    code = first.checkpoints.origin.code["ddl/model/residual.py"]
+    other_code()
+    stop_at(start("run", stale="continue"), 7)  # and what it goes on from is still known after the next stop
+    second = start("run")
+    assert second.train()
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["fingerprint"] == second.checkpoints.origin.fingerprint
+    assert provenance["continued"] == [
+        {
+            "step": 5,
+            "fingerprint": first.checkpoints.origin.fingerprint,
+            "differences": [
+                {"kind": "code", "key": "ddl/model/residual.py", "was": code, "now": "another rule"},
+            ],
+        }
+    ]
+
+
+def test_a_finished_run_of_other_code_is_taken_over_without_a_step(start, tmp_path, monkeypatch, other_code):
+    start("run").train()
+    before = weights(tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    other_code()
+    again = start("run", stale="continue")
+    monkeypatch.setattr(again.learner, "step", lambda *_: pytest.fail("trained again"))
+    assert again.train()
+    assert weights(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "baseline"}, r"the checkpoint is of a model with other parameters: blocks\.0\.\S+ was \["),
+        ({"steps": 4}, r"of step 5 of 4, are of another run: settings training\.steps was 12, is 4; start over with"),
+    ],
+)
+def test_what_cannot_be_continued_is_a_sentence(start, stop_at, change, message):
+    stop_at(start("run"), 5)
+    with pytest.raises(TrainingError, match=message):
+        start("run", stale="continue", **change).train()
+
+
+def test_the_newest_checkpoint_of_another_origin_is_the_one_that_is_continued(start, tmp_path, stop_at, other_code):
+    for number, step in ((1, 9), (2, 5)):
+        other_code(f"rule {number}")
+        run = start("run", stale="restart")
+        stop_at(run, step)
+        for path in run.checkpoints.folder.iterdir():
+            os.utime(path, (number, number))
+    other_code("rule 3")
+    assert start("run", stale="continue").train()
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert [entry["step"] for entry in provenance["continued"]] == [5]
 
 
 def test_a_shard_that_is_gone_is_named(start, data, stop_at):

@@ -1,0 +1,29 @@
+"""Hashes of n-grams: the words of documents and the tokens of shards are compared by them."""
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+LONGEST = 16
+# An n-gram's hash is the sum of its values times these, modulo 2^64: two n-grams that differ agree by chance once in
+# 2^64. Odd factors lose no bit of a value.
+FACTORS = np.random.default_rng(0).integers(0, 1 << 64, size=LONGEST, dtype=np.uint64) | np.uint64(1)
+
+
+def ngram_hashes(values: np.ndarray, lengths: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Hash all n-grams of a sequence, for several n in one pass.
+
+    Args:
+        values: non-negative integers [N].
+        lengths: the values of n, at most `LONGEST`.
+
+    Returns:
+        an iterator over (n, uint64 hashes [N - n + 1], in order), by n; none for an n above N.
+    """
+    wide = values.astype(np.uint64)
+    total = np.zeros(len(wide), dtype=np.uint64)
+    for place, factor in enumerate(FACTORS[: min(max(lengths), len(wide))]):
+        total = total[: len(wide) - place]
+        total += wide[place:] * factor
+        if place + 1 in lengths:
+            yield place + 1, total.copy()

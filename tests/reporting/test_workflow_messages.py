@@ -1,0 +1,77 @@
+"""What a call of Snakemake prints, on a workflow of four short jobs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddl.files import write_json
+from ddl.layout import ROOT
+
+SNAKEFILE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from ddl.reporting.workflow_messages import Messages
+
+messages = Messages("tiny")
+
+onstart:
+    messages.start(jobs=len(workflow.dag))
+
+onsuccess:
+    messages.finish(whole="all" in {{rule.name for rule in workflow.dag.targetrules}})
+
+rule all:
+    default_target: True
+    input: expand("out{{n}}", n=range(4))
+
+rule write:
+    output: "out{{n}}"
+    log: "log{{n}}"
+    message: "write number {{wildcards.n}}"
+    shell: "(echo words; test {{wildcards.n}} != {{config[bad]}}) > {{log}} 2>&1; echo > {{output}}"
+"""
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Run the workflow; returns the exit code and the lines it printed."""
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    write_json(tmp_path / "results/reference/tiny-machine/times.json", {"wall_seconds": 1560, "cores": 2})
+
+    def run(*arguments: str, bad: int = 9) -> tuple[int, list[str]]:
+        command = [str(Path(sys.executable).parent / "snakemake"), *arguments, "--cores", "1", "--config", f"bad={bad}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, (done.stdout + done.stderr).splitlines()
+
+    return run
+
+
+def test_a_run_says_how_long_it_will_take_then_one_line_per_job_then_where_the_results_are(build):
+    code, lines = build("--show-failed-logs")
+    assert code == 0
+    begin = lines.index("5 jobs to run. Their logs are in results/tiny/logs/.")
+    assert lines[begin + 1] == (
+        "The whole tiny scale took 26 min 00 s with 2 cores in the run that is kept in results/reference/tiny-machine."
+    )
+    jobs = [re.fullmatch(r"\d\d:\d\d:\d\d  (\d of 5 done)  write number \d", line) for line in lines[begin + 3 : -6]]
+    assert [job[1] for job in jobs] == [f"{done} of 5 done" for done in range(4)]
+    assert re.fullmatch(r"The tiny scale is built: 5 jobs in \d+ s\.", lines[-6])
+    assert [line.split()[0] for line in lines[-5:]] == ["paper", "notebooks", "figures", "tables", "models"]
+
+
+def test_a_single_target_is_no_whole_scale(build):
+    code, lines = build("out1")
+    assert code == 0
+    assert re.fullmatch(r"Done: 1 job in \d+ s\.", lines[-1])
+    assert not any("is built" in line for line in lines)
+
+
+def test_the_log_of_a_failed_job_is_shown(build):
+    code, lines = build("--show-failed-logs", bad=2)
+    assert code != 0
+    assert "Logfile log2:" in lines
+    assert "words" in lines
+    assert not any("is built" in line for line in lines)
