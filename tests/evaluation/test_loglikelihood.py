@@ -8,6 +8,7 @@ from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import ddl.evaluation.loglikelihood
+import ddl.model.transformers_model  # registers with AutoModelForCausalLM
 from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_bpe
 from ddl.evaluation.lm_eval_model import DDL, load
 from ddl.evaluation.loglikelihood import Group, OwnModel, Scorer, ScoringError, grade, group_inputs
