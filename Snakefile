@@ -92,6 +92,13 @@ def report_settings(wildcards):
     return values, SCALES[wildcards.scale].training.determining(), [variant.label for variant in VARIANTS.values()]
 
 
+def derivation_settings(wildcards):
+    """Settings of all scales that derivations show and check: shapes, execution and recipes."""
+    names = ("sequence_length", "sizes", "tokenizer", "execution")
+    shown = {scale.name: {name: changed_settings(scale)[name] for name in names} for scale in SCALES.values()}
+    return shown, {scale.name: scale.training.determining() for scale in SCALES.values()}
+
+
 def recipe(name):
     """A training setting of the scale."""
     return lambda wildcards: getattr(SCALES[wildcards.scale].training, name)
@@ -417,6 +424,7 @@ rule derivation:
         notebook="|".join(DERIVATIONS),
     params:
         code=lambda wildcards: code_identity("ddl.reporting.render_notebook", f"notebooks/{wildcards.notebook}.py"),
+        settings=derivation_settings,
     message:
         "notebook {wildcards.notebook}"
     shell:

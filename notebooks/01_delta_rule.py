@@ -12,18 +12,18 @@
 # **Question.** Deep Delta Learning replaces the addition of a residual connection by one formula. What exactly does
 # that formula change in the residual state, what does it leave alone, and what does its one gate decide?
 #
-# Everything below is about one token at one layer. Its state is a matrix $\mathbf{X}$ of $d$ features by $d_v$ value
+# Everything below concerns one token at one layer. Its state is a matrix $\mathbf{X}$ of $d$ features by $d_v$ value
 # channels; the layer proposes a *direction* $\mathbf{k} \in \mathbb{R}^d$ of length one, a *target*
 # $\mathbf{v} \in \mathbb{R}^{d_v}$ and a *gate* $\beta \in (0, 2)$. Where they come from does not matter here. Each
-# claim is derived once in symbols, which covers all sizes, and then checked in fp64 with the package's reference
-# function. Models run faster code for the same formula, which is held against it in
-# [notebook 05](05_gradient.html), "What the runs execute is the equation".
+# claim is derived in symbols, which covers all sizes, and then checked in fp64 with the package's reference function.
+# Models run faster code for the same formula; [notebook 05](05_gradient.html), "What the runs execute is the equation",
+# checks that code.
 #
 # > A single scalar gate $\beta_l$ synchronizes erasure and writing: closing the gate recovers the identity map, while
 # > setting $\beta_l = 1$ exactly overwrites the selected component. (Sec. 1)
 
 # %% tags=["parameters"]
-results = "results/laptop"  # every notebook takes it; a derivation neither reads from there nor writes there
+results = "results/laptop"  # every notebook has this parameter; derivations do not use it
 seed = 0
 
 # %%
@@ -54,8 +54,8 @@ source(rewrite_reference)
 #
 # $$\mathbf{X}' = \mathbf{X} + \beta\,\mathbf{k}\,(\mathbf{v}^\top - \mathbf{k}^\top\mathbf{X}). \tag{2.2}$$
 #
-# They are the same for all $d$ and $d_v$, and for every $\mathbf{k}$, of length one or not: it takes nothing but the
-# distributive law, so symbols that do not commute are enough to prove it.
+# The two are equal for all $d$ and $d_v$ and for every $\mathbf{k}$, of length one or not. The proof needs only the
+# distributive law, so symbols that do not commute are enough.
 
 # %%
 beta = Symbol("beta", real=True)
@@ -67,7 +67,8 @@ assert sp.expand(erase_then_write - read_compare_write) == 0
 sp.expand(read_compare_write)
 
 # %% [markdown]
-# The same with explicit entries, $d = 3$ and $d_v = 2$, so that no rule of the symbolic algebra is taken on trust:
+# The same check with explicit entries, for $d = 3$ and $d_v = 2$, so that nothing rests on the algebra of non-commuting
+# symbols alone:
 
 # %%
 K = sp.Matrix(sp.symbols("k1:4", real=True))
@@ -78,12 +79,12 @@ assert by_entries.expand() == sp.zeros(3, 2)
 by_entries.expand()
 
 # %% [markdown]
-# The package computes (2.2). In fp64, on a seeded example of 1,000 tokens with all gates between 0 and 2, it agrees
-# with (2.1) as far as rounding allows.
+# The package computes (2.2). In fp64, on a seeded example of 1,000 tokens with gates between 0 and 2, it agrees with
+# (2.1) to rounding.
 
 # %%
 D, D_V, TOKENS = 16, 4, 1000
-ROUNDING = 64 * torch.finfo(torch.float64).eps  # some tens of additions of numbers of size one
+ROUNDING = 64 * torch.finfo(torch.float64).eps  # room for a few dozen additions of numbers of size one
 random = torch.Generator().manual_seed(seed)
 
 
@@ -110,9 +111,9 @@ print(f"(2.1) and (2.2) differ by less than {ROUNDING:.0e} in all {state.numel()
 # %% [markdown]
 # ## A closed gate is the identity
 #
-# With $\beta = 0$ the correction is multiplied by zero, $\mathbf{X}' = \mathbf{X}$. The function returns the very
-# same bits, in every precision that training uses, whatever finite direction and target it is given. There is
-# one innocent exception: $-0$ plus a correction of zero is $+0$.
+# With $\beta = 0$ the correction is multiplied by zero, so $\mathbf{X}' = \mathbf{X}$. The function returns the same
+# bits, in every precision that training uses and for any finite direction and target. There is one harmless exception:
+# $-0$ plus a correction of zero is $+0$.
 
 # %%
 for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), (torch.bfloat16, torch.int16)):
@@ -129,12 +130,12 @@ assert not torch.equal(after.view(torch.int64), minus_zero.view(torch.int64))
 # %% [markdown]
 # ## A gate of one overwrites
 #
-# Project (2.2) on $\mathbf{k}$. This is the step that needs $\mathbf{k}^\top\mathbf{k} = 1$, and it gives the law of
-# the whole rule: the *discrepancy* between readout and target shrinks by the factor $1 - \beta$,
+# Project (2.2) onto $\mathbf{k}$. This step needs $\mathbf{k}^\top\mathbf{k} = 1$, and it gives the central law of the
+# rule: the *discrepancy* between readout and target is multiplied by $1 - \beta$,
 #
 # $$\mathbf{k}^\top\mathbf{X}' - \mathbf{v}^\top = (1-\beta)\,(\mathbf{k}^\top\mathbf{X} - \mathbf{v}^\top),$$
 #
-# which at $\beta = 1$ leaves nothing of it:
+# so at $\beta = 1$ none of it is left:
 #
 # $$\mathbf{k}^\top\mathbf{X}' = \mathbf{v}^\top. \tag{2.3}$$
 
@@ -153,15 +154,16 @@ off_law = (readout(rewritten) - target - (1 - gate[:, None]) * (readout(state) -
 assert left < ROUNDING
 assert off_law < ROUNDING
 print(f"gate 1: largest discrepancy {(readout(state) - target).abs().max():.2f} before, below {ROUNDING:.0e} after")
-print(f"gates between 0 and 2: discrepancy off the law by less than {ROUNDING:.0e}")
+print(f"gates between 0 and 2: the discrepancy follows the law to within {ROUNDING:.0e}")
 
 # %% [markdown]
-# ### The same rewrite again and again
+# ### The same rewrite, repeated
 #
-# Repeat a rewrite with the same direction, target and gate and the factors multiply: after $n$ times the discrepancy
-# is $(1-\beta)^n$ of the first. A gate below one approaches the target from its side; a gate between one and two is
-# over-relaxed: it jumps past the target and comes back from the other side, and is no further from it than the gate
-# $2 - \beta$ would be. At the two ends nothing converges: $\beta = 0$ never moves, $\beta = 2$ jumps to and fro.
+# Repeat a rewrite with the same direction, target and gate, and the factors multiply: after $n$ rewrites the
+# discrepancy is $(1-\beta)^n$ times the first one. With a gate below one, the readout approaches the target from one
+# side. A gate between one and two is over-relaxed: each rewrite jumps past the target and ends on its other side, as
+# far from it as with the gate $2 - \beta$. At the two ends nothing converges: with $\beta = 0$ the readout never moves,
+# with $\beta = 2$ it jumps back and forth.
 
 # %% alt="Discrepancy against the number of repetitions, signed and in absolute value, for seven gates" tags=["fold"]
 GATES = {0.0: "C7", 0.25: "#56B4E9", 0.5: "#0072B2", 1.0: "#000000", 1.5: "#D55E00", 1.75: "#E69F00", 2.0: "#CC79A7"}
@@ -186,20 +188,20 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", 
 plt.show()
 
 # %% [markdown]
-# Every measured point lies within $10^{-13}$ of $(1-\beta)^n$ (asserted for each curve above). On the right 0.25 and
-# 1.75 coincide, and so do 0.5 and 1.5: the size of the discrepancy does not tell an under-relaxed gate from an
-# over-relaxed one, only its sign does.
+# Every point is within $10^{-13}$ of $(1-\beta)^n$, asserted for each curve. In the right panel the curves of 0.25 and
+# 1.75 coincide, and so do those of 0.5 and 1.5: the size of the discrepancy does not distinguish an under-relaxed gate
+# from an over-relaxed one; only its sign does.
 
 # %% [markdown]
-# ## Everything orthogonal to the direction stays
+# ## Everything orthogonal to the direction stays the same
 #
 # > Multiplying this error by $\mathbf{k}_l$ writes the correction back only into $\mathrm{span}\{\mathbf{k}_l\}$,
 # > leaving the orthogonal subspace on the direct shortcut path unchanged. (Sec. 2.1)
 #
-# For $\mathbf{u}^\top\mathbf{k} = 0$, (2.2) gives $\mathbf{u}^\top\mathbf{X}' = \mathbf{u}^\top\mathbf{X}$. So the
-# change is an outer product, $\mathbf{X}' - \mathbf{X} = \mathbf{k}\boldsymbol{\delta}^\top$ with
-# $\boldsymbol{\delta} = \beta(\mathbf{v} - \mathbf{X}^\top\mathbf{k})$: of the $d\,d_v$ numbers of a state only $d_v$
-# degrees of freedom are edited.
+# For $\mathbf{u}^\top\mathbf{k} = 0$, (2.2) gives $\mathbf{u}^\top\mathbf{X}' = \mathbf{u}^\top\mathbf{X}$. The change
+# is therefore an outer product, $\mathbf{X}' - \mathbf{X} = \mathbf{k}\boldsymbol{\delta}^\top$ with
+# $\boldsymbol{\delta} = \beta(\mathbf{v} - \mathbf{X}^\top\mathbf{k})$. A state has $d\,d_v$ numbers; a rewrite changes
+# it in only $d_v$ degrees of freedom.
 
 # %%
 u_row = Symbol("u^T", commutative=False)
@@ -211,15 +213,15 @@ touched = (complement @ change).abs().max()
 ranks = torch.linalg.matrix_rank(change, rtol=1e-12)
 assert touched < ROUNDING
 assert (ranks == 1).all()
-print(f"change orthogonal to k: below {ROUNDING:.0e}; rank of every change: {int(ranks.max())} of at most {D_V}")
+print(f"change orthogonal to k: below {ROUNDING:.0e}; rank of every change: {int(ranks.max())}, possible: {D_V}")
 
 # %% [markdown]
 # ## At the end of the range: a reflection
 #
-# As $\beta \to 2$ the shortcut becomes $\mathbf{I} - 2\mathbf{k}\mathbf{k}^\top$, a Householder reflector. It keeps
-# lengths and undoes itself. With a target, the whole rewrite mirrors the state in the plane where the readout equals
-# the target, $\mathbf{k}^\top\mathbf{X} = \mathbf{v}^\top$: the discrepancy changes sign, and rewriting twice with
-# the same three quantities restores the state.
+# As $\beta \to 2$ the shortcut becomes $\mathbf{I} - 2\mathbf{k}\mathbf{k}^\top$, a Householder reflector. It preserves
+# lengths and is its own inverse. With a target, the whole rewrite reflects the state in the plane on which the readout
+# equals the target, $\mathbf{k}^\top\mathbf{X} = \mathbf{v}^\top$: the discrepancy changes sign, and rewriting twice
+# with the same three quantities restores the state.
 
 # %%
 two = torch.full((TOKENS,), 2.0, dtype=torch.float64)
@@ -228,16 +230,13 @@ twice = rewrite_reference(rewrite_reference(state, direction, target, two), dire
 stretch = (torch.linalg.matrix_norm(mirrored) / torch.linalg.matrix_norm(state) - 1).abs().max()
 assert stretch < ROUNDING
 assert (twice - state).abs().max() < ROUNDING
-assert (mirrored - state).abs().max() > 1  # and it is not the identity
-print(
-    f"the shortcut moves a state by up to {(mirrored - state).abs().max():.1f}, its length by less than {ROUNDING:.0e}"
-)
-print(f"the whole rewrite, twice: state restored to {ROUNDING:.0e}")
+assert (mirrored - state).abs().max() > 1  # it is not the identity
+print(f"the shortcut moves a number by up to {(mirrored - state).abs().max():.1f} and keeps lengths to {ROUNDING:.0e}")
+print(f"the whole rewrite, applied twice, restores the state to {ROUNDING:.0e}")
 
 # %% [markdown]
-# In two dimensions and with one value channel all of this fits in a picture. The gate moves the state along a line
-# parallel to $\mathbf{k}$, at a pace that makes $\beta = 1$ the point whose readout is $v$; nothing moves it
-# sideways.
+# In two dimensions and with one value channel, all of this fits in one picture. As the gate opens, the state moves
+# along a line parallel to $\mathbf{k}$ and never sideways; at $\beta = 1$ its readout is $v$.
 
 # %% alt="A state in the plane moves parallel to the direction k as the gate opens from 0 to 2" tags=["fold"]
 angle, point, wanted = np.deg2rad(25), torch.tensor([[0.55], [1.25]], dtype=torch.float64), 2.1
@@ -268,8 +267,8 @@ axis.set(aspect="equal", xlim=(-0.55, 3.9), ylim=(-0.35, 2.9), xlabel="$x_1$", y
 plt.show()
 
 # %% [markdown]
-# Dotted lines drop each state onto the direction: those feet are the readouts, evenly spaced in $\beta$. The distance
-# from the direction is the same for all five states, asserted to $10^{-14}$.
+# Dotted lines project each state onto the direction. Their feet are the readouts, evenly spaced in $\beta$. All five
+# states have the same distance from the direction, asserted to $10^{-14}$.
 
 # %% [markdown]
 # ## Why one gate and not two
@@ -277,15 +276,15 @@ plt.show()
 # > Using separate erase and write gates would be more general, but it would permit erase-without-write or
 # > write-without-erase behavior and would lose this clean read-compare-write interpretation. (Sec. 2.1)
 #
-# Give erasing a gate $a$ and writing a gate $b$ of their own,
-# $\mathbf{X}' = (\mathbf{I} - a\,\mathbf{k}\mathbf{k}^\top)\mathbf{X} + b\,\mathbf{k}\mathbf{v}^\top$. The
-# discrepancy then obeys
+# Suppose that erasing has a gate $a$ and writing another gate $b$,
+# $\mathbf{X}' = (\mathbf{I} - a\,\mathbf{k}\mathbf{k}^\top)\mathbf{X} + b\,\mathbf{k}\mathbf{v}^\top$. The discrepancy
+# then obeys
 #
 # $$\mathbf{k}^\top\mathbf{X}' - \mathbf{v}^\top
 # = (1-a)\,(\mathbf{k}^\top\mathbf{X} - \mathbf{v}^\top) + (b-a)\,\mathbf{v}^\top .$$
 #
-# The last term has nothing to do with how wrong the readout was. A state that already matches its target is left
-# alone only if $a = b$ (or $\mathbf{v} = 0$); repeated, the readout tends to $\tfrac{b}{a}\mathbf{v}$, not to
+# The last term does not depend on how wrong the readout was. A state that already matches its target is left alone only
+# if $a = b$ (or $\mathbf{v} = 0$). When the rewrite is repeated, the readout tends to $\tfrac{b}{a}\mathbf{v}$, not to
 # $\mathbf{v}$.
 
 # %%
@@ -321,20 +320,21 @@ for erase, write, kind in (
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# All four start at the target. Only the shared gate stays there; erasing alone forgets it, writing alone adds without
-# bound as an ordinary residual connection does, and two different gates settle at a wrong multiple.
+# All four rows start at the target. Only the shared gate stays there. Erasing alone forgets the target; writing alone
+# adds without bound, as an ordinary residual connection does; and two different gates settle at the wrong multiple of
+# it.
 
 # %% [markdown]
 # ## The guard for small directions
 #
-# The rule wants $|\mathbf{k}| = 1$, and a proposal $\tilde{\mathbf{k}}$ may be tiny. The paper guards the division
-# (Sec. 3.1):
+# The rule needs $|\mathbf{k}| = 1$, but a proposal $\tilde{\mathbf{k}}$ may be tiny. The paper therefore guards the
+# division (Sec. 3.1):
 #
 # $$\mathbf{k} = \frac{\tilde{\mathbf{k}}}{\sqrt{|\tilde{\mathbf{k}}|^2 + \varepsilon_k^2}}, \qquad |\mathbf{k}| < 1 .$$
 #
-# So a proposal near $\varepsilon_k = 10^{-5}$ gives a direction shorter than one, and the law above changes
-# accordingly: with $|\mathbf{k}| = s$ the readout along the unit vector contracts by $1 - \beta s^2$ instead of
-# $1 - \beta$, towards $\mathbf{v} / s$.
+# A proposal near $\varepsilon_k = 10^{-5}$ gives a direction shorter than one, and the law above changes: with
+# $|\mathbf{k}| = s$, the readout along the unit vector contracts by $1 - \beta s^2$ instead of $1 - \beta$, towards
+# $\mathbf{v} / s$.
 
 # %%
 source(normalize_direction)
@@ -358,10 +358,10 @@ kept = (proposal @ halves)[:, 0] / (proposal @ state[0])[0]
 assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13)
 print(f"1 - |k| at 10, 100, 1000 eps_k: {', '.join(f'{1 - n / (n * n + 1) ** 0.5:.1e}' for n in (10, 100, 1000))}")
 
-# %% alt="Length of the direction and what an overwrite leaves, against the length of the proposal" tags=["fold"]
+# %% alt="Length of the direction, and old readout left by an overwrite, against the proposal's length" tags=["fold"]
 figure, axis = plt.subplots(figsize=(5.2, 2.6), layout="constrained")
 axis.semilogx(lengths, guarded.norm(dim=-1), color="#0072B2", label="$|k|$")
-axis.semilogx(lengths, kept, color="#D55E00", ls="--", label="old readout that $\\beta = 1$ leaves, $1 - |k|^2$")
+axis.semilogx(lengths, kept, color="#D55E00", ls="--", label="old readout left at $\\beta = 1$, $1 - |k|^2$")
 axis.axvline(EPS, color="C7", ls=":", lw=1)
 axis.text(EPS * 1.2, 0.03, "$\\epsilon_k$", color="C7")
 axis.set(xlabel="$|\\tilde{k}|$", ylim=(-0.03, 1.05))
@@ -369,15 +369,16 @@ axis.legend(frameon=False, loc="center right")
 plt.show()
 
 # %% [markdown]
-# Above $100\,\varepsilon_k$ the direction is of length one to $5\cdot10^{-5}$ and the claims of this page hold as
-# stated; near $\varepsilon_k$ an overwrite is only half an overwrite, and a vanishing proposal closes the rewrite
-# instead of dividing by zero. This page's fp64 examples therefore use $\varepsilon_k = 0$.
+# Above $100\,\varepsilon_k$ the length of the direction is one to within $5\cdot10^{-5}$, and the claims of this page
+# hold as stated. At $\varepsilon_k$ an overwrite replaces only half of the readout. A vanishing proposal closes the
+# rewrite instead of dividing by zero. The other examples of this page use $\varepsilon_k = 0$, which switches the guard
+# off.
 
 # %% [markdown]
 # ## The same rule over time
 #
-# Notebook 06 is about this; here is its core. Appendix B points out that DeltaNet applies this rule along the
-# sequence: with a memory $\mathbf{M}_t = \mathbf{S}_t^\top$,
+# Notebook 06 examines this in detail; here is the core of it. Appendix B points out that DeltaNet applies this rule
+# along the sequence: with a memory $\mathbf{M}_t = \mathbf{S}_t^\top$,
 #
 # $$\mathbf{S}_t = (\mathbf{I} - \beta_t\mathbf{k}_t\mathbf{k}_t^\top)\,\mathbf{S}_{t-1}
 # + \beta_t\mathbf{k}_t\mathbf{v}_t^\top \tag{B.1}$$
@@ -399,11 +400,11 @@ print(f"after {TOKENS} steps, states of size {over_depth.abs().max():.1f} differ
 # ## What was shown and what was not
 #
 # **Shown,** in symbols for every size and in fp64 on seeded examples: (2.1) and (2.2) are one rule; a closed gate
-# returns the state bit for bit (a $-0$ apart); a gate of one overwrites the readout with the target; in general the
-# discrepancy shrinks by $1 - \beta$, changes its sign beyond one, and only the component along $\mathbf{k}$ moves; at
-# two the shortcut reflects; separate gates lose the target as a fixed point; the small-norm guard weakens these
-# statements only for proposals near $\varepsilon_k$.
+# returns the state bit for bit (only $-0$ may become $+0$); a gate of one overwrites the readout with the target; in
+# general the discrepancy is multiplied by $1 - \beta$, which is negative for gates above one, and only the component
+# along $\mathbf{k}$ moves; at two the shortcut is a reflection; with separate gates the target is no longer a fixed
+# point; the small-norm guard weakens these statements only for proposals near $\varepsilon_k$.
 #
-# **Not shown:** that a network profits from any of it. Here direction, target and gate were given; in the model they
-# depend on the state and are learned, and a rewrite acts along one direction per layer. Nothing here says which gates
-# training chooses, nor what happens in bf16 over many layers.
+# **Not shown:** that a network benefits from any of this. Here direction, target and gate were given; in the model they
+# are learned and depend on the state. Nothing here tells which gates training chooses, or what happens in bf16 over
+# many layers.

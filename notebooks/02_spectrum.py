@@ -10,13 +10,13 @@
 # # What does the gate do to the shortcut's spectrum?
 #
 # **Question.** Freeze a layer's direction and gate. The old state then passes through the matrix
-# $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$. Which eigenvalues, determinant and singular values does
-# it have, when does it keep lengths, and how much of this carries over to the layer as a whole?
+# $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$. Which eigenvalues, determinant and singular values does it
+# have, when does it preserve lengths, and how much of this carries over to the layer as a whole?
 #
 # > It is not a claim about the full Jacobian of the nonlinear DDL block. (Sec. 2.3)
 
 # %% tags=["parameters"]
-results = "results/laptop"  # every notebook takes it; a derivation neither reads from there nor writes there
+results = "results/laptop"  # every notebook has this parameter; derivations do not use it
 seed = 0
 
 # %%
@@ -43,7 +43,7 @@ def draw(*shape):
 
 
 def shortcut(k, beta):
-    """The matrix A that the package's rewrite applies to a state: its image of the identity, with nothing to write."""
+    """The matrix A by which the package's rewrite multiplies a state: its result for the identity, with target 0."""
     d = k.shape[-1]
     return rewrite_reference(
         torch.eye(d, dtype=k.dtype), k, torch.zeros(d, dtype=k.dtype), torch.as_tensor(beta, dtype=k.dtype)
@@ -60,8 +60,9 @@ print(shortcut(k_example, 0.5))
 # > If $\beta \neq 0$, the eigenvalues of $\mathbf{A}$ are 1 with multiplicity $d - 1$ and $1 - \beta$ with
 # > multiplicity 1.
 #
-# The argument needs only $\mathbf{k}^\top\mathbf{k} = 1$, so symbols without entries carry it. First the two
-# eigenspaces: a vector $\mathbf{u}$ orthogonal to $\mathbf{k}$ is left as it is, and $\mathbf{k}$ itself is scaled,
+# The argument needs only $\mathbf{k}^\top\mathbf{k} = 1$, so it can be made with symbols that have no entries. First
+# the two eigenspaces: a vector $\mathbf{u}$ orthogonal to $\mathbf{k}$ stays the same, and $\mathbf{k}$ itself is
+# scaled,
 #
 # $$\mathbf{A}\mathbf{u} = \mathbf{u} \quad (\mathbf{k}^\top\mathbf{u} = 0), \qquad
 # \mathbf{A}\mathbf{k} = (1-\beta)\,\mathbf{k}.$$
@@ -72,7 +73,7 @@ k, k_row, u = sp.symbols("k k^T u", commutative=False)
 
 
 def using(expression, *rules):
-    """Expand a product of symbols and apply what is known of neighbours, such as k^T k = 1, until nothing changes."""
+    """Expand a product of symbols and substitute rules such as k^T k = 1 until nothing changes."""
     expression = sp.expand(expression)
     while (simpler := sp.expand(expression.subs(rules))) != expression:
         expression = simpler
@@ -85,9 +86,9 @@ assert sp.expand(using(A * k, (k_row * k, 1)) - (1 - beta) * k) == 0
 sp.factor(using(A * k, (k_row * k, 1)))
 
 # %% [markdown]
-# There are no others. $\mathbf{A}$ annihilates the polynomial $(\lambda - 1)(\lambda - 1 + \beta)$, so these two are
-# all the eigenvalues there can be, and being symmetric it has a full set of eigenvectors. The trace
-# $d - \beta\,\mathbf{k}^\top\mathbf{k} = d - \beta$ then counts how often each occurs.
+# There are no other eigenvalues: $\mathbf{A}$ is a root of the polynomial $(\lambda - 1)(\lambda - 1 + \beta)$. Because
+# $\mathbf{A}$ is symmetric, it has a full set of eigenvectors. Its trace
+# $d - \beta\,\mathbf{k}^\top\mathbf{k} = d - \beta$ then tells how often each eigenvalue occurs.
 
 # %%
 assert using((A - 1) * (A - (1 - beta)), (k_row * k, 1)) == 0
@@ -97,14 +98,13 @@ assert multiplicities == {ones: d - 1, others: 1}
 Markdown(f"$$m_1 = {sp.latex(multiplicities[ones])}, \\qquad m_2 = {sp.latex(multiplicities[others])}$$")
 
 # %% [markdown]
-# (Dividing by $\beta$ in that last step is what the proposition excludes by $\beta \neq 0$; at $\beta = 0$ it is
+# (That last step divides by $\beta$, which is why the proposition requires $\beta \neq 0$; at $\beta = 0$,
 # $\mathbf{A} = \mathbf{I}$.) The determinant is the product of the eigenvalues, $\det(\mathbf{A}) = 1 - \beta$.
 #
 # ### With entries, for widths 2, 3 and 4
 #
-# An independent check that uses none of the above: write $\mathbf{k} = \mathbf{w} / |\mathbf{w}|$ with free entries
-# $w_1, \dots, w_d$, and let sympy compute characteristic polynomial, determinant and eigenvectors of the explicit
-# matrix.
+# This check uses none of the above. Write $\mathbf{k} = \mathbf{w} / |\mathbf{w}|$ with free entries $w_1, \dots, w_d$,
+# and let sympy compute the characteristic polynomial, the determinant and the eigenvectors of the explicit matrix.
 
 # %%
 lam = sp.Symbol("lambda")
@@ -134,9 +134,9 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ### Two footnotes to the proposition
 #
-# At $d = 1$ the space orthogonal to $\mathbf{k}$ is empty: *multiplicity $d - 1$* is then zero, and 1 is no eigenvalue.
+# At $d = 1$ only zero is orthogonal to $\mathbf{k}$: the *multiplicity $d - 1$* is zero, and 1 is not an eigenvalue.
 # And the guard of Sec. 3.1 makes $|\mathbf{k}| = s < 1$; the eigenvalue along $\mathbf{k}$ is then $1 - \beta s^2$,
-# nearer to one than the proposition says.
+# which is closer to one than the proposition says.
 
 # %%
 s = sp.Symbol("s", positive=True)
@@ -155,15 +155,15 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## Singular values and conditioning
 #
-# $\mathbf{A}$ is symmetric, so its singular values are the sizes of its eigenvalues: $1$ and $|1 - \beta|$. For a
-# gate in $[0, 2]$ no direction is stretched, and the condition number is
+# $\mathbf{A}$ is symmetric, so its singular values are the absolute values of its eigenvalues: $1$ and $|1 - \beta|$.
+# For a gate in $[0, 2]$ no direction is stretched, and the condition number is
 #
 # $$\kappa(\mathbf{A}) = \frac{1}{|1 - \beta|} .$$
 #
-# It is 1 at both ends and infinite at $\beta = 1$: an exact overwrite forgets the old readout, and no later layer can
-# recover it. Training starts exactly there by default (`gate_init = 1` in `ddl/config.py`; the paper leaves its
-# $\beta_0$ open). The squared singular values are the roots of the characteristic polynomial of
-# $\mathbf{A}^\top\mathbf{A}$; with free entries, for widths 2 and 3:
+# It is 1 at both ends and infinite at $\beta = 1$: an exact overwrite erases the old readout, and no later layer can
+# recover it from the state. By default training starts exactly there (`gate_init = 1` in `ddl/config.py`; the paper
+# does not give its $\beta_0$). The squared singular values are the roots of the characteristic polynomial of
+# $\mathbf{A}^\top\mathbf{A}$. With free entries, for widths 2 and 3:
 
 # %%
 for width in (2, 3):
@@ -174,7 +174,7 @@ for width in (2, 3):
 squared
 
 # %% [markdown]
-# The roots are one, and $(1 - \beta)^2$ once. Over the whole range of gates, from the matrices themselves:
+# One root is $(1 - \beta)^2$; all others are 1. Computed from the matrices themselves, over the whole range of gates:
 
 # %% alt="Eigenvalue, singular value and condition number of the shortcut against the gate" tags=["fold"]
 WIDTH = 16
@@ -203,17 +203,17 @@ axes[1].set(xlabel="gate β", ylabel="condition number", ylim=(0.8, 200), xlim=(
 plt.show()
 
 # %% [markdown]
-# The curves are computed from the matrices ($d = 16$, 201 gates) and asserted equal to the formulas; the largest
-# condition number drawn, 100, is that of $\beta = 1 \pm 0.01$.
+# The curves are computed from the matrices ($d = 16$, 201 gates) and asserted to be equal to the formulas. The largest
+# condition number in the plot, 100, belongs to $\beta = 1 \pm 0.01$.
 
 # %% [markdown]
 # ## Value channels: the same matrix on every column
 #
 # > Under vectorization, the induced shortcut is $\mathbf{I}_{d_v} \otimes \mathbf{A}$. (Sec. 2.3)
 #
-# This holds for the vector that stacks the *columns* of $\mathbf{X}$. PyTorch stores a $(d, d_v)$ state row by row;
-# in that order the same map is $\mathbf{A} \otimes \mathbf{I}_{d_v}$. Either way each eigenvalue now occurs $d_v$
-# times as often, each singular value too, and the determinant is $(1-\beta)^{d_v}$.
+# This holds for the vector that stacks the *columns* of $\mathbf{X}$. PyTorch stores a $(d, d_v)$ state row by row; in
+# that order the same map is $\mathbf{A} \otimes \mathbf{I}_{d_v}$. Either way each eigenvalue and each singular value
+# occurs $d_v$ times as often, and the determinant is $(1-\beta)^{d_v}$.
 
 # %%
 a11, a12, a21, a22 = sp.symbols("a11 a12 a21 a22")
@@ -241,17 +241,17 @@ assert abs(torch.linalg.det(by_columns) - (1 - gate) ** channels) < 1e-14
 print({round(float(value), 12): int(count) for value, count in zip(values, counts, strict=True)})
 
 # %% [markdown]
-# The dictionary is eigenvalue: multiplicity for $d = 16$ and $d_v = 4$. The last of the three assertions says that
-# the order matters: the column form on a row-stacked state is wrong.
+# The dictionary maps each eigenvalue to its multiplicity, for $d = 16$ and $d_v = 4$. The order matters: the column
+# form is wrong for a state stacked by rows, which is asserted too.
 
 # %% [markdown]
-# ## When lengths are kept
+# ## When lengths are preserved
 #
 # $$\mathbf{A}^\top\mathbf{A} = \mathbf{I} - \beta\,(2 - \beta)\,\mathbf{k}\mathbf{k}^\top ,$$
 #
 # so the shortcut is orthogonal for $\beta = 0$ and $\beta = 2$ and for no other gate. Products of orthogonal matrices
-# are orthogonal: at $\beta = 2$ any number of layers, each with a direction of its own, compose to a product of
-# Householder reflections, which neither shrinks nor stretches. Between the ends every layer shrinks one direction.
+# are orthogonal: at $\beta = 2$ any number of layers, with any directions, multiply to a product of Householder
+# reflections, which neither shrinks nor stretches. For gates between the ends, every layer shrinks one direction.
 
 # %%
 gram = using(A * A, (k_row * k, 1))  # A is symmetric
@@ -267,35 +267,36 @@ for b in (0.0, 0.1, 0.5, 1.0, 1.5, 1.9, 2.0):
         product = shortcut(direction, b) @ product
         if n in LAYERS:
             largest, smallest = torch.linalg.svdvals(product)[[0, -1]]
-            assert largest < 1 + 1e-12  # never expanding
+            assert largest < 1 + 1e-12  # never stretches
             orthogonal = torch.allclose(product.T @ product, torch.eye(WIDTH).double(), rtol=0, atol=1e-12)
             assert orthogonal == (b in (0.0, 2.0))
-            shown = "0" if smallest < 1e-12 else f"{float(smallest):.4f}"  # what is below is rounding
+            shown = "0" if smallest < 1e-12 else f"{float(smallest):.4f}"  # smaller values are rounding
             cells.append("1 / 1" if orthogonal else f"{float(largest):.3f} / {shown}")
     rows.append(f"| {b:g} | " + " | ".join(cells) + " |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Largest / smallest singular value of the product of shortcuts with random directions ($d = 16$). Only the two ends
-# are orthogonal at every depth. In between, the *old* content fades in more and more directions, which is no fault:
-# what replaces it is the written term, which this table leaves out.
+# The table shows the largest / smallest singular value of a product of shortcuts with random directions ($d = 16$). The
+# product is orthogonal at every depth for the two end gates only. In between, the *old* content fades in more and more
+# directions. That is not a defect: the written term replaces it, and this table ignores what is written.
 
 # %% [markdown]
 # ## A product over depth
 #
-# What does a whole stack of frozen shortcuts,
-# $\mathbf{P}_n = \mathbf{A}_n \cdots \mathbf{A}_1$, do to the state that enters it? Four facts hold for all directions:
+# What does a whole stack of frozen shortcuts, $\mathbf{P}_n = \mathbf{A}_n \cdots \mathbf{A}_1$, do to the state that
+# enters it? Four facts hold for any directions:
 #
 # - no singular value exceeds one, since no factor stretches;
 # - $\det \mathbf{P}_n = \prod_l (1 - \beta_l)$;
-# - what is orthogonal to all $n$ directions passes untouched, so at least $d - n$ singular values *and* eigenvalues are
-#   exactly one. The paper's small model rewrites 24 times at $d = 768$: at least 744 dimensions of the old state reach
-#   the end of the frozen stack unchanged, whatever the gates;
-# - $\mathbf{P}_n$ is orthogonal exactly when every gate is 0 or 2: a gate in between contracts along its direction what
-#   no other factor can stretch again.
+# - whatever is orthogonal to all $n$ directions passes unchanged, so at least $d - n$ singular values *and* eigenvalues
+#   are exactly one. The paper's small model rewrites 24 times at $d = 768$: at least 744 dimensions of the old state
+#   reach the end of the frozen stack unchanged, whatever the gates;
+# - $\mathbf{P}_n$ is orthogonal if and only if every gate is 0 or 2: a gate in between contracts its direction, and no
+#   other factor can stretch it again.
 #
-# If in addition the directions are orthogonal to each other, the factors do not interact: the singular values are
-# $|1 - \beta_l|$ and ones. In general only a histogram tells. Below, $d = 64$, random directions, 16 stacks each.
+# If the directions are also orthogonal to each other, the factors do not interact: the singular values are
+# $|1 - \beta_l|$ and ones. In general there is no formula, so histograms of random stacks follow, with $d = 64$ and 16
+# stacks for each depth and gate.
 
 # %%
 WIDE, DEPTHS, STACKS = 64, (8, 32, 128), 16
@@ -323,13 +324,13 @@ for name, gates_of in NAMES.items():
             assert orthogonal == (name == "each 0 or 2")
             spectra[name, n] = singular.flatten(), moduli.flatten()
 
-mutual = torch.linalg.qr(draw(WIDE, WIDE)).Q[:8]  # eight directions orthogonal to each other
+mutual = torch.linalg.qr(draw(WIDE, WIDE)).Q[:8]  # eight mutually orthogonal directions
 gates, product = gates_of(8) * 0.3 + 0.1 * torch.arange(8), identity
 for k_n, gate_n in zip(mutual, gates, strict=True):
     product = shortcut(k_n, gate_n) @ product
 expected = torch.cat((torch.ones(WIDE - 8), (1 - gates).abs())).sort(descending=True).values
 assert torch.allclose(torch.linalg.svdvals(product), expected.double(), rtol=0, atol=1e-13)
-print(f"checked: {len(spectra)} times {STACKS} random stacks, and one of orthogonal directions")
+print(f"checked: {len(spectra)} times {STACKS} random stacks, and one stack with orthogonal directions")
 
 # %% alt="Histograms of singular values and eigenvalue moduli of products of shortcuts" tags=["fold"]
 figure, axes = plt.subplots(2, 4, figsize=(7.6, 3.9), sharex=True, sharey=True, layout="constrained")
@@ -337,7 +338,7 @@ bins = np.linspace(0, 1, 26)
 for column, name in zip(axes.T, NAMES, strict=True):
     for n, colour, style in zip(DEPTHS, ("#56B4E9", "#0072B2", "#D55E00"), (":", "--", "-"), strict=True):
         for axis, values in zip(column, spectra[name, n], strict=True):
-            # Rounding puts a one on either side of the last edge.
+            # A value of one may be rounded to either side of the last edge.
             counts, _ = np.histogram(values.clamp(0, 1), bins)
             axis.stairs(counts / len(values), bins, color=colour, ls=style, lw=1.3, label=f"{n} rewrites")
     column[0].set_title(f"gates: {name}", fontsize=8)
@@ -349,10 +350,10 @@ figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=Fals
 plt.show()
 
 # %% [markdown]
-# Eight rewrites leave most of 64 dimensions at one in every column. With gates of 0 or 2 every value stays there at
-# every depth: an orthogonal stack. Nearly closed gates let the old state fade slowly; uniform gates and overwrites
-# drive most of it to zero once there are more rewrites than dimensions. This is the old state only: the frozen
-# product leaves out what is written.
+# After eight rewrites most of the 64 values are still one, in every column. With gates of 0 or 2 all values stay at one
+# at every depth: the stack is orthogonal. With nearly closed gates the old state fades slowly; uniform gates and
+# overwrites drive most of it to zero once there are more rewrites than dimensions. All this concerns the old state
+# only; the frozen product ignores what is written.
 
 # %% [markdown]
 # ### The ends of the range
@@ -360,9 +361,9 @@ plt.show()
 # > Thus $\beta \in (0, 2)$ in normal operation, with the endpoint cases interpreted as saturated-logit limits. (Sec.
 # > 2.1)
 #
-# In real numbers $2\sigma(z)$ never is 0 or 2, so a product of these shortcuts is never exactly orthogonal; App. A.2
-# gives the closed range $[0, 2]$. In fp32 both are right: the gate that the model computes *is* 2 from a logit of 17
-# on, while 0 is reached only where the exponential underflows.
+# In real numbers $2\sigma(z)$ is never 0 or 2, so a product of these shortcuts is never exactly orthogonal. App. A.2,
+# however, gives the closed range $[0, 2]$. In fp32 the ends are reached: the computed gate *is* 2 from a logit of 17
+# on, and it is 0 where the exponential underflows.
 
 # %%
 logits = torch.tensor([-110.0, -80.0, -15.0, 0.0, 15.0, 17.0])
@@ -375,11 +376,11 @@ Markdown("\n".join([*rows, "| gate in fp32 | " + " | ".join(f"{gate:.7g}" for ga
 # %% [markdown]
 # ## What the frozen spectrum does not say
 #
-# In the model direction, gate and target depend on the state. The Jacobian of the layer then has further terms: with
-# $\boldsymbol\delta = \beta(\mathbf{v} - \mathbf{X}^\top\mathbf{k})$ the update is
-# $\mathbf{X}' = \mathbf{X} + \mathbf{k}\boldsymbol\delta^\top$, and both factors move with $\mathbf{X}$. A toy layer
-# with $d = 6$, $d_v = 1$ and one linear map for each generator shows how far off the frozen matrix can be. Freezing
-# the generators must give $\mathbf{A}$ back, and does.
+# In the model, direction, gate and target depend on the state. The Jacobian of the layer then has additional terms:
+# with $\boldsymbol\delta = \beta(\mathbf{v} - \mathbf{X}^\top\mathbf{k})$ the update is
+# $\mathbf{X}' = \mathbf{X} + \mathbf{k}\boldsymbol\delta^\top$, and both factors change with $\mathbf{X}$. A toy layer
+# with $d = 6$, $d_v = 1$ and one linear map for each generator shows how far off the frozen matrix can be. With frozen
+# generators its Jacobian must be $\mathbf{A}$, which is asserted first.
 
 # %%
 TOY = 6
@@ -420,17 +421,18 @@ print(f"gate of this state: {float(frozen[1]):.3f}")
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Autograd and central differences agree on the full Jacobian, and it is another matrix: the frozen shortcut never
-# stretches, the layer does. So bounds on the frozen spectrum do not by themselves bound activations or gradients of a
-# trained network.
+# Autograd and central differences agree on the full Jacobian, and it differs from the frozen shortcut: the frozen
+# shortcut never stretches, but the layer does. Bounds on the frozen spectrum therefore do not, by themselves, bound the
+# activations or gradients of a trained network.
 #
 # ### A trained block
 #
-# The toy's generators are random. Does training keep the two close? A DDL-CC model with two layers, $d = 24$ and
-# $d_v = 4$ learns, for some seconds, sequences whose second half repeats the first. Then one block, two rewrites, is
-# differentiated by autograd at each of several tokens: its output state in its input state, $96 \times 96$ numbers, the
-# other tokens held fixed. Beside it stands what the paper analyses, the product of the two frozen shortcuts on all four
-# value channels, $(\mathbf{A}_2\mathbf{A}_1) \otimes \mathbf{I}_4$.
+# The toy's generators are random. Does training bring the two matrices close to each other? A DDL-CC model with two
+# layers, $d = 24$ and $d_v = 4$ is trained for a few seconds on sequences whose second half repeats the first. Then, at
+# each of several tokens, autograd computes the Jacobian of one block (two rewrites): the derivative of its output state
+# with respect to its input state, $96 \times 96$ numbers, with the other tokens held fixed. We compare it with what the
+# paper analyses, the product of the two frozen shortcuts on all four value channels,
+# $(\mathbf{A}_2\mathbf{A}_1) \otimes \mathbf{I}_4$.
 
 # %% tags=["fold"] summary="Code: the task and the training"
 VOCABULARY, HALF, STEPS = 12, 8, 150
@@ -472,7 +474,7 @@ source(Block.forward)
 
 # %%
 def both_operators(block, inputs, t):
-    """At token t: Jacobian of the block's output in its input, its frozen shortcuts, the first of these; 96 x 96."""
+    """At token t: the block's Jacobian, the product of its frozen shortcuts, and the first shortcut; all 96 x 96."""
     (X, *others), generated = inputs, []
 
     def watch(rule, inputs, output):
@@ -516,7 +518,7 @@ for name, net in (("at the start", initial), ("trained", model)):
 
 identity, measured = torch.eye(X_NUMBERS, dtype=torch.float64), {}
 rows = [
-    "| | largest singular value | eigenvalues outside the unit circle | off the frozen shortcuts | off the identity |"
+    "| | largest singular value | eigenvalues outside the unit circle | distance to frozen shortcuts | to identity |"
 ]
 rows.append("|---|---|---|---|---|")
 for name, pairs in found.items():
@@ -538,7 +540,7 @@ for name in found:
 assert measured["trained", "full Jacobian"][0] > measured["at the start", "full Jacobian"][0]
 Markdown("\n".join(rows))
 
-# %% alt="Eigenvalues and singular values of a trained block's Jacobian beside the frozen shortcuts" tags=["fold"]
+# %% alt="Eigenvalues and singular values of a trained block's Jacobian and of its frozen shortcuts" tags=["fold"]
 full, frozen, _ = found["trained"][-1]
 figure, axes = plt.subplots(1, 2, figsize=(7.0, 3.3), layout="constrained")
 turn = np.linspace(0, 2 * np.pi, 200)
@@ -571,24 +573,24 @@ axes[1].legend(frameon=False, loc="lower left", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# That the comparison is fair is asserted at every token: with the generators' values held fixed the block gives the
-# same output, and autograd then returns the formula to $10^{-12}$. Released, they change the picture. The frozen
-# shortcuts have no singular value above one, and all but eight of 96 are exactly one. The full Jacobian stretches
-# some directions by a multiple and has eigenvalues outside the unit circle, already at the initial weights and
-# further after training; it is farther from the frozen shortcuts than these are from doing nothing (the last two
-# columns, relative to the length of the identity). For the stability of a real stack the frozen spectrum alone is the
-# wrong object.
+# The comparison is fair, which is asserted at every token: with the generators' values held fixed, the block gives the
+# same output, and its Jacobian is the formula to $10^{-12}$. With generators that depend on the state, the picture
+# changes. The frozen shortcuts have no singular value above one, and at most eight of the 96 are below one. The full
+# Jacobian stretches some directions several times and has eigenvalues outside the unit circle, already at the initial
+# weights and more so after training. It is farther from the frozen shortcuts than they are from the identity (last two
+# columns, relative to the norm of the identity). The frozen spectrum alone therefore does not tell whether a real stack
+# is stable.
 #
 # ### Where the frozen shortcuts are the Jacobian
 #
-# It is not wrong everywhere. Generators and sublayers know of the state only what the compressor $\mathbf{C}$ reads,
-# a quarter of it here. A perturbation that is invisible both before and after the first rewrite,
-# $\mathbf{C}(\mathbf{P}) = \mathbf{C}(\mathbf{A}_1\mathbf{P}) = 0$, moves no generator. On that subspace the two
-# operators must be the same, nonlinear or not:
+# There is a subspace on which the two agree. Generators and sublayers see only what the compressor $\mathbf{C}$ reads
+# of the state, here a quarter of its dimensions. A perturbation $\mathbf{P}$ that is invisible both before and after
+# the first rewrite, $\mathbf{C}(\mathbf{P}) = \mathbf{C}(\mathbf{A}_1\mathbf{P}) = 0$, changes no generator. On the
+# subspace of these perturbations the two operators must be equal, although the block is nonlinear:
 
 # %%
 rows = [
-    "| | dimensions of the state | invisible to the block | there, full off frozen | elsewhere |",
+    "| | dimensions of the state | invisible to the block | full − frozen there | anywhere |",
     "|---|---|---|---|---|",
 ]
 for name, net in (("at the start", initial), ("trained", model)):
@@ -612,20 +614,20 @@ for name, net in (("at the start", initial), ("trained", model)):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# More than two thirds of the state's dimensions are out of the block's sight, and there the frozen operator is the
-# full Jacobian to rounding. So the proposition describes how content that a block does not read passes through it:
-# untouched, but for the component along two directions. This is a property of the expanded state; with $d_v = 1$
-# everything is read.
+# The last two columns are the largest entries of the difference. More than two thirds of the state's dimensions are
+# invisible to the block, and there the frozen operator is the full Jacobian to rounding. The proposition therefore
+# describes how content that a block does not read passes through it: unchanged, except for the components along two
+# directions. This needs an expanded state; with $d_v = 1$ everything is read.
 
 # %% [markdown]
 # ## What was shown and what was not
 #
-# **Shown:** Proposition 2.1 for every width by algebra and for widths 2 to 4 entry by entry, with what the guard and
-# $d = 1$ change; the determinant, the singular values and the condition number over the whole range of gates; the
-# Kronecker form and the order of stacking it assumes; that exactly the gates 0 and 2 keep lengths, at any depth; how
-# the spectrum of a product of random shortcuts moves with depth; that a block of a trained model has another Jacobian
-# than its frozen shortcuts, except on what its compressor does not read, where the two are equal.
+# **Shown:** Proposition 2.1 for every width by algebra and for widths 2 to 4 entry by entry, and what the guard and
+# $d = 1$ change in it; the determinant, the singular values and the condition number over the whole range of gates; the
+# Kronecker form and the order of stacking it assumes; that only the gates 0 and 2 preserve lengths, at any depth; how
+# the spectrum of a product of random shortcuts changes with depth; that the Jacobian of a trained block differs from
+# its frozen shortcuts, except on what its compressor does not read, where the two are equal.
 #
 # **Not shown:** how large that difference is in a model of useful size. The toy and the small block show that the
-# frozen spectrum *can* mislead about the layer, and in which way; one tiny model is no measurement of others. The
-# histograms use directions that know nothing of each other; those of a trained model do.
+# frozen spectrum *can* mislead about the layer, and how; one tiny model says nothing about the size of the effect in
+# others. The histograms use independent directions; those of a trained model depend on each other.

@@ -10,7 +10,7 @@
 # # Where does the rewrite sit in the model, and how large are the models?
 #
 # **Question.** What does a layer read from the residual state, what does it compute, and what does it write back (the
-# paper's Figure 1)? And how do the two model sizes of this run compare with the paper's (Table 6)?
+# paper's Figure 1)? And how do the two model sizes of this run compare with those of the paper (Table 6)?
 #
 # > The resulting protocol is therefore compress, process, and rewrite. (Sec. 2.2)
 
@@ -39,8 +39,8 @@ Markdown(f"This page describes the **{scale.title}** scale.")
 # %% [markdown]
 # ## Figure 1: one block, and its place in the stack
 #
-# The drawing below is made of three helpers: a box, an arrow along given corners, and a label. Colours are told apart
-# by common kinds of colour vision, and every box is labelled, so the figure survives a grey print.
+# Three helpers make the drawing below: a box, an arrow along given corners, and a label. The colours can be told apart
+# with the common kinds of colour blindness, and every box is labelled, so the figure can also be printed in grey.
 
 # %% tags=["fold"] summary="Code: boxes, arrows, labels"
 STATE, SHORTCUT, GENERATOR, PROCESS, WRITE = "#E8E8E8", "#CFE3F2", "#FBE3C0", "#D5EBDD", "#F6D3C4"
@@ -48,7 +48,7 @@ INK = "#222222"
 
 
 def box(axes, x, y, text, width, height=0.8, colour="white", size=7.5):
-    """A labelled box with its middle at (x, y); sizes in cm."""
+    """A labelled box centred at (x, y); sizes in cm."""
     corner = (x - width / 2, y - height / 2)
     style = f"round,pad=0,rounding_size={min(0.12, height / 4)}"
     axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, fc=colour, ec=INK, lw=0.8, zorder=3))
@@ -56,7 +56,7 @@ def box(axes, x, y, text, width, height=0.8, colour="white", size=7.5):
 
 
 def arrow(axes, *corners):
-    """A line through the corners, with an arrow's head at the last."""
+    """A line through the corners, with an arrowhead at the last one."""
     (x0, y0), (x1, y1) = corners[-2:]
     length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
     neck = (x1 - 0.3 * (x1 - x0) / length, y1 - 0.3 * (y1 - y0) / length)
@@ -71,7 +71,7 @@ def label(axes, x, y, text, size=7, colour=INK, **options):
 
 
 def panel(axes, width, height, title):
-    """Axes whose unit is one centimetre, with a title below."""
+    """Axes in centimetres, with a title below."""
     axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.axis("off")
     label(axes, width / 2, 0.15, title, size=8)
@@ -123,13 +123,13 @@ def draw_block(axes):
 
 # %% tags=["fold"] summary="Code: panel (b)"
 def lanes(axes, x, bottom, top):
-    """The expanded state as it runs through the depth: one thin line a value channel."""
+    """The expanded state through the depth of the stack: one thin line per value channel."""
     for shift in (-0.18, -0.06, 0.06, 0.18):
         axes.plot([x + shift] * 2, [bottom, top], color="#6F6F6F", lw=1.0, zorder=1, solid_capstyle="butt")
 
 
 def draw_sublayer(axes, bottom, sublayer, step):
-    """One compress, process, rewrite: reads the state at `bottom`, rewrites it 1.5 cm higher."""
+    """One compress, process, rewrite: read the state at height `bottom` and rewrite it 1.5 cm above."""
     arrow(axes, (1.58, bottom), (2.45, bottom))
     box(axes, 3.3, bottom, "compress", 1.7, 0.75, SHORTCUT)
     arrow(axes, (4.15, bottom), (5.1, bottom))
@@ -152,7 +152,7 @@ def draw_sublayer(axes, bottom, sublayer, step):
 
 
 def draw_stack(axes):
-    """Panel (b): the expanded state through the depth, read and rewritten by every sublayer."""
+    """Panel (b): the expanded state, read and rewritten by every sublayer of the stack."""
     panel(axes, 9.4, 10.2, "(b) Compress, process, rewrite across depth")
     lanes(axes, 1.4, 1.4, 8.65)
     box(axes, 4.725, 1.15, "token embedding, expanded (EC) to $d_v$ value channels", 8.55, 0.65, STATE)
@@ -180,18 +180,19 @@ plt.show()
 
 # %% [markdown]
 # (a) A block multiplies the old state by the shortcut $\mathbf{A}$ and adds a rank-one write; direction $\mathbf{k}$,
-# gate $\beta$ and target $\mathbf{v}$ come from the state itself. (b) The state keeps $d_v$ value channels per
-# feature through the whole depth, while attention and MLP only ever see a compressed vector of width $d$.
-# $\mathbf{h}$ is the sublayer's output, $\mathbf{c}$ the normalised input it was computed from. With $d_v = 1$ there
-# is nothing to compress and the state is $(B, T, d)$.
+# gate $\beta$ and target $\mathbf{v}$ come from the state itself. (b) The state keeps $d_v$ value channels per feature
+# through the whole depth, while attention and MLP see only a compressed vector of width $d$. $\mathbf{h}$ is the
+# sublayer's output, and $\mathbf{c}$ is the normalised input from which it was computed. With $d_v = 1$ there is
+# nothing to compress, and the state is $(B, T, d)$.
 
 # %% [markdown]
 # ## Table 6: the sizes
 #
-# The published rows are copied from the paper. The second block counts the parameters of this package's baseline at
-# the paper's shapes; a third is the scale of this page, where that is another. The paper prints millions, and the
-# same small baseline as 124M here and 123M in its Table 4, so whether it rounds or truncates is open: the two counts
-# must lie within one million of each other.
+# The published rows are copied from the paper. The second block counts the parameters of this package's baseline at the
+# paper's shapes. A third block shows the models of this page's scale if they differ. The paper prints parameter counts
+# in millions, and gives the same small baseline as 124M in this table and as 123M in Table 4, so it is not clear
+# whether it rounds or truncates. The check therefore allows our count to differ from the published one by up to one
+# million.
 
 # %%
 SIZES = ("small", "medium")
@@ -200,7 +201,7 @@ theirs = published("architecture").set_index("size")
 
 
 def rows_of(at, block):
-    """The rows of one scale: its two baselines as this package builds them."""
+    """The rows of one scale: its two baselines, as this package builds them."""
     for size in SIZES:
         model = at.model(size, "baseline")
         yield {
@@ -244,11 +245,11 @@ write_table(
 )
 
 # %% [markdown]
-# The package's baselines have the published sizes. The designs differ from the baseline by small generators and
-# convolutions only:
+# The package's baselines have the published sizes. The other designs add only small generators and convolutions to the
+# baseline:
 
 # %%
-lines = ["| design | " + " | ".join(f"{size}: parameters | beyond the baseline" for size in SIZES) + " |"]
+lines = ["| design | " + " | ".join(f"{size}: parameters | more than the baseline" for size in SIZES) + " |"]
 lines.append("|---" * (1 + 2 * len(SIZES)) + "|")
 for slug, variant in scale.variants.items():
     cells = []
@@ -261,9 +262,9 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # ## What was shown and what was not
 #
-# **Shown:** the layout of a block and of the stack as the package implements it, and that its baseline has the
-# published shapes and the published numbers of parameters to within one million.
+# **Shown:** the layout of a block and of the stack, as the package implements them; that the package's baseline has the
+# published shapes and, to within one million, the published numbers of parameters.
 #
-# **Not shown:** that the drawing and the code agree; no assertion can look at a picture. What holds the code to the
-# formulas is [notebook 05](05_gradient.html), "What the runs execute is the equation". Exact parameter counts are not
-# published, so a difference below a million would go unnoticed here.
+# **Not shown:** that the drawing agrees with the code; no assertion can check a picture. [Notebook
+# 05](05_gradient.html), "What the runs execute is the equation", checks the code against the formulas. The paper does
+# not publish exact parameter counts, so a difference below one million would go unnoticed here.

@@ -10,13 +10,13 @@
 # # What does the model store per token?
 #
 # **Question.** A baseline keeps one vector per token and adds to it. Deep Delta Learning can keep a small matrix. What
-# exactly is stored, how does it get there (EC), how do the layers read it (TC, CC), where do direction, target and
-# gate come from, and does any of it let a token see its future?
+# exactly is stored? How is it made from the embedding (EC), and how do the layers read it (TC, CC)? Where do direction,
+# target and gate come from? And can a token see its future through any of this?
 #
 # > The added capacity is used as persistent editable memory, rather than as a uniformly wider compute path. (Sec. 2.2)
 
 # %% tags=["parameters"]
-results = "results/laptop"  # every notebook takes it; a derivation neither reads from there nor writes there
+results = "results/laptop"  # every notebook has this parameter; derivations do not use it
 seed = 0
 
 # %%
@@ -27,7 +27,7 @@ import sympy as sp
 import torch
 from IPython.display import Markdown
 
-from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, load_variants
+from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, paper_variants
 from ddl.model.language_model import Block, LanguageModel, parameter_count
 from ddl.model.residual import COMPRESSORS, Delta, Expand, Gate, MLPDirection, Value, make_rule
 from ddl.ops.compress import compress_channels, compress_tokens
@@ -38,7 +38,7 @@ from ddl.reporting.notebook_style import set_style, source
 set_style()
 torch.manual_seed(seed)
 random = torch.Generator().manual_seed(seed)
-VARIANTS = load_variants()
+VARIANTS = paper_variants()
 SHAPE = {"vocab_size": 61, "sequence_length": 10, "layers": 2, "width": 12, "heads": 2, "kernels": "reference"}
 
 
@@ -56,12 +56,12 @@ def label(slug):
 
 
 # %% [markdown]
-# ## One state, made once, rewritten by every layer
+# ## One state, created once, rewritten by every layer
 #
 # A scalar state ($d_v = 1$) is the vector $\mathbf{x} \in \mathbb{R}^d$ of an ordinary Transformer. An expanded state
 # ($d_v = 4$ in the paper) is a matrix $\mathbf{X} \in \mathbb{R}^{d \times d_v}$: $d_v$ *value channels* for every
-# feature. The embedding makes it, every block takes it and returns it in the same shape, and a sublayer only ever sees
-# its *compressed* reading, which has width $d$ again.
+# feature. The embedding creates this state, and every block takes it and returns it in the same shape. A sublayer sees
+# only a *compressed* version of it, which has width $d$ again.
 
 # %%
 source(Block.forward)
@@ -71,7 +71,7 @@ ids = torch.randint(0, SHAPE["vocab_size"], (2, SHAPE["sequence_length"]), gener
 
 
 def shapes_of(model):
-    """Shapes in a running model: of the state at the start and after every block, and of every sublayer's output."""
+    """The shapes in a running model: the state at the start and after every block, and every sublayer's output."""
     states, outputs = [model.expand(model.embedding(ids)).shape], []
     for block in model.blocks:
         block.register_forward_hook(lambda _, arguments, output: states.append(output.shape))
@@ -94,15 +94,15 @@ for slug in VARIANTS:
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Two sequences of ten tokens at $d = 12$. The shapes were taken from the running models, at the start and after every
-# block: the state grows with $d_v$, the computation does not.
+# The shapes come from running models, with two sequences of ten tokens and $d = 12$. The state grows with $d_v$; the
+# width of the computation does not.
 
 # %% [markdown]
 # ### Compress, process, rewrite
 #
-# Here is one sublayer at work on one token, with $d = 6$ and $d_v = 4$, in the order of the code above. Every square
-# is one number, computed by the package's modules from a seeded state; below each array stand its shape for this token
-# and for a batch of $B$ sequences of $T$ tokens.
+# The picture shows what one sublayer does to one token, with $d = 6$ and $d_v = 4$, in the order of the code above.
+# Each square is one number, computed by the package's modules from a seeded state. Below each array are its shape for
+# this token and its shape for a batch of $B$ sequences of $T$ tokens.
 
 # %% tags=["fold"] summary="Code: the numbers, from the package's modules"
 B, T, D_SMALL, D_V = 2, 5, 6, 4
@@ -125,12 +125,12 @@ arrays = {"X": X, "x": x_in, "c": c, "h": h, "k": k, "v": v, "beta": beta, "read
 for name, tail in (("X", (6, 4)), *((name, (6,)) for name in "xchk"), ("v", (4,)), ("beta", ()), ("delta", (4,))):
     assert arrays[name].shape == (B, T, *tail), name
 
-# %% alt="One sublayer on one token, array by array, with shapes" tags=["fold"]
+# %% alt="What one sublayer does to one token, array by array, with shapes" tags=["fold"]
 INK, ROW = "#222222", "\n"
 
 
 def draw_array(axis, left, middle, array, name, shapes):
-    """A (rows, columns) array as squares around the height `middle`, its name above, its shapes below."""
+    """Draw a (rows, columns) array as squares centred at height `middle`, its name above, its shapes below."""
     height, width = array.shape
     top = middle + height / 2
     scale = max(float(array.abs().max()), 1e-12)
@@ -143,7 +143,7 @@ def draw_array(axis, left, middle, array, name, shapes):
 
 
 def draw_step(axis, left, right, middle, text):
-    """An arrow with a word on it."""
+    """Draw an arrow with a word above it."""
     axis.annotate("", (right, middle), (left, middle), arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1})
     axis.text((left + right) / 2, middle + 0.25, text, ha="center", va="bottom", fontsize=7)
 
@@ -186,15 +186,16 @@ axis.text(16.2, BELOW + 2.6, "β and v: generated from c", ha="center", fontsize
 plt.show()
 
 # %% [markdown]
-# Red is positive, blue negative, each array on a scale of its own. $\beta$ and $\mathbf{v}$ are generated from
-# $\mathbf{c}$. The change $\mathbf{X}' - \mathbf{X}$ is a column times a row: asserted for all ten tokens, and so are
-# the shapes. With $d_v = 1$ the same picture holds with one column and without the step *compress*.
+# Red is positive, blue is negative, and each array has its own colour scale. $\beta$ and $\mathbf{v}$ are generated
+# from $\mathbf{c}$. The change $\mathbf{X}' - \mathbf{X}$ is a column times a row, which is asserted for all ten
+# tokens, as are the shapes. With $d_v = 1$ the state has one column and the step *compress* is missing; the rest is the
+# same.
 
 # %% [markdown]
 # ## EC, CC and TC as matrices
 #
-# All three are linear in the state (or embedding), so each is one matrix on the numbers of a whole sequence. With
-# $0 \le s < K$ counting tokens back from $t$ (App. A.3):
+# All three are linear in the state (or in the embedding), so each of them is one matrix that acts on all numbers of a
+# sequence. With $0 \le s < K$ counting tokens back from $t$ (App. A.3):
 #
 # $$\text{EC:}\quad X_{t,i,j} = \sum_s c_{i,j,s}\,x_{t-s,i}, \qquad
 # \text{CC:}\quad x^{\mathrm{in}}_{t,i} = \sum_j c_{i,j}\,X_{t,i,j},$$
@@ -205,9 +206,8 @@ plt.show()
 source(expand_embedding, compress_channels, compress_tokens)
 
 # %% [markdown]
-# Whatever a linear function does, feeding it the basis vectors one by one gives the columns of its matrix. That needs
-# no knowledge of how the function is written. Sizes: six tokens, two features, three value channels, kernels of
-# three taps, random weights.
+# Feeding the basis vectors to a linear function one by one gives the columns of its matrix, however the function is
+# written. The example has six tokens, two features, three value channels, kernels with three taps, and random weights.
 
 
 # %%
@@ -231,26 +231,27 @@ for name, (function, shape) in functions.items():
     several = draw(7, *shape)
     error = (several.flatten(1) @ matrices[name].T - function(several).flatten(1)).abs().max()
     assert error < 1e-12
-    print(f"{name}: {' x '.join(map(str, matrices[name].shape))} matrix, off the function by less than 1e-12")
+    print(f"{name}: {' x '.join(map(str, matrices[name].shape))} matrix, equal to the function within 1e-12")
 
 # %% [markdown]
-# The agreement on seven random sequences says two things at once: these are the matrices, and the functions are
-# linear, for a function that is not could not agree with any matrix.
+# The agreement on seven random sequences shows two things: these are the matrices, and the functions are linear,
+# because a nonlinear function would not agree with any matrix.
 #
-# Now the structure. Let $\mathbf{S}$ be the shift by one token, ones just below the diagonal. The formulas say
+# Now the structure. Let $\mathbf{S}$ be the shift by one token, with ones just below the diagonal. According to the
+# formulas,
 #
 # $$\mathbf{M}_{\mathrm{EC}} = \sum_s \mathbf{S}^s \otimes \mathbf{E}_s, \qquad
 # \mathbf{M}_{\mathrm{CC}} = \mathbf{I}_T \otimes \mathbf{C}, \qquad
 # \mathbf{M}_{\mathrm{TC}} = \sum_s \mathbf{S}^s \otimes \mathbf{C}_s,$$
 #
-# with small blocks that never mix features: $\mathbf{E}_s$ spreads $x_i$ over $(i, j)$ with $c_{i,j,s}$;
-# $\mathbf{C}$ and $\mathbf{C}_s$ gather $(i, j)$ into $i$ with $c_{i,j}$ and $w_j c_{i,j,s}$. Built from that sentence,
-# without the functions, the matrices must be the same.
+# with small blocks that never mix features: $\mathbf{E}_s$ spreads $x_i$ over $(i, j)$ with $c_{i,j,s}$; $\mathbf{C}$
+# and $\mathbf{C}_s$ gather $(i, j)$ into $i$ with $c_{i,j}$ and $w_j c_{i,j,s}$. Built from this description, without
+# the functions, the matrices must be the same.
 
 
 # %%
 def gather(weights):
-    """(d, d_v) weights -> the (d, d d_v) block that sums the channels of each feature with them."""
+    """(d, d_v) weights -> the (d, d d_v) block that computes the weighted sum over the channels of each feature."""
     return torch.block_diag(*weights)
 
 
@@ -263,13 +264,13 @@ structure = {
 }
 for name, matrix in matrices.items():
     assert (matrix - structure[name]).abs().max() < 1e-12
-    print(f"{name}: as its Kronecker form, {int((matrix != 0).sum())} of {matrix.numel()} numbers are not zero")
+    print(f"{name}: equal to its Kronecker form; {int((matrix != 0).sum())} of {matrix.numel()} entries are not zero")
 
 # %% alt="The matrices of EC, CC and TC: banded lower block triangular, block diagonal, banded" tags=["fold"]
 
 
 def draw_matrix(axis, matrix, title, rows_per_token, columns_per_token, names):
-    """A matrix with lines between tokens and the tokens' numbers at the axes."""
+    """Draw a matrix, with lines between the tokens and their numbers along the axes."""
     limit = float(matrix.abs().max())
     axis.pcolormesh(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, rasterized=False)
     for size, line in ((rows_per_token, axis.axhline), (columns_per_token, axis.axvline)):
@@ -295,15 +296,15 @@ draw_matrix(figure.add_subplot(grid[1, 1]), matrices["TC"], "TC", FEATURES, spre
 plt.show()
 
 # %% [markdown]
-# White is zero, red positive, blue negative. EC and TC are bands of three tokens below the diagonal, each with the
-# same blocks all the way down (the kernel does not know the time); CC is the same block on the diagonal and nothing
-# else. Within a block the two features never meet: mixing them is left to sublayers and rewrites.
+# White is zero, red is positive, blue is negative. EC and TC are bands that end at the diagonal and span three tokens;
+# their blocks repeat all the way down, because the kernel does not depend on the position. CC repeats one block on the
+# diagonal and is zero elsewhere. No block mixes the two features: that is left to sublayers and rewrites.
 #
 # ### Causal means lower block triangular
 #
-# An output at token $t$ must not depend on an input at $t' > t$, that is, every block above the diagonal is zero. Not
-# small: zero, since the functions never read there. To see that this check can fail, the last line runs TC on the
-# reversed sequence and reverses the result.
+# An output at token $t$ must not depend on an input at $t' > t$, so every block above the diagonal must be zero. It
+# must be exactly zero, since the functions never read there. To show that this check can fail, the same test is applied
+# to TC run backwards in time.
 
 
 # %%
@@ -317,16 +318,16 @@ for name, matrix in matrices.items():
     assert is_causal(matrix), name
 backwards = as_matrix(lambda X: functions["TC"][0](X.flip(1)).flip(1), *functions["TC"][1])
 assert not is_causal(backwards)
-assert torch.equal(matrices["CC"], matrices["CC"] * (structure["CC"] != 0))  # block diagonal: no other token at all
+assert torch.equal(matrices["CC"], matrices["CC"] * (structure["CC"] != 0))  # block diagonal: reads no other token
 print("EC, CC, TC: causal;  TC run backwards in time: not causal")
 
 # %% [markdown]
 # ### What a compressor does not see
 #
 # A compressor maps $T d\,d_v$ numbers to $T d$. Its matrix has full rank $T d$, so a space of $T d\,(d_v - 1)$
-# dimensions is invisible to the attention and the MLP that it feeds. That is what "memory" means here: content can lie
-# in the state without being computed with, until a compressor with another kernel reads it. (The rewrite does read it:
-# $\mathbf{k}^\top\mathbf{X}$ has an entry for every channel.)
+# dimensions is invisible to the attention and the MLP that it feeds. This is what "memory" means here: content can stay
+# in the state without entering any computation until a compressor with another kernel reads it. (The rewrite does read
+# it: $\mathbf{k}^\top\mathbf{X}$ has an entry for every channel.)
 
 # %%
 for name in ("CC", "TC"):
@@ -335,14 +336,14 @@ for name in ("CC", "TC"):
     hidden = torch.linalg.svd(matrices[name]).Vh[rank:].view(-1, TOKENS, FEATURES, CHANNELS)
     assert len(hidden) == TOKENS * FEATURES * (CHANNELS - 1)
     assert functions[name][0](hidden).abs().max() < 1e-12
-    print(f"{name}: reads {rank} of {matrices[name].shape[1]} dimensions, the other {len(hidden)} give zero")
+    print(f"{name}: reads {rank} of {matrices[name].shape[1]} dimensions; the other {len(hidden)} give zero")
 
 # %% [markdown]
 # ## Causality of whole models
 #
-# The same question to every variant as a whole, two blocks with attention and rewrites, with weights moved away from
-# their start (where some kernels are zero and could hide a leak). Replace one token, and look which outputs change:
-# the normalised readout of every position, in fp64.
+# The same question for every variant as a whole model: two blocks with attention and rewrites. The weights are moved
+# away from their initial values, because some kernels start at zero and could hide a leak. We replace one token and
+# look at which outputs change. The output is the normalised readout of every position, in fp64.
 
 
 # %%
@@ -373,12 +374,12 @@ for slug, change in changes.items():
     past = change.triu(1)
     assert past.max() < 1e-12, slug
     assert (change.diagonal() > 1e-3).all()
-    assert (change.tril() + torch.ones_like(change).triu(1) > 1e-9).all()  # every later output does change
+    assert (change.tril() + torch.ones_like(change).triu(1) > 1e-9).all()  # every later output changes
     print(
-        f"{VARIANTS[slug].label:18s} earlier outputs: below 1e-12; same and later ones: up to {float(change.max()):.1f}"
+        f"{VARIANTS[slug].label:18s} earlier outputs change by less than 1e-12, others up to {float(change.max()):.1f}"
     )
 
-# %% alt="For each variant, which outputs change when one token is replaced: none before it" tags=["fold"]
+# %% alt="For each variant, the outputs that change when one token is replaced: none at earlier positions" tags=["fold"]
 columns = 3
 lines = -(-len(changes) // columns)
 figure, axes = plt.subplots(lines, columns, figsize=(6.9, 2.25 * lines + 0.3), layout="constrained", squeeze=False)
@@ -399,8 +400,8 @@ figure.colorbar(picture, ax=axes, label="largest change, $\\log_{10}$", shrink=0
 plt.show()
 
 # %% [markdown]
-# White is no change. The upper triangle is empty for every variant: a later token changes no earlier output. The
-# lower triangle is full, because attention looks at all earlier tokens.
+# White means no change. The upper triangle is empty for every variant: a later token changes no earlier output. The
+# lower triangle is full, because attention reads all earlier tokens.
 
 # %% [markdown]
 # ## How it starts
@@ -409,7 +410,7 @@ plt.show()
 #
 # > [...] so the starting behavior matches simple repetition. (App. A.3)
 #
-# In the package EC starts with tap 0 equal to one and the others zero, which is repetition,
+# In the package EC starts with tap 0 equal to one and the other taps zero, which is repetition,
 # $\mathbf{X}_0 = \mathbf{x}\,\mathbf{1}^\top$; both compressors start as the mean over the channels,
 # $x^{\mathrm{in}}_i = \frac{1}{d_v}\sum_j X_{i,j}$. (For CC the paper does not say; the package chooses the mean.)
 
@@ -423,18 +424,18 @@ with torch.no_grad():
         gap = (compressor(any_state) - any_state.mean(-1)).abs().max()
         assert gap < 1e-6
         assert torch.equal(compressor(expanded_state), embedding)
-        print(f"{VARIANTS[slug].label}: EC is repetition bitwise; compressor is the mean to 1e-6 in fp32")
+        print(f"{VARIANTS[slug].label}: EC is repetition, bit for bit; the compressor is the mean to 1e-6 in fp32")
 
 # %% [markdown]
-# So compressing what was just expanded gives the embedding back, bit for bit. It follows that with the same seed the
-# four expanded designs are *the same function* at the start, and part only by training.
+# Compressing a freshly expanded embedding therefore returns the embedding, bit for bit. It follows that, with the same
+# seed, the four expanded designs start as *the same function*. Only training makes them differ.
 
 # %%
 ids = torch.randint(0, SHAPE["vocab_size"], (2, SHAPE["sequence_length"]), generator=random)
 with torch.no_grad():
     start = {slug: LanguageModel(config_of(slug), seed=seed).double()(ids) for slug in VARIANTS}
     moved = {slug: away_from_start(LanguageModel(config_of(slug), seed=seed)).double()(ids) for slug in VARIANTS}
-rows = ["| design | logits off DDL-CC at the start | after moving all weights |", "|---|---|---|"]
+rows = ["| design | difference of logits to DDL-CC at the start | after moving all weights |", "|---|---|---|"]
 for slug in ("ddl-tc-noec", "ddl-cc-noec", "ddl-tc"):
     first, later = ((logits[slug] - logits["ddl-cc"]).abs().max() for logits in (start, moved))
     assert first < 1e-5  # logits are rounded to fp32
@@ -443,22 +444,22 @@ for slug in ("ddl-tc-noec", "ddl-cc-noec", "ddl-tc"):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# More than that: at the start an expanded design is a *scalar* one in disguise. As long as a compressor weighs the
-# channels alike for every feature, compressing commutes with rewriting. With $\mathbf{m} = \mathbf{1}/d_v$ and
-# $\bar{v} = \frac{1}{d_v}\sum_j v_j$, (2.2) times $\mathbf{m}$ reads
+# Moreover, at the start an expanded design is equivalent to a *scalar* one. As long as a compressor uses the same
+# channel weights for every feature, compressing commutes with rewriting. With $\mathbf{m} = \mathbf{1}/d_v$ and
+# $\bar{v} = \frac{1}{d_v}\sum_j v_j$, multiplying (2.2) by $\mathbf{m}$ gives
 #
 # $$\mathbf{X}'\mathbf{m} = \mathbf{X}\mathbf{m}
 # + \beta\,\mathbf{k}\,(\bar{v} - \mathbf{k}^\top\mathbf{X}\mathbf{m}) ,$$
 #
-# the rule with $d_v = 1$ for the compressed state. So DDL-CC must start as DDL ($d_v = 1$) with the average of its
-# value projections: the four channels become useful only when training makes the kernels differ between features or
-# blocks.
+# which is the rule with $d_v = 1$ for the compressed state. DDL-CC must therefore start as DDL ($d_v = 1$) with the
+# average of its value projections. The four channels become useful only when training makes the kernels differ between
+# features or blocks.
 
 
 # %%
 @torch.no_grad()
 def with_averaged_values(scalar_model, expanded_model):
-    """The scalar model with all weights of the expanded one, value projections averaged over the channels."""
+    """The scalar model with the weights of the expanded one, its value projections averaged over the channels."""
     weights = {name: weight for name, weight in expanded_model.state_dict().items() if "kernel" not in name}
     for name in weights:
         if ".value." in name:
@@ -480,17 +481,17 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## The generators
 #
-# Direction, target and gate come from small functions with a few readings each (Sec. 2.1, App. A.1, A.2). All are
-# settings of one config.
+# Direction, target and gate come from small functions. For each there are a few choices (Sec. 2.1, App. A.1, A.2); all
+# of them are settings of the model's configuration.
 
 # %%
 source(Delta.generate, Gate.forward, Value.forward, MLPDirection.forward)
 
 # %% [markdown]
-# What each choice computes, and how many parameters it has per sublayer with $d$ features, $d_v$ channels and a hidden
-# gate width $m$. The counts are written down from the equations, as expressions of sympy, and must equal what the
-# modules hold, here for $d = 12$, $d_v = 4$, $m = 7$. The last column is what it costs in all 48 sublayers of the
-# paper's medium model, with $d = 1024$, $d_v = 4$, $m = 128$.
+# The table shows what each choice computes, and how many parameters it has per sublayer with $d$ features, $d_v$
+# channels and a hidden gate width $m$. The counts are written down from the equations as sympy expressions and must
+# equal the sizes of the modules, here for $d = 12$, $d_v = 4$, $m = 7$. The last column is the count for all 48
+# sublayers of the paper's medium model, with $d = 1024$, $d_v = 4$, $m = 128$.
 
 # %% tags=["fold"] summary="Code: the table of choices, counted"
 d, d_v, m = sp.symbols("d d_v m")
@@ -558,17 +559,17 @@ for pool in ("mean", "flatten"):
     extra = parameter_count(with_mlp)["total"] - default
     assert extra == 2 * paper.layers * paper.width**2 * (2 if pool == "mean" else 1 + paper.value_channels)
     shares[pool] = extra / baseline
-print(f"DDL-CC, medium: {default - baseline:,} parameters beyond the baseline's {baseline:,}")
-print(f"an MLP direction adds {100 * shares['mean']:.0f} % (mean) or {100 * shares['flatten']:.0f} % (flatten) to that")
+print(f"DDL-CC, medium: {default - baseline:,} parameters more than the baseline's {baseline:,}")
+print(f"an MLP direction adds {100 * shares['mean']:.0f} % (mean) or {100 * shares['flatten']:.0f} % (flatten) to it")
 
 # %% [markdown]
-# With the sublayer's output as direction the generators are light, as the paper says; with an MLP of hidden width $d$
-# on the pooled state (the width is this package's choice, none is published) they are not.
+# With the sublayer's output as direction, the generators have few parameters, as the paper says. With an MLP on the
+# pooled state they do not. (The hidden width $d$ of that MLP is this package's choice; the paper gives none.)
 #
 # ### Every combination that makes sense
 #
-# Gate, direction, pool, value input and activation, all crossed. Each that the schema accepts is built, run, and must
-# give unit directions, gates inside $(0, 2)$ and targets of the right shape.
+# All combinations of gate, direction, pool, value input and value activation are tried. Every combination that the
+# schema accepts is built and run, and must give unit directions, gates inside $(0, 2)$ and targets of the right shape.
 
 # %%
 options = {
@@ -597,22 +598,22 @@ for values in itertools.product(*options.values()):
         assert rule(X, x_in, c, h).shape == X.shape
         assert setting["value_activation"] == "linear" or 0 < v.min() < v.max() < 4
     accepted.append(setting)
-assert len(accepted) == 2 * 3 * 2 + 2 * 2 * 2  # sublayer output: any value; MLP: either pool, value from the output
-print(f"{len(accepted)} combinations run; refused:")
+assert len(accepted) == 2 * 3 * 2 + 2 * 2 * 2  # first the direction from the output, then from an MLP
+print(f"{len(accepted)} combinations run; rejected:")
 for sentence, settings in refused.items():
     print(f"  {len(settings)} x  {sentence}")
 
 # %% [markdown]
-# The refusals have reasons. With an MLP direction the sublayer's output $\mathbf{h}$ enters the state only through the
-# value: computed from anything else, attention and MLP would be cut off from the loss. And a pool that nothing reads
-# would be a setting without effect.
+# Each rejection has a reason. With an MLP direction, the sublayer's output $\mathbf{h}$ enters the state only through
+# the value. If the value were computed from anything else, attention and MLP would have no influence on the loss. And a
+# pool without an MLP direction would be a setting without effect.
 #
-# ### What makes no sense is refused, with a sentence
+# ### Settings that make no sense are rejected with a message
 
 
 # %%
 def refusal(slug, **overrides):
-    """The sentence with which the schema refuses these settings, empty if it does not."""
+    """The message with which the schema rejects these settings; empty if it accepts them."""
     try:
         config_of(slug, **overrides)
     except ConfigError as error:
@@ -640,23 +641,23 @@ assert not any(refusal(slug) for slug in VARIANTS)
 # %% [markdown]
 # ## Memory of the state
 #
-# **While training,** every rewrite's input is a state, so storing all of them costs $d\,d_v$ numbers per token and
-# sublayer against $d$ for the baseline.
+# **In training,** the input of every rewrite is a state, so storing them all takes $d\,d_v$ numbers per token and
+# sublayer, compared with $d$ for the baseline.
 #
-# **While generating,** the state of past tokens is gone, except where a convolution over tokens looks back: EC needs
-# the last $K - 1$ embeddings, once; TC needs history at each of its applications.
+# **In generation,** the states of past tokens are not needed, except where a convolution over tokens looks back: EC
+# needs the last $K - 1$ embeddings, once; TC needs a history at each of its applications.
 #
 # > During autoregressive generation, this token-axis convolution requires retaining the last $k - 1$ expanded residual
 # > states per layer [...] (App. A.3)
 #
-# That is sufficient but more than necessary. TC is linear and its channels are summed, so each state can be compressed
-# with all $K$ taps when it is made, and only partial sums of width $d$ need to wait for later tokens:
+# That is sufficient but more than necessary. TC is linear and sums over its channels, so each state can be compressed
+# with all $K$ taps as soon as it exists, and only partial sums of width $d$ have to be kept for later tokens:
 #
 # $$x^{\mathrm{in}}_t = y_{0,t} + r_{1,t-1}, \qquad r_{s,t} = y_{s,t} + r_{s+1,t-1}, \qquad
 # y_{s,t,i} = \sum_j w_j\,c_{i,j,s}\,X_{t,i,j} .$$
 #
-# These are $(K - 1)\,d$ numbers instead of $(K - 1)\,d\,d_v$. One token at a time, with the package's CC as the sum
-# over channels:
+# These are $(K - 1)\,d$ numbers instead of $(K - 1)\,d\,d_v$. The check computes TC one token at a time, using the
+# package's CC for the sum over channels:
 
 # %%
 sequence = draw(1, TOKENS, FEATURES, CHANNELS)
@@ -670,11 +671,12 @@ error = (torch.cat(one_by_one, 1) - compress_tokens(sequence, token_kernel, read
 assert error < 1e-12
 kept = sum(part.numel() for part in waiting[:-1])
 assert kept == (TAPS - 1) * FEATURES
-print(f"token by token: off the whole sequence by less than 1e-12, {kept} numbers kept instead of {kept * CHANNELS}")
+print(f"token by token: equal to the whole sequence within 1e-12; {kept} numbers kept instead of {kept * CHANNELS}")
 
 # %% [markdown]
-# Counted for the paper's medium model, in numbers of 2 bytes (bf16). Each block compresses two different states, one
-# before attention and one before the MLP, and the readout a last one, so "per layer" means $2 L + 1$ histories here.
+# The table gives the memory for the paper's medium model with 2 bytes per number (bf16). Each block compresses two
+# different states, one before attention and one before the MLP, and the readout compresses the last one. Where the
+# paper says "per layer", this implementation therefore has $2 L + 1$ histories.
 
 # %%
 scale = load_scale("paper")
@@ -698,18 +700,18 @@ for slug in VARIANTS:
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The history does not grow with the sequence, keys and values do: at 1,024 tokens they take 96 MiB. CC itself has no
-# history, but DDL-CC *with* EC still keeps three embeddings.
+# The history does not grow with the length of the sequence. Keys and values do: at 1,024 tokens they take 96 MiB. CC
+# itself has no history, but DDL-CC *with* EC still keeps three embeddings.
 
 # %% [markdown]
 # ## What was shown and what was not
 #
-# **Shown:** the shapes of state and computation from running models; EC, CC and TC as explicit matrices, equal to the
-# functions and to their Kronecker forms, lower block triangular, the compressors reading one dimension in $d_v$; that
-# no variant lets a later token change an earlier output; that all expanded designs start as one function, which is
-# that of a scalar model; every combination of generators, with its parameters, and the sentences that refuse the rest;
-# what a state costs.
+# **Shown:** the shapes of state and computation, from running models; EC, CC and TC as explicit matrices, which are
+# equal to the functions and to their Kronecker forms and are lower block triangular; that a compressor reads one in
+# $d_v$ dimensions; that no later token changes an earlier output, in any variant; that all expanded designs start as
+# the same function, which is that of a scalar model; every valid combination of generators, with its number of
+# parameters, and the messages that reject the others; how much memory the states take.
 #
 # **Not shown:** that the extra channels are used for anything. A compressor *can* leave content unread and read it
-# later; whether a trained one does is a question to trained models. Causality was checked on small models with two
-# blocks, on the computation that is the same at every size; it is not a proof for every sequence.
+# later; only trained models can tell whether one does. Causality was checked on small models with two blocks, whose
+# computation is the same at every size. That is not a proof for every sequence.

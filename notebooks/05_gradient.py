@@ -9,16 +9,16 @@
 # %% [markdown]
 # # How do gradients flow through a rewrite?
 #
-# **Question.** Training sends a gradient from the loss back to every layer. An addition hands it on unchanged. What
-# does a rewrite do to it: how much reaches the old state, the direction, the target and the gate, what does the choice
-# of the gate change, and what is left of it after the many layers of a deep model?
+# **Question.** Training sends a gradient from the loss back to every layer. An addition passes it on unchanged. What
+# does a rewrite do to it? How much of it reaches the old state, the direction, the target and the gate? How does this
+# depend on the gate? And how much is left after the many layers of a deep model?
 #
-# The paper does not write down a backward pass; it is derived here. Each formula is followed by the package's reference
-# function for it, and is held against automatic differentiation and against finite differences in fp64. Then whole
-# models, as runs execute them, are held against the equations of the paper.
+# The paper gives no backward pass, so it is derived here. Each formula is followed by the package's reference function
+# for it, which is compared with automatic differentiation and with finite differences in fp64. Then whole models, as
+# runs execute them, are compared with the equations of the paper.
 
 # %% tags=["parameters"]
-results = "results/laptop"  # every notebook takes it; a derivation neither reads from there nor writes there
+results = "results/laptop"  # every notebook has this parameter; derivations do not use it
 seed = 0
 
 # %%
@@ -53,7 +53,7 @@ source(rewrite_reference)
 # ## By hand: the four inputs
 #
 # Call the discrepancy $\mathbf{e} = \mathbf{v} - \mathbf{X}^\top\mathbf{k}$, so that
-# $\mathbf{X}' = \mathbf{X} + \beta\,\mathbf{k}\,\mathbf{e}^\top$. The differential is the product rule:
+# $\mathbf{X}' = \mathbf{X} + \beta\,\mathbf{k}\,\mathbf{e}^\top$. The product rule gives its differential:
 #
 # $$\mathrm{d}\mathbf{X}' = \mathrm{d}\mathbf{X} + \mathrm{d}\beta\,\mathbf{k}\,\mathbf{e}^\top
 # + \beta\,\mathrm{d}\mathbf{k}\,\mathbf{e}^\top + \beta\,\mathbf{k}\,\mathrm{d}\mathbf{e}^\top, $$
@@ -71,19 +71,19 @@ source(rewrite_reference)
 # + \beta\,(\mathbf{G}\mathbf{e} - \mathbf{X}\mathbf{g})^\top\mathrm{d}\mathbf{k}
 # + \beta\,\mathbf{g}^\top\mathrm{d}\mathbf{v} + \mathbf{g}^\top\mathbf{e}\;\mathrm{d}\beta .$$
 #
-# The four gradients can be read off. Nothing assumed $|\mathbf{k}| = 1$.
+# The four gradients can be read off. The derivation does not assume $|\mathbf{k}| = 1$.
 
 # %%
 source(rewrite_backward_reference)
 
 # %% [markdown]
-# Two checks on 200 seeded tokens. Automatic differentiation of the forward function must give the same numbers. And
-# since a reader may not want to trust it either, the derived formulas are put in its place and PyTorch's `gradcheck`
-# compares them with finite differences of the forward function.
+# There are two checks, on 200 seeded tokens. Automatic differentiation of the forward function must give the same
+# numbers. A reader may not trust automatic differentiation either, so PyTorch's `gradcheck` also compares the derived
+# formulas with finite differences of the forward function.
 
 # %%
 D, D_V, TOKENS = 16, 4, 200
-ROUNDING = 1e-12  # relative to the largest number of a tensor: sums of at most some hundred terms in fp64
+ROUNDING = 1e-12  # relative to the largest number of a tensor: sums of at most a few hundred terms in fp64
 random = torch.Generator().manual_seed(seed)
 names = ("state X", "direction k", "target v", "gate β")
 
@@ -110,14 +110,14 @@ inputs = (state, direction, target, gate)
 derived = rewrite_backward_reference(*inputs, upstream)
 for name, by_hand, automatic in zip(names, derived, by_autograd(rewrite_reference, inputs, upstream), strict=True):
     assert off(by_hand, automatic) < ROUNDING, name
-    assert off(1.001 * by_hand, automatic) > ROUNDING  # the measure notices a gradient that is 0.1 % off
-    print(f"{name:12s} {tuple(by_hand.shape)!s:13s} off autograd by less than {ROUNDING:.0e} of the largest number")
+    assert off(1.001 * by_hand, automatic) > ROUNDING  # the check would notice a gradient that is 0.1 % off
+    print(f"{name:12s} {tuple(by_hand.shape)!s:13s} equal to autograd within {ROUNDING:.0e} of the largest number")
 
 # %%
 
 
 class ByHand(torch.autograd.Function):
-    """The package's rewrite with the derived backward pass in place of PyTorch's."""
+    """The package's rewrite with the derived backward pass instead of PyTorch's."""
 
     @staticmethod
     def forward(ctx, X, k, v, beta):
@@ -136,8 +136,8 @@ print(f"finite differences agree in all {sum(tensor.numel() for tensor in few)} 
 # %% [markdown]
 # ### The smallest case, in symbols
 #
-# For $d = 2$ and $d_v = 1$ everything fits in a few letters. With a loss that is linear in the new state,
-# $L = G_1 x'_1 + G_2 x'_2$, sympy differentiates and the formulas must come out.
+# For $d = 2$ and $d_v = 1$ a few letters are enough. The loss is linear in the new state, $L = G_1 x'_1 + G_2 x'_2$.
+# Sympy differentiates it, and the results must be the formulas.
 
 # %%
 beta, v = sp.symbols("beta v", real=True)
@@ -157,7 +157,7 @@ for name, (differentiated, formula) in formulas.items():
 sp.Eq(sp.Symbol("dk_1"), sp.factor(formulas["dk"][0][0]))
 
 # %% [markdown]
-# All four agree as polynomials; the first entry of the gradient of $\mathbf{k}$ is printed as sympy found it.
+# All four agree as polynomials. Shown is the first entry of the gradient of $\mathbf{k}$, as sympy found it.
 
 # %% [markdown]
 # ## Through the normalisation
@@ -167,11 +167,11 @@ sp.Eq(sp.Symbol("dk_1"), sp.factor(formulas["dk"][0][0]))
 # $\mathrm{d}s = \tilde{\mathbf{k}}^\top\mathrm{d}\tilde{\mathbf{k}} / s = \mathbf{k}^\top\mathrm{d}\tilde{\mathbf{k}}$,
 #
 # $$\mathrm{d}\mathbf{k} = \frac{\mathrm{d}\tilde{\mathbf{k}}}{s} - \frac{\tilde{\mathbf{k}}}{s^2}\,\mathrm{d}s
-# = \frac{1}{s}\,(\mathbf{I} - \mathbf{k}\mathbf{k}^\top)\,\mathrm{d}\tilde{\mathbf{k}},$$
+# = \frac{1}{s}\,(\mathbf{I} - \mathbf{k}\mathbf{k}^\top)\,\mathrm{d}\tilde{\mathbf{k}}.$$
 #
-# a symmetric matrix, so the gradient passes through the same one. It is a projection that removes what would only
-# change the length of the proposal, divided by that length. With the guard, $|\mathbf{k}| < 1$ and the projection is
-# not quite complete: along $\mathbf{k}$ a part $1 - |\mathbf{k}|^2 = \varepsilon_k^2 / s^2$ remains.
+# The matrix is symmetric, so the gradient is multiplied by the same matrix. It is a projection, which removes the part
+# that would only change the length of the proposal, divided by that length. With the guard, $|\mathbf{k}| < 1$ and the
+# projection is not quite complete: along $\mathbf{k}$ a fraction $1 - |\mathbf{k}|^2 = \varepsilon_k^2 / s^2$ remains.
 
 # %%
 source(normalize_direction_backward)
@@ -187,7 +187,7 @@ for length in (1.0, 1e-3, EPS, 0.0):
 
 
 class NormalizeByHand(torch.autograd.Function):
-    """The package's normalisation with the derived backward pass, at a guard that finite differences can resolve."""
+    """The package's normalisation with the derived backward pass, and a guard large enough for finite differences."""
 
     @staticmethod
     def forward(ctx, k_tilde):
@@ -206,12 +206,12 @@ print(f"autograd agrees to {ROUNDING:.0e} for proposals of length 1, 1e-3, 1e-5 
 print("without a guard no part of the gradient points along the proposal")
 
 # %% [markdown]
-# ### What the guard bounds
+# ### The bound from the guard
 #
-# The gradient with respect to the proposal grows as its length shrinks, as $1/|\tilde{\mathbf{k}}|$: a proposal half
-# as long turns twice as fast. The matrix above has the eigenvalue $1/s$ across the direction and
-# $\varepsilon_k^2 / s^3$ along it, both at most $1/\varepsilon_k$. So the guard caps the amplification, at
-# $10^5$ for the paper's $\varepsilon_k = 10^{-5}$.
+# The shorter the proposal, the larger the gradient with respect to it, in proportion to $1/|\tilde{\mathbf{k}}|$: a
+# proposal half as long turns twice as fast. The matrix above has the eigenvalue $1/s$ across the direction and
+# $\varepsilon_k^2 / s^3$ along it, both at most $1/\varepsilon_k$. The guard therefore limits the amplification, to
+# $10^5$ with the paper's $\varepsilon_k = 10^{-5}$.
 
 # %% alt="Amplification of the gradient by the normalisation against the length of the proposal" tags=["fold"]
 sizes = torch.logspace(-8, 2, 101, dtype=torch.float64)
@@ -242,9 +242,9 @@ axis.legend(frameon=False, loc="lower left")
 plt.show()
 
 # %% [markdown]
-# Both curves are computed by the package's function and asserted to follow the formulas at all 101 lengths; the
-# largest amplification is $1/\varepsilon_k$, reached by a vanishing proposal. (The dashed line ends where it is
-# smaller than the rounding of the subtraction that produces it.)
+# The package's function computes both curves, and they are asserted to follow the formulas at all 101 lengths. The
+# largest amplification is $1/\varepsilon_k$, for a vanishing proposal. (The dashed line ends where its values are
+# smaller than the rounding of the subtraction that produces them.)
 
 # %% [markdown]
 # ## Through the gate
@@ -253,7 +253,7 @@ plt.show()
 #
 # $$\frac{\mathrm{d}\beta}{\mathrm{d}z} = 2\sigma(1 - \sigma) = \beta\,\bigl(1 - \tfrac{\beta}{2}\bigr),$$
 #
-# which is largest, $\tfrac12$, at $\beta = 1$ and vanishes at both ends.
+# which has its maximum $\tfrac12$ at $\beta = 1$ and vanishes at both ends.
 
 # %%
 source(gate_backward)
@@ -274,18 +274,18 @@ assert abs(low / high - 1) < 1e-6
 print(f"factor {middle} at a logit of 0, {low:.1e} at a logit of {GATE_LOGIT_LIMIT:g} or {-GATE_LOGIT_LIMIT:g}")
 
 # %% [markdown]
-# The two logits at the end are the limits to which the package clamps a starting gate. A model that is configured to
-# start with closed gates ($\beta_0 = 0$) or reflections ($\beta_0 = 2$) is therefore not a neutral start: its gates
-# learn a million times slower than those that start at one. The paper allows $\beta_0 \in [0, 2]$ and says that the
-# value is clamped, not where (App. A.2).
+# The package clamps the initial logit of a gate to $\pm 15$, the limits printed above. Starting with closed gates
+# ($\beta_0 = 0$) or with reflections ($\beta_0 = 2$) is therefore not neutral: the gradient of such a logit is about a
+# million times smaller than that of a gate that starts at one. The paper allows $\beta_0 \in [0, 2]$ and states that
+# the value is clamped, but not where (App. A.2).
 
 # %% [markdown]
-# ## The rule as the model has it
+# ## The rule as part of the model
 #
-# Put in a row, these three functions and the chain rule for linear maps must give every gradient of the package's own
-# residual rule, `Delta`: the state, the sublayer's output $\mathbf{h}$ that serves as the proposal, its normalised
-# input $\mathbf{c}$, and the weights that make gate and target. Here the rule is computed by its reference function
-# (`kernels: reference`); the section after this one turns to what runs execute.
+# Combined with the chain rule for linear maps, these three functions must give every gradient of the package's residual
+# rule, `Delta`: those of the state, of the sublayer's output $\mathbf{h}$, which serves as the proposal, of the
+# sublayer's normalised input $\mathbf{c}$, and of the weights that generate gate and target. In this section the rule
+# is computed by its reference function (`kernels: reference`); the next section turns to the code that runs execute.
 
 # %%
 source(Delta.generate)
@@ -327,17 +327,18 @@ assert {id(p) for p in rule.parameters()} == {id(p) for p in (*rule.value.parame
 print("agree with autograd through the module:", ", ".join(chain))
 
 # %% [markdown]
-# The last assertion says that the list is complete: with the default generators the rule has no other parameters.
+# The last assertion checks that the list is complete: with the default generators the rule has no other parameters.
 
 # %% [markdown]
 # ## What the runs execute is the equation
 #
-# The functions above, like those of the other notebooks, are *references*: each is written as its formula is, and no
-# run calls them. A run computes the same numbers by other code, and its scale says by which:
+# The functions above, like those of the other notebooks, are *references*: they are written like their formulas, and no
+# run calls them. Runs compute the same numbers with other code. Which code, and in which precision, depends on the
+# scale:
 
 # %%
 rows = ["| scale | matrix products | state | states for the backward pass | `kernels` |", "|---|---|---|---|---|"]
-arithmetics = {("float64", "float64")}  # of matrix products and of the state: what is compared below
+arithmetics = {("float64", "float64")}  # dtypes of the products and of the state, to be compared below
 for scale in map(load_scale, scale_names()):
     state_in = "bfloat16" if scale.execution.state_dtype == "bfloat16" else "float32"
     arithmetics.add((scale.training.dtype, state_in))
@@ -346,20 +347,22 @@ for scale in map(load_scale, scale_names()):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# With `auto`, one *fused* operation rewrites the state, compresses it and normalises the reading: a Triton kernel on a
-# GPU, a few in-place operations on a CPU, each with a backward pass written by hand. *Rebuilt* means that it overwrites
-# the state and that the backward pass walks back to the earlier ones (notebook 07); designs that the walk back does not
-# fit keep them. Evaluation runs the same operation without gradients. Generation from a cache runs rewriting and
-# compressing one by one, and so do designs whose value reads the compressed state.
+# With `auto`, one *fused* operation rewrites the state, compresses it and normalises the result. It is a Triton kernel
+# on a GPU and a few in-place operations on a CPU, and both have a backward pass written by hand. *Rebuilt* means that
+# the operation overwrites the state, and that the backward pass restores one earlier state after another (notebook 07);
+# designs for which this is impossible store their states. Evaluation runs the same operation without gradients.
+# Generation from a cache runs rewriting and compressing as separate operations, and so do designs whose value reads the
+# compressed state.
 #
-# This section takes whole models as the runs build them, on a CPU, and holds their output, their loss and the gradient
-# of every parameter against the equations of the paper. It does so in the precisions of the table, and in fp64, where
-# rounding hides nothing.
+# This section takes whole models as runs build them, on a CPU, and compares their output, their loss and the gradient
+# of every parameter with the equations of the paper. It does so in the precisions of the table and in fp64, where
+# rounding cannot hide a mistake.
 #
-# ### The equations once more, as one function
+# ### The equations again, as one function
 #
-# What follows calls no function of the package and takes no constant from it. It finds weights by their names, holds
-# every state as $(B, T, d, d_v)$, also for $d_v = 1$, and leaves gradients to PyTorch's autograd. All norms are
+# The following code calls no function of the package and uses none of its constants. It looks up weights by their
+# names, keeps every state as $(B, T, d, d_v)$ even if $d_v = 1$, and leaves gradients to PyTorch's autograd. All norms
+# are
 #
 # $$\mathrm{RMSNorm}(\mathbf{x}) = \mathbf{w} \odot \frac{\mathbf{x}}{\sqrt{\frac1d|\mathbf{x}|^2 + \varepsilon}},
 # \qquad \varepsilon = 10^{-5} .$$
@@ -373,12 +376,12 @@ def rms_norm(x, weight):
 
 
 def below(W, prefix):
-    """The weights whose names begin with prefix and a dot, by the rest of their names."""
+    """The weights whose names start with the prefix and a dot, by the rest of their names."""
     return {name.removeprefix(f"{prefix}."): w for name, w in W.items() if name.startswith(f"{prefix}.")}
 
 
 # %% [markdown]
-# **Expand and compress** (App. A.3). EC makes the state of the embedding, CC and TC read it:
+# **Expand and compress** (App. A.3). EC makes the state from the embedding; CC and TC read the state:
 #
 # $$\text{EC:}\ X_{t,i,j} = \sum_s c_{i,j,s}\,x_{t-s,i}, \qquad
 # \text{CC:}\ x^{\mathrm{in}}_{t,i} = \sum_j c_{i,j}\,X_{t,i,j}, \qquad
@@ -387,7 +390,7 @@ def below(W, prefix):
 
 # %%
 def shifts(tokens, kernel):
-    """(K, T, T): ones where token u is the one s before token t."""
+    """(K, T, T): entry (s, t, u) is one where u = t - s."""
     return torch.stack([torch.ones(tokens - s).diag(-s) for s in range(kernel.shape[-1])]).to(kernel)
 
 
@@ -406,8 +409,9 @@ def compress_by_equation(W, config, X):
 
 
 # %% [markdown]
-# **Process** (Sec. 3, 4.1). In attention the pair of features $a_i, b_i$ of a query or key, $i$ in the first and in the
-# second half of its head's $D$, turns by the angle $\theta_i = t \cdot 10000^{-2i/D}$; then both are normalised:
+# **Process** (Sec. 3, 4.1). In attention, a query or key of a head with $D$ features is split into two halves
+# $\mathbf{a}$ and $\mathbf{b}$. At position $t$ the pair $(a_i, b_i)$ is rotated by the angle
+# $\theta_i = t \cdot 10000^{-2i/D}$; then the query or key is normalised:
 #
 # $$\mathbf{q}_t = \mathrm{RMSNorm}\begin{pmatrix} \mathbf{a}\cos\theta - \mathbf{b}\sin\theta \\
 # \mathbf{b}\cos\theta + \mathbf{a}\sin\theta \end{pmatrix}, \qquad
@@ -448,20 +452,20 @@ def mlp_by_equation(W, config, c, rotation):
 
 
 # %% [markdown]
-# **Rewrite** (Eq. 2.2, Sec. 3.1, App. A.1, A.2). The direction, with its two readings, is
+# **Rewrite** (Eq. 2.2, Sec. 3.1, App. A.1, A.2). The direction, by either of two definitions, is
 #
 # $$\mathbf{k} = \frac{\tilde{\mathbf{k}}}{\sqrt{|\tilde{\mathbf{k}}|^2 + \varepsilon_k^2}}, \qquad
 # \tilde{\mathbf{k}} = \mathbf{h} \quad\text{or}\quad
 # \tilde{\mathbf{k}} = \mathbf{W}_2\,\mathrm{silu}(\mathbf{W}_1\,\mathrm{Pool}(\mathbf{X})), \qquad
 # \varepsilon_k = 10^{-5},$$
 #
-# where Pool is the mean over the channels or all of them side by side. The gate is
+# where Pool is the mean over the channels or their concatenation. The gate is
 #
 # $$\beta = 2\sigma(\mathbf{w}^\top\mathbf{c} + b) \quad\text{or}\quad
-# \beta = 2\sigma(\mathbf{w}^\top\tanh(\mathbf{W}\mathbf{c}) + b),$$
+# \beta = 2\sigma(\mathbf{w}^\top\tanh(\mathbf{W}\mathbf{c}) + b).$$
 #
-# the target $\mathbf{v} = \mathbf{W}_v\mathbf{c} + \mathbf{b}_v$, with $\mathbf{x}^{\mathrm{in}}$ or $\mathbf{h}$ in
-# the place of $\mathbf{c}$ in two other readings, and $4\sigma(\cdot)$ of that in a third. Then
+# The target is $\mathbf{v} = \mathbf{W}_v\mathbf{c} + \mathbf{b}_v$. Other variants replace $\mathbf{c}$ by
+# $\mathbf{x}^{\mathrm{in}}$ or $\mathbf{h}$, or take $4\sigma(\cdot)$ of the result. Then
 #
 # $$\mathbf{X}' = \mathbf{X} + \beta\,\mathbf{k}\,(\mathbf{v}^\top - \mathbf{k}^\top\mathbf{X}) .$$
 
@@ -484,8 +488,9 @@ def rewrite_by_equation(W, config, X, x_in, c, h):
 
 
 # %% [markdown]
-# **The model** compresses, processes and rewrites twice a block, with one compressor for both, and reads the last state
-# once more; the head is the embedding. The loss is the mean of $\log\sum_j e^{z_j} - z_y$ over the tokens.
+# **The model** compresses, processes and rewrites twice per block, with one compressor for both, and compresses the
+# last state for the readout; the weights of the head are those of the embedding. The loss is the mean of
+# $\log\sum_j e^{z_j} - z_y$ over the tokens.
 
 
 # %%
@@ -504,11 +509,11 @@ def model_by_equation(W, config, ids, rotation):
 
 
 # %% [markdown]
-# Even a model in fp64 holds the sines and cosines in fp32. They are therefore compared first, and the equations then
-# take the same rounded table, so that all the rest can be compared in fp64. Let $u$ be the unit roundoff of fp32. The
-# exponent $2i/D$ is rounded, which the power magnifies by at most $\ln 10000$; the power, $t$ times the power and the
-# result are rounded; and sine and cosine change by no more than their angle does. The error is at most
-# $u\,(1 + \theta\,(3 + \ln 10000))$.
+# Even a model in fp64 keeps its sines and cosines in fp32. They are therefore compared first. The equations then use
+# the same rounded table, so that everything else can be compared in fp64. Let $u$ be the unit roundoff of fp32.
+# Rounding the exponent $2i/D$ causes a relative error of at most $u \ln 10000$ in the power. The power, its product
+# with $t$, and the result are rounded too. Sine and cosine change by no more than their angle. The error of a sine or
+# cosine is therefore at most $u\,(1 + \theta\,(3 + \ln 10000))$.
 
 
 # %%
@@ -516,7 +521,7 @@ ROUNDOFF = {name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float6
 
 
 def rotation_table(tokens, head_dim):
-    """cos and sin of all angles, (T, D / 2), as the package computes them, after comparing them with their formula."""
+    """The package's cos and sin of all angles, each (T, D / 2), after comparing them with the formula."""
     table = rotary(torch.arange(tokens), head_dim, ROPE_BASE)
     i, t = torch.arange(head_dim // 2, dtype=torch.float64), torch.arange(tokens, dtype=torch.float64)
     angle = t[:, None] * ROPE_BASE ** (-2 * i / head_dim)
@@ -526,37 +531,38 @@ def rotation_table(tokens, head_dim):
     return table
 
 
-rotation_table(1024, 128)  # the paper's
-print("sines and cosines of 1,024 positions and 64 frequencies: as their formula, to rounding in fp32")
+rotation_table(1024, 128)  # the sizes of the paper
+print("sines and cosines of 1,024 positions and 64 frequencies: equal to the formula, up to rounding in fp32")
 
 # %% [markdown]
-# ### How much may rounding explain?
+# ### How large a difference can rounding explain?
 #
-# Two programs for the same equations differ by rounding. Each rounds its numbers by at most $u$, relative to their
-# size, and to first order these errors add up in a result $q$ to
+# Two programs for the same equations differ by rounding. Each of them rounds every number with a relative error of at
+# most $u$. To first order, these errors add up in a result $q$ to
 #
 # $$\frac{|\hat q - q|}{|q|} \approx \kappa_q\,u ,$$
 #
-# where $\kappa_q$ says how sensitive the result is and how much cancels in it. It belongs to the equations and the
-# weights, not to the precision. So it can be *measured* in one precision and used in another. Here the equations are
-# computed in fp32 and in fp64 for eight sets of weights that differ in the fifth digit, so that each time all
-# numbers round anew; $\kappa_q$ is the root mean square of the eight relative differences, divided by $u$.
+# where $\kappa_q$ measures how sensitive the result is and how much cancels in it. It depends on the equations and the
+# weights, but not on the precision, so it can be *measured* in one precision and used in another. Here the equations
+# are computed in fp32 and in fp64 for eight sets of weights. These differ in the fifth digit, so that the rounding
+# errors are different each time. $\kappa_q$ is the root mean square of the eight relative differences, divided by the
+# $u$ of fp32.
 #
-# The executed program may add in another order. A sum of $n$ numbers is typically off by $\sqrt n$ roundings, and by
-# $n$ in the worst order, so another order is worse by a factor of $\sqrt n$ at most. This gives a tolerance for every
-# tensor $q$ of a model:
+# The executed program may add numbers in another order. A sum of $n$ numbers typically has an error of $\sqrt n$
+# roundings, and of $n$ roundings in the worst case, so another order increases the error by a factor of at most about
+# $\sqrt n$. This gives a tolerance for every tensor $q$ of a model:
 #
 # $$\frac{|\hat q - q|}{|q|} \le \sqrt n\,\kappa_q\,u, \qquad n \text{ the longest sum in the model.}$$
 #
-# In bf16, products are added up in fp32, so that their order does not matter, and fewer numbers are rounded than in
-# the fp32 computation that measured $\kappa_q$. The tolerance is therefore three standard deviations,
-# $3\,\kappa_q\,u$, without $\sqrt n$. With $u = 2^{-8}$ this is meaningful for the readout and for the gradient as a
-# whole, and too wide for many a single tensor; only the former are compared.
+# In bf16, products are summed in fp32, so the order of a sum does not matter, and fewer numbers are rounded to bf16
+# than were rounded to fp32 when $\kappa_q$ was measured. The tolerance is therefore three standard deviations,
+# $3\,\kappa_q\,u$, without the factor $\sqrt n$. With $u = 2^{-8}$ this is a meaningful tolerance for the readout and
+# for the whole gradient, but too wide for many of the individual tensors. Only those two are compared in bf16.
 
 
 # %%
 def loss_and_gradients(readout, logits, loss, parameters):
-    """What is compared: outputs, gradients by parameter, and all of these as one vector."""
+    """The quantities to compare: the outputs, the gradient of each parameter, and all gradients as one vector."""
     gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     outputs = {"readout": readout.detach(), "logits": logits.detach(), "loss": loss.detach()}
     whole = torch.cat([gradient.double().flatten() for gradient in gradients.values()])
@@ -572,7 +578,7 @@ def by_equation(config, weights, tokens, dtype):
 
 
 def by_execution(config, weights, tokens, products):
-    """The same from the package's model, with matrix products in fp64, fp32 or, as training in bf16 has them, bf16."""
+    """The same quantities from the package's model; matrix products in fp64, fp32 or, by autocast, bf16."""
     model = LanguageModel(config).to(torch.float64 if products == "float64" else torch.float32)
     model.load_state_dict(weights)
     with torch.autocast("cpu", torch.bfloat16, enabled=products == "bfloat16"):
@@ -583,12 +589,12 @@ def by_execution(config, weights, tokens, products):
 
 
 def errors_of(found, expected):
-    """Relative error of every quantity."""
+    """The relative error of every quantity."""
     return {name: float((found[name] - exact).norm() / exact.norm()) for name, exact in expected.items()}
 
 
 def sensitivities(config, weights, tokens, exact, draws=8):
-    """The kappa of every quantity."""
+    """The sensitivity kappa of every quantity."""
     squares, generator = [], torch.Generator().manual_seed(seed)
     for _ in range(draws):
         noise = {name: torch.randn(w.shape, generator=generator, dtype=torch.float64) for name, w in weights.items()}
@@ -602,10 +608,11 @@ def sensitivities(config, weights, tokens, exact, draws=8):
 # %% [markdown]
 # ### The comparison
 #
-# These are the six designs of the paper, and the other readings of it that the package offers, with weights moved away
-# from their start, where many are zero or alike. One more model has so large a vocabulary that the loss takes the
-# logits in several parts. Each model runs in every way that its settings admit: with stored and with rebuilt states,
-# with its operations as autograd sees them (`kernels: reference`), and without gradients, from a cache in two pieces.
+# The comparison covers the six designs of the paper and the other variants that the package offers. The weights are
+# moved away from their initial values, because many of these are zero or equal. One more model has a vocabulary so
+# large that the loss is computed from several parts of the logits. Each model runs in every way that its settings
+# allow: with stored states, with rebuilt states, and with the reference operations, which autograd differentiates
+# (`kernels: reference`). In fp64 and fp32 it also runs without gradients, from a cache, with the tokens in two pieces.
 
 # %%
 PAPER = ("baseline", "ddl-dv1", "ddl-tc-noec", "ddl-cc-noec", "ddl-tc", "ddl-cc")
@@ -627,7 +634,7 @@ DESIGNS = {load_variants()[slug].label.replace("d_v", "$d_v$"): (slug, {}) for s
 
 
 def settings_of(name, **execution):
-    """The model settings of a design; None if the schema refuses this way of executing it."""
+    """The model settings of a design; None if the schema rejects this way of executing it."""
     slug, overrides = DESIGNS[name]
     try:
         return from_mapping(ModelConfig, WHOLE | load_variants()[slug].model | overrides | execution, slug)
@@ -636,7 +643,7 @@ def settings_of(name, **execution):
 
 
 def moved_weights(config):
-    """Weights of a model away from their start, in fp32."""
+    """Weights of a model, moved away from their initial values, in fp32."""
     generator = torch.Generator().manual_seed(seed)
     weights = LanguageModel(config, seed=seed).state_dict()
     return {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
@@ -648,14 +655,14 @@ def random_tokens(config):
 
 
 def longest_sum(config, tokens):
-    """n: over a vocabulary, an MLP's hidden features, a state's features and channels, or all tokens of a batch."""
+    """n: the largest of the vocabulary, an MLP's hidden width, the numbers of a state, and the tokens of a batch."""
     state_numbers = config.width * config.value_channels
     return max(config.vocab_size, 8 * config.width // 3, state_numbers, tokens[:, 1:].numel())
 
 
 @torch.no_grad()
 def from_a_cache(config, weights, tokens, dtype):
-    """The readout of tokens that arrive in two pieces."""
+    """The readout of tokens that are given to the model in two pieces."""
     model, cache = LanguageModel(config).to(dtype), Cache(config.layers)
     model.load_state_dict(weights)
     half = config.sequence_length // 2
@@ -663,7 +670,7 @@ def from_a_cache(config, weights, tokens, dtype):
 
 
 def check_design(name):
-    """Compare a design in every precision and every way; its row of the table."""
+    """Compare a design in every precision and way of execution; return its row of the table."""
     config = settings_of(name)
     weights, tokens = moved_weights(config), random_tokens(config)
     exact = by_equation(config, weights, tokens, torch.float64)
@@ -673,7 +680,7 @@ def check_design(name):
     cells, shares = [], []
 
     def hold(found, allowed, where):
-        """Require every error to be within what is allowed for its quantity; the largest but that of the logits."""
+        """Assert that every error is within its tolerance; return the largest error, ignoring the logits."""
         errors = errors_of(found, {q: exact[q] for q in allowed})
         for q, error in errors.items():
             assert error <= allowed[q], f"{name}, {where}, {q}: off by {error:.1e}, allowed {allowed[q]:.1e}"
@@ -686,7 +693,7 @@ def check_design(name):
         else:
             allowed = {q: n**0.5 * kappa[q] * ROUNDOFF[products] for q in exact}
             assert products == "float32" or max(allowed.values()) < 1e-10
-            allowed["logits"] += ROUNDOFF["float32"]  # every model rounds them to fp32
+            allowed["logits"] += ROUNDOFF["float32"]  # every model rounds its logits to fp32
             cached = from_a_cache(config, weights, tokens, getattr(torch, products))
             hold({"readout": cached}, {"readout": allowed["readout"]}, f"{products}, from a cache")
         largest = []
@@ -703,27 +710,28 @@ head = f"| design | parameters | {' | '.join(heads)} | error / tolerance |"
 Markdown("\n".join([head, "|---" * (3 + len(heads)) + "|", *map(check_design, DESIGNS)]))
 
 # %% [markdown]
-# *Parameters* counts tensors. Then comes the largest relative error of any gradient, of the readout or of the loss (in
-# bf16: of the readout or the whole gradient), by precision, with stored states and, after the slash, with rebuilt
-# ones. The last column is the largest error of a design in units of its tolerance. That it stays below one is
-# asserted. In fp64 a slip that changes any one gradient by a part in $10^{10}$ would be noticed. So what the runs
-# execute is the equation.
+# *Parameters* counts tensors. The columns of the precisions show the largest relative error of any gradient, of the
+# readout or of the loss (in bf16: of the readout or of the whole gradient), with stored states and, after the slash,
+# with rebuilt states. The last column is the largest error of a design relative to its tolerance, asserted to be at
+# most one. In fp64, a mistake that changes any single gradient by one part in $10^{10}$ would be noticed. The models
+# that runs execute compute the equations.
 
 # %% [markdown]
 # ### Where training starts
 #
-# The equations hold for all weights. A run also needs the right first ones. They are checked for every parameter of
-# the medium models of the laptop scale, in all designs. Matrices are drawn, with standard deviations $s$ (Sec. 4.1):
-# $0.02$ for the embedding, $0.5/\sqrt d$ for matrices, and $1/\sqrt L$ of that where a sublayer writes. The mean of $N$
-# numbers must lie within five standard errors $s/\sqrt N$ of zero, their standard deviation within five of
-# $s/\sqrt{2N}$. Everything else starts at given numbers: norms at one; EC at the identity, tap 0 one and the others
-# zero; TC at the identity and the mean, CC at the mean over channels; the value's bias at one; and the gate's bias
-# where $2\sigma(b) = \beta_0$.
+# The comparison above holds for any weights. A run must also start from the right ones. This is checked for every
+# parameter of the medium models of the laptop scale, in all designs. Matrices are drawn at random, with standard
+# deviations $s$ (Sec. 4.1): $0.02$ for the embedding, $0.5/\sqrt d$ for the other matrices, and $1/\sqrt L$ of that for
+# the output matrices of the sublayers. The mean of $N$ numbers must be within five standard errors $s/\sqrt N$ of zero,
+# and their standard deviation within five standard errors $s/\sqrt{2N}$ of $s$. All other parameters start at given
+# numbers: norms at one; EC at the identity, with tap 0 one and the other taps zero; TC at the identity followed by the
+# mean, CC at the mean over channels; the value's bias at one; and the gate's bias at the $b$ with
+# $2\sigma(b) = \beta_0$.
 
 
 # %%
 def given_start(name, shape, config):
-    """The first values of a parameter that is not drawn at random; None for one that is."""
+    """The initial values of a parameter; None if they are drawn at random."""
     if name.endswith("norm.weight"):
         return torch.ones(shape)
     if name.endswith("value.linear.bias"):
@@ -738,7 +746,7 @@ def given_start(name, shape, config):
 
 
 def drawn_deviation(name, config):
-    """The standard deviation of a matrix at the start."""
+    """The standard deviation of a matrix at initialisation."""
     if name == "embedding.weight":
         return 0.02
     writes = name.endswith(("attention.out.weight", "mlp.out.weight"))
@@ -746,7 +754,7 @@ def drawn_deviation(name, config):
 
 
 def check_start(config):
-    """Compare the first value of every parameter of a model; how many were given and drawn."""
+    """Check the initial values of every parameter of a model; return how many are given and how many are drawn."""
     counts = [0, 0]
     for name, weight in LanguageModel(config, seed=seed).state_dict().items():
         given = given_start(name, weight.shape, config)
@@ -766,16 +774,16 @@ counted = [check_start(settings_of(name, **LAPTOP)) for name in DESIGNS]
 for beta_0 in (0.0, 0.3, 1.0, 1.8, 2.0):
     check_start(settings_of("DDL-CC", gate_init=beta_0, value_bias_init=0.25, **LAPTOP))
 given, drawn = (sum(counts) for counts in zip(*counted, strict=True))
-print(f"{given} parameters start at the given numbers, {drawn} with the given deviation")
+print(f"{given} parameters start at the given numbers, {drawn} with the given standard deviation")
 
 # %% [markdown]
-# A start at $\beta_0 = 0$ or $2$ would need an infinite logit; it is clamped to $\pm 15$, as said above.
+# Starting at $\beta_0 = 0$ or $2$ would need an infinite logit, which is clamped to $\pm 15$, as described above.
 
 # %% [markdown]
 # ### One step of training
 #
-# The last link is what training makes of a gradient (Sec. 4.1): the mean over the micro-batches of a step, clipped to
-# the length $C$, then AdamW with weight decay $\lambda$ on the matrices only,
+# The last part is what training does with a gradient (Sec. 4.1). It takes the mean over the micro-batches of a step,
+# clips it to the length $C$, and applies AdamW with weight decay $\lambda$ on the matrices only,
 #
 # $$\mathbf{g} \leftarrow \mathbf{g}\,\min\left(1, \frac{C}{|\mathbf{g}|}\right), \qquad
 # \mathbf{m}_s = \beta_1\mathbf{m}_{s-1} + (1 - \beta_1)\,\mathbf{g}, \qquad
@@ -784,8 +792,8 @@ print(f"{given} parameters start at the given numbers, {drawn} with the given de
 # $$\boldsymbol\theta_s = \boldsymbol\theta_{s-1} - \eta_s\left(\lambda\,\boldsymbol\theta_{s-1} +
 # \frac{\mathbf{m}_s / (1 - \beta_1^s)}{\sqrt{\mathbf{n}_s / (1 - \beta_2^s)} + 10^{-8}}\right),$$
 #
-# at a learning rate that rises linearly to $\eta$ over $w$ steps and falls along a cosine to $\eta_{\min}$ at the last
-# of $S$ steps. (PyTorch clips at $C / (|\mathbf{g}| + 10^{-6})$.)
+# with a learning rate that rises linearly to $\eta$ over $w$ steps and then falls along a cosine to $\eta_{\min}$ at
+# the last of $S$ steps. (PyTorch's factor is $C / (|\mathbf{g}| + 10^{-6})$.)
 
 
 # %%
@@ -801,14 +809,14 @@ for scale in map(load_scale, scale_names()):
     recipe = scale.training
     for s in range(1, recipe.steps + 1, max(recipe.steps // 1000, 1)):
         assert abs(learning_rate(s - 1, recipe) - rate_by_equation(s, recipe)) <= 1e-14 * recipe.learning_rate
-print(f"learning rates of {', '.join(scale_names())}: as their formula")
+print(f"learning rates of {', '.join(scale_names())}: equal to the formula")
 
 # %% [markdown]
-# The steps are those of the package's `Learner`, in fp64, with rebuilt states, from the weights that a run starts with.
-# At each of them its gradient must be that of the equations at the weights of that moment, clipped, within the
-# tolerance from above, and its update must be AdamW's with that gradient, for every number within the rounding of the
-# 16 operations in the last formula. The recipe is that of the smoke scale, in eight steps, and with a limit that some
-# of their gradients exceed and some do not.
+# The package's `Learner` makes the steps, in fp64, with rebuilt states, from the initial weights of a run. At each
+# step, its gradient must be the clipped gradient of the equations at the current weights, within the tolerance from
+# above. Its update must be that of AdamW with this gradient; for every number the tolerance is the rounding of the 16
+# operations in the last formula. The recipe is that of the smoke scale, shortened to eight steps, with a clipping
+# length that some gradients exceed and others do not.
 
 
 # %%
@@ -817,17 +825,17 @@ DECAY, BETA_1, BETA_2, ADAM_EPS = 0.1, 0.9, 0.95, 1e-8  # Sec. 4.1; the last is 
 
 
 def decays(parameter):
-    """Whether weight decay acts on it: on matrices, not on norms, biases and the kernels of convolutions."""
+    """Whether weight decay applies: to matrices, but not to norms, biases and kernels of convolutions."""
     return parameter.endswith("weight") and "norm" not in parameter
 
 
 def check_training(recipe, config):
-    """Follow every step of a short training; the lengths of its gradients before they are clipped."""
+    """Check every step of a short training run; return the lengths of its gradients before clipping."""
     generator = torch.Generator().manual_seed(seed)
     shape = (recipe.steps, 2, 2, config.sequence_length + 1)  # steps, micro-batches, sequences, tokens
     batches = torch.randint(0, config.vocab_size, shape, generator=generator)
     processes = Processes()
-    processes.device = torch.device("cpu")  # also where there is a GPU, whose kernels do not compute in fp64
+    processes.device = torch.device("cpu")  # even if there is a GPU: its kernels do not compute in fp64
     model = LanguageModel(config, seed=seed).double()
     learner = Learner(model, recipe, processes)
     weights = {parameter: w.clone() for parameter, w in model.state_dict().items()}
@@ -844,7 +852,7 @@ def check_training(recipe, config):
         rate = rate_by_equation(s, recipe)
         loss, _ = learner.step([(tokens[:, :-1], tokens[:, 1:]) for tokens in batch], learning_rate(s - 1, recipe))
         expected = float(sum(part["loss"] for part in parts)) / len(parts)
-        # The losses of two micro-batches are rounded to fp32 and added.
+        # The losses of two micro-batches are rounded to fp32, then added.
         assert abs(float(loss) - expected) <= 4 * ROUNDOFF["float32"] * expected
         found = {parameter: p.grad for parameter, p in model.named_parameters()}
         difference = torch.cat([g.flatten() for g in found.values()]) - gradient
@@ -863,23 +871,24 @@ def check_training(recipe, config):
 recipe = dataclasses.replace(load_scale("smoke").training, steps=8, warmup_steps=3, grad_clip=2.0)
 lengths = check_training(recipe, settings_of("DDL-TC", state_memory="rebuilt"))
 assert min(lengths) < recipe.grad_clip < max(lengths)
-print(f"{len(lengths)} steps: gradients of length {min(lengths):.1f} to {max(lengths):.1f}, some of them clipped")
-print("gradients, losses and all weights after each step: as the equations, to rounding")
+print(f"{len(lengths)} steps: gradients of length {min(lengths):.1f} to {max(lengths):.1f}, some of which are clipped")
+print("gradients, losses and all weights after each step: equal to the equations, up to rounding")
 
 # %% [markdown]
-# **Covered** by this section is all that runs on a CPU between the tokens of a batch and the next weights. **Not
-# covered** are the Triton kernels, which need a GPU or an interpreter. The package's tests hold them against fp64, one
-# by one and in whole models, and `python -m benchmarks.gpu` does before it times anything. `torch.compile`, training by
-# several processes and padded batches are not covered either; they have tests. Does the section notice mistakes?
-# `benchmarks/mutations.py` breaks the package on purpose, one line at a time, and runs these notebooks.
+# **Covered:** everything that runs on a CPU between the tokens of a batch and the next weights. **Not covered:** the
+# Triton kernels, which need a GPU or Triton's interpreter. The package's tests compare them with fp64, one by one and
+# in whole models, and so does `python -m benchmarks.gpu` before it times anything. `torch.compile`, training with
+# several processes and padded batches are not covered here either; they have tests. Would this section notice a
+# mistake? `benchmarks/mutations.py` breaks the package on purpose, one line at a time, and runs these notebooks to find
+# out.
 
 # %% [markdown]
 # ## A closed, an overwriting and a reflecting gate
 #
 # The gradient of the state is $\mathbf{A}\mathbf{G}$ with the same
-# $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$ that the state itself went through, because
-# $\mathbf{A}$ is symmetric. In other words, on its way back **the gradient is itself rewritten**, with the same
-# direction and gate and with nothing to write. Across the direction it passes untouched, along it
+# $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$ that the state itself went through, because $\mathbf{A}$ is
+# symmetric. In other words, on its way back **the gradient is itself rewritten**, with the same direction and gate and
+# with the target zero. Across the direction it passes unchanged; along the direction
 #
 # $$\mathbf{k}^\top\,\frac{\partial L}{\partial\mathbf{X}} = (1 - \beta)\,\mathbf{k}^\top\mathbf{G} .$$
 
@@ -914,15 +923,16 @@ for value in (0.0, 0.5, 1.0, 1.5, 2.0):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The two columns of the state are factors on $\mathbf{G}$ (exact, asserted); the others are root mean squares of the
-# gradients on the seeded example. Read row by row:
+# The two columns of the state are factors on $\mathbf{G}$ (exact, asserted); the other columns are root mean squares of
+# the gradients on the seeded example. Row by row:
 #
-# - **$\beta = 0$.** The state's gradient passes bit for bit, direction and target receive none. The gate does receive
-#   $\mathbf{g}^\top\mathbf{e}$, which does not contain $\beta$ at all; but its logit does not, because the sigmoid is
-#   flat there. A gate that is closed by a saturated logit stays closed.
-# - **$\beta = 1$.** What the rewrite overwrites receives no gradient: the old content along $\mathbf{k}$ can no longer
-#   influence the loss by this path, and the factor $1 - \beta$ says so.
-# - **$\beta = 2$.** The component along $\mathbf{k}$ is reflected, lengths are kept, and again the logit is stuck.
+# - **$\beta = 0$.** The state's gradient passes bit for bit; direction and target receive none. The gate receives
+#   $\mathbf{g}^\top\mathbf{e}$, which does not depend on $\beta$, but its logit receives nothing, because the sigmoid
+#   is flat there. A gate that is closed by a saturated logit stays closed.
+# - **$\beta = 1$.** The overwritten content receives no gradient: the old content along $\mathbf{k}$ can no longer
+#   influence the loss by this path, so the factor $1 - \beta$ is zero.
+# - **$\beta = 2$.** The component along $\mathbf{k}$ is reflected, lengths are preserved, and again the logit receives
+#   no gradient.
 
 # %%
 closed, overwriting, reflecting = (torch.full_like(gate, value) for value in (0.0, 1.0, 2.0))
@@ -940,19 +950,20 @@ assert along(upstream).abs().max() > 1
 grad_x, _, _, grad_beta = rewrite_backward_reference(state, direction, target, reflecting, upstream)
 assert off(grad_x.square().sum((-2, -1)), upstream.square().sum((-2, -1))) < ROUNDING
 assert not gate_backward(reflecting, grad_beta).any()
-print("gate 0: state's gradient unchanged bit for bit, direction and target exactly zero, logit exactly zero")
-print(f"gate 1: nothing left along k, of up to {float(along(upstream).abs().max()):.1f} before")
-print("gate 2: every token's gradient keeps its length, logit exactly zero")
+print("gate 0: gradient of the state unchanged bit for bit; those of direction, target and logit exactly zero")
+print(f"gate 1: nothing left along k, where the gradient was up to {float(along(upstream).abs().max()):.1f} before")
+print("gate 2: every token's gradient keeps its length; that of the logit exactly zero")
 
 # %% [markdown]
-# One more reading of $\mathrm{d}L/\mathrm{d}\beta = \mathbf{g}^\top\mathbf{e}$ and of
-# $\mathrm{d}L/\mathrm{d}\mathbf{v} = \beta\,\mathbf{g}$. Where the readout already equals the target the gate learns
-# nothing, for any $\mathbf{G}$: it has nothing to decide. And the target that an earlier layer wrote loses its
-# gradient where a later layer overwrites it. Two rewrites along one direction:
+# Two more consequences follow from $\mathrm{d}L/\mathrm{d}\beta = \mathbf{g}^\top\mathbf{e}$ and
+# $\mathrm{d}L/\mathrm{d}\mathbf{v} = \beta\,\mathbf{g}$. Where the readout already equals the target, the gate receives
+# no gradient, for any $\mathbf{G}$, because it makes no difference. And the target that an earlier layer wrote loses
+# its gradient where a later layer overwrites it. For two rewrites along the same direction,
 #
 # $$\frac{\partial L}{\partial\mathbf{v}_1} = \beta_1\,(1 - \beta_2)\,\mathbf{G}^\top\mathbf{k} .$$
 #
-# Addition has no such factor: on its shortcut, whatever a layer adds keeps its gradient for ever, wanted or not.
+# Addition has no such factor: on its shortcut, whatever a layer adds keeps its gradient through all later layers,
+# wanted or not.
 
 # %%
 matched = along(state)
@@ -975,22 +986,22 @@ Markdown("\n".join(rows))
 
 # %% [markdown]
 # The first layer writes with $\beta_1 = 1$; the numbers are factors on $\mathbf{G}^\top\mathbf{k}$, exact for all 200
-# tokens. A later overwrite takes away the credit of the earlier write, a later addition cannot.
+# tokens. A later overwrite takes the credit away from the earlier write; a later addition cannot.
 
 # %% [markdown]
 # ## Many layers: the shortcut path
 #
-# Freeze the generators. Through $L$ rewrites the gradient of the last state reaches the first as
+# Freeze the generators. After $L$ rewrites, the gradient of the last state reaches the first state as
 #
 # $$\mathbf{G}_0 = \mathbf{A}_1\mathbf{A}_2\cdots\mathbf{A}_L\,\mathbf{G}_L,$$
 #
-# where addition has $\mathbf{G}_0 = \mathbf{G}_L$. How much shorter does one factor make it? For one column
+# whereas addition has $\mathbf{G}_0 = \mathbf{G}_L$. How much shorter does one factor make the gradient? For one column
 # $\mathbf{g}$ of the gradient, $\mathbf{A}^2 = \mathbf{I} - \beta(2-\beta)\mathbf{k}\mathbf{k}^\top$ gives
 #
 # $$|\mathbf{A}\mathbf{g}|^2 = |\mathbf{g}|^2 - \beta(2 - \beta)\,(\mathbf{k}^\top\mathbf{g})^2 ,$$
 #
-# never longer for a gate in $[0, 2]$, and equally short for the gates $\beta$ and $2 - \beta$. If the direction is
-# isotropic and independent of $\mathbf{g}$, then $\mathbb{E}\,\mathbf{k}\mathbf{k}^\top = \mathbf{I}/d$ and
+# which is never longer for a gate in $[0, 2]$, and is the same for the gates $\beta$ and $2 - \beta$. If the direction
+# is isotropic and independent of $\mathbf{g}$, then $\mathbb{E}\,\mathbf{k}\mathbf{k}^\top = \mathbf{I}/d$ and
 #
 # $$\mathbb{E}\,|\mathbf{A}^\top\mathbf{g}|^2 = |\mathbf{g}|^2\left(1 - \frac{\beta(2-\beta)}{d}\right).$$
 
@@ -1003,10 +1014,10 @@ assert sp.expand(squared - claim) == 0
 claim
 
 # %% [markdown]
-# In numbers, twice. The mean over the $d$ directions of an orthonormal basis is an average with
-# $\tfrac1d\sum\mathbf{k}\mathbf{k}^\top = \mathbf{I}/d$ exactly, so there the formula must hold to rounding. And for
-# random directions it must hold within the sampling error, which is small enough here to reject what a slip in the
-# derivation would give, $\beta^2$ or $\beta$ in place of $\beta(2 - \beta)$.
+# Two numerical checks. For the $d$ directions of an orthonormal basis,
+# $\tfrac1d\sum\mathbf{k}\mathbf{k}^\top = \mathbf{I}/d$ exactly, so the mean over them must follow the formula to
+# rounding. For random directions the formula must hold within the sampling error. That error is small enough to rule
+# out the results of likely slips in the derivation, $\beta^2$ or $\beta$ instead of $\beta(2 - \beta)$.
 
 # %%
 SAMPLES = 200_000
@@ -1038,20 +1049,20 @@ Markdown("\n".join(rows))
 #
 # The paper's medium model has 24 blocks of two sublayers, so 48 rewrites. With independent isotropic directions the
 # factors multiply, and the mean square falls as $\prod_l (1 - \mathbb{E}[\beta_l(2 - \beta_l)]/d)$. Left: several
-# distributions of the gate at $d = 64$. Right: the gate that training starts from, $\beta = 1$, which shrinks most, at
-# several widths.
+# distributions of the gate at $d = 64$. Right: $\beta = 1$, the gate at the start of training, which shrinks the
+# gradient most, at several widths.
 
 # %%
 DEPTH = 48
 
 
 def through_depth(width, gates, proposals=None):
-    """Length of a gradient, relative to the start, after 0, 1, ... rewrites with nothing to write.
+    """The length of a gradient, relative to the first, after 0, 1, ... rewrites with target zero.
 
     Args:
         width: d.
         gates: (depth, tokens).
-        proposals: a function that draws unnormalised directions (tokens, d); isotropic ones without it.
+        proposals: function that draws unnormalised directions (tokens, d); by default they are isotropic.
 
     Returns:
         (depth + 1, tokens).
@@ -1067,7 +1078,7 @@ def through_depth(width, gates, proposals=None):
 
 
 def expected_square(width, gates):
-    """The product formula, with the mean over the gates that were drawn."""
+    """The product formula, with the mean over the drawn gates."""
     factors = 1 - (gates * (2 - gates)).mean(-1) / width
     return torch.cat((torch.ones(1, dtype=torch.float64), factors.cumprod(0)))
 
@@ -1129,21 +1140,22 @@ assert float((1 - sp.Rational(1, 1024)) ** 24) > 0.97
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Lines are medians, bands the middle 90 % of the tokens, dotted lines the root of the formula; that the mean square
-# follows the formula within five standard errors at every depth is asserted for all nine sets. Two readings. Closing
-# and reflecting gates shrink alike (their curves coincide), because only $\beta(2 - \beta)$ matters. And the loss of
-# length is a matter of $L / d$, not of $L$: at the paper's widths the table leaves 98 % of the length after all
-# rewrites of a model, even with every gate at 1. By this path gradients do not vanish, if the directions are isotropic.
+# Lines are medians, bands cover the middle 90 % of the tokens, and dotted lines are the root of the formula. For all
+# nine sets the mean square is asserted to follow the formula within five standard errors at every depth. Two things are
+# visible. Mostly closed and mostly reflecting gates shrink the gradient equally (their curves coincide), because only
+# $\beta(2 - \beta)$ matters. And the loss of length depends on $L / d$, not on $L$ alone: at the paper's widths,
+# according to the table, 98 % of the length is left after all rewrites of a model, even with every gate at 1. If the
+# directions are isotropic, gradients do not vanish along this path.
 
 # %% [markdown]
-# ### A floor that needs no assumption on chance
+# ### A lower bound without probability
 #
-# Whatever directions and gates are chosen, $L$ rewrites leave everything orthogonal to their directions untouched, and
-# that is a space of at least $d - L$ dimensions: at least that many singular values of the product are one. In the
-# medium model at least 976 of 1,024 feature directions carry the gradient to the first layer exactly as addition does.
+# For any directions and gates, $L$ rewrites leave everything orthogonal to their directions unchanged. This is a space
+# of at least $d - L$ dimensions, so at least that many singular values of the product are one. In the medium model at
+# least 976 of 1,024 dimensions carry the gradient to the first layer exactly as addition does.
 #
-# What shrinks is confined to the span of the directions, and there it can shrink to nothing. If all directions lie in
-# a subspace of $r$ dimensions, the formula holds inside it with $r$ in place of $d$.
+# Only components in the span of the directions shrink, and these can shrink to nothing. If all directions are in a
+# subspace of $r$ dimensions, the formula holds inside it with $r$ in place of $d$.
 
 # %%
 product = torch.eye(D, dtype=torch.float64)
@@ -1153,7 +1165,7 @@ singular = torch.linalg.svdvals(product)
 untouched = int(((singular - 1).abs() < 1e-12).sum())
 assert untouched == D - 10
 assert singular.max() < 1 + 1e-12
-print(f"10 rewrites at d = {D}: {untouched} singular values are one, the others go down to {float(singular[-1]):.3f}")
+print(f"10 rewrites at d = {D}: {untouched} singular values are one, the smallest is {float(singular[-1]):.3f}")
 
 # %% alt="Length of the gradient against depth when directions share a subspace" tags=["fold"]
 WIDTH, SUBSPACE = 64, 8
@@ -1187,19 +1199,19 @@ axis.legend(frameon=False, loc="lower left")
 plt.show()
 
 # %% [markdown]
-# With $\beta = 1$ and $d = 64$ throughout; dotted lines are the formula. Directions that share eight dimensions soon
-# erase the gradient *there* (the falling curve) and leave the other 56 alone, so that an isotropic gradient keeps at
-# least $\sqrt{56/64} = 0.94$ of its length. That is erasure at work, not a defect: what later layers overwrite should
-# not be credited to earlier ones.
+# All curves have $\beta = 1$ and $d = 64$; dotted lines are the formula. Directions that share eight dimensions soon
+# erase the gradient *in these dimensions* (the falling curve) and leave the other 56 unchanged, so an isotropic
+# gradient keeps, in the root mean square, at least $\sqrt{56/64} = 0.94$ of its length. This is erasure at work, not a
+# defect: earlier layers should not receive credit for what later layers overwrite.
 
 # %% [markdown]
 # ## In the model: the path through the generators
 #
-# All of this was the shortcut. In the model $\mathbf{k}$, $\mathbf{v}$ and $\beta$ depend on the state as well, and
-# the gradient takes those paths too, as it takes the path through the sublayer in a baseline. How much of it? Here are
-# models of this package at their initial weights: 12 blocks, $d = 64$, random tokens. The full gradient of the loss in
-# each of the 25 states comes from autograd; the shortcut's share is the last one taken back by the package's rewrite
-# with the gates and directions of the model.
+# So far the gradient took only the shortcut. In the model, $\mathbf{k}$, $\mathbf{v}$ and $\beta$ depend on the state,
+# and the gradient also passes through them, just as it passes through the sublayer in a baseline. How much of it does?
+# We look at models of this package at their initial weights, with 12 blocks, $d = 64$ and random tokens. Autograd gives
+# the full gradient of the loss in each of the 25 states. For the shortcut alone, we take the gradient of the last state
+# and pass it back through the package's rewrites, with the gates and directions of the model.
 
 # %%
 DEEP = {"vocab_size": 256, "sequence_length": 32, "layers": 12, "width": 64, "heads": 2, "kernels": "reference"}
@@ -1207,7 +1219,7 @@ ids = torch.randint(0, 256, (8, 33), generator=random)
 
 
 def run_model(slug):
-    """The calls of every residual rule in forward order, with gradients of the loss in their states."""
+    """The calls of every residual rule in forward order; their states hold gradients of the loss."""
     model = LanguageModel(from_mapping(ModelConfig, DEEP | load_variants()[slug].model, slug), seed=seed).double()
     calls = []
 
@@ -1224,7 +1236,7 @@ def run_model(slug):
 
 
 def as_columns(X):
-    """A scalar state as an expanded one with a single channel."""
+    """A state as (B, T, d, d_v), with one channel if it is scalar."""
     return X.detach() if X.dim() == 4 else X.detach()[..., None]
 
 
@@ -1234,7 +1246,7 @@ def generators(calls):
 
 
 def shortcut_only(last, frozen):
-    """The last state's gradient, taken back through all rewrites with frozen generators."""
+    """The last state's gradient, passed back through all rewrites with frozen generators."""
     path = [last]
     for k, v, beta in reversed(frozen):
         path.append(rewrite_reference(path[-1], k, torch.zeros_like(v), beta))
@@ -1247,7 +1259,7 @@ for slug, calls in runs.items():
     last = as_columns(calls[-1][2].grad)
     full[slug] = [last, *(as_columns(arguments[0].grad) for _, arguments, _ in reversed(calls))]
     if slug == "baseline":
-        shortcut[slug], predicted[slug] = [last] * len(full[slug]), 1.0  # addition hands it on
+        shortcut[slug], predicted[slug] = [last] * len(full[slug]), 1.0  # addition passes it on
         continue
     frozen = generators(calls)
     shortcut[slug] = shortcut_only(last, frozen)
@@ -1269,7 +1281,7 @@ passed = range(25)
 
 
 def medians(path):
-    """Median length over tokens at every state, relative to the last state's."""
+    """The median length over the tokens at every state, relative to the last state."""
     lengths = torch.stack([G.norm(dim=(-2, -1)).flatten() for G in path]).median(-1).values
     return lengths / lengths[0]
 
@@ -1305,27 +1317,28 @@ for slug, calls in runs.items():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Medians over 256 tokens of one model each, relative to the last state; the last column is the amplification by the
-# normalisation. Two things to read. The shortcut alone keeps what the formula for isotropic directions predicts
-# (asserted to 5 %): at the start, the directions behave as if drawn at random. And it is **not** what early layers
-# live on. In full, the first state receives a gradient three or more times (asserted), here ten to a hundred times,
-# that of the shortcut, in the baseline too. Much of that is scale: a sublayer reads its state through RMSNorm, whose
-# derivative is inverse to the length of the state, and the states start small and grow by the factors in the table.
-# In the baseline the gradient grows as the states do, to within 30 %; in the two others by more than half as much again
-# (both asserted), which is left for the paths through the generators.
+# The numbers are medians over 256 tokens of one model each, relative to the last state; the last column is the
+# amplification by the normalisation. Two results stand out. First, the shortcut alone keeps the length that the formula
+# for isotropic directions predicts (asserted to 5 %): at initialisation the directions behave as if drawn at random.
+# Second, early layers do **not** receive most of their gradient by the shortcut. The full gradient of the first state
+# is at least three times that of the shortcut (asserted), here ten to a hundred times, in the baseline too. Much of
+# this is scale: a sublayer reads its state through RMSNorm, whose derivative is inversely proportional to the length of
+# the state, and the states start small and grow by the factors in the table. In the baseline the gradient grows as much
+# as the states do, to within 30 %. In the other two it grows more than 1.5 times as much (both asserted); the
+# difference comes by the paths through the generators.
 
 # %% [markdown]
 # ## What was shown and what was not
 #
-# **Shown:** the backward pass of the rewrite, of the guarded normalisation and of the gate, derived, implemented,
+# **Shown:** the backward pass of the rewrite, of the guarded normalisation and of the gate, derived, implemented, and
 # equal to autograd and to finite differences; that models, as runs on a CPU execute them, have the outputs, the loss
-# and the gradients of the paper's equations in every design, start where these say, and take the stated training step;
-# that the state's gradient is itself rewritten with nothing to write, so an overwrite leaves no gradient for what it
-# erased, a reflection keeps all of it, and a gate saturated at either end stays there; that normalisation amplifies by
-# at most $1/\varepsilon_k$; the shrink factor of a rewrite with an isotropic direction, its product over depth 48 for
-# nine sets of gates and widths, and the floor of $d - L$ untouched dimensions.
+# and the gradients of the paper's equations in every design, start from the stated weights, and take the stated
+# training step; that the state's gradient is itself rewritten with target zero, so an overwrite leaves no gradient for
+# what it erased, a reflection keeps all of it, and a gate saturated at either end stays there; that normalisation
+# amplifies by at most $1/\varepsilon_k$; the factor by which a rewrite with an isotropic direction shrinks a gradient,
+# its product over depth 48 for nine sets of gates and widths, and the lower bound of $d - L$ unchanged dimensions.
 #
 # **Not shown:** that any of this makes training better or worse than addition. The depth experiments freeze the
-# generators and draw directions at random; the models in the last section are untrained, small, and read random
-# tokens. Trained directions need not be isotropic, and whether they repeat is a question to trained models. What
-# precision below fp64 does over many layers is not touched here.
+# generators and draw directions at random; the models in the last section are untrained and small, and read random
+# tokens. Trained directions need not be isotropic, and only trained models can tell whether they repeat. The section on
+# depth does not examine precisions below fp64.

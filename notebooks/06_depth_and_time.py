@@ -9,14 +9,14 @@
 # %% [markdown]
 # # Is this DeltaNet over depth, and what can it replace that addition cannot?
 #
-# **Question.** DeltaNet runs the delta rule along the sequence, Deep Delta Learning along the layers. In which sense
-# are the two the same, what do products of the shortcut reach, and can a rewrite replace a stored value where an
-# addition fails to?
+# **Question.** DeltaNet applies the delta rule along the sequence, Deep Delta Learning along the layers. In which sense
+# are the two the same? Which matrices can products of the shortcut be? And can a rewrite replace a stored value where
+# an addition cannot?
 #
 # > DeltaNet applies it over time steps $t$, whereas DDL applies it over network depth $l$. (App. B)
 
 # %% tags=["parameters"]
-results = "results/laptop"  # every notebook takes it; a derivation neither reads from there nor writes there
+results = "results/laptop"  # every notebook has this parameter; derivations do not use it
 seed = 0
 
 # %%
@@ -48,17 +48,18 @@ source(rewrite_reference)
 # %% [markdown]
 # ## One rule, two axes
 #
-# DeltaNet keeps a memory $\mathbf{M}_t \in \mathbb{R}^{d_v \times d}$ that maps keys to values, and corrects what it
-# returns for the current key,
+# DeltaNet keeps a memory $\mathbf{M}_t \in \mathbb{R}^{d_v \times d}$ that maps keys to values, and corrects the value
+# that it returns for the current key,
 #
 # $$\mathbf{M}_t = \mathbf{M}_{t-1} + \beta_t\,(\mathbf{v}_t - \mathbf{M}_{t-1}\mathbf{k}_t)\,\mathbf{k}_t^\top ,$$
 #
-# multiplying from the right. The paper multiplies from the left,
+# with a multiplication from the right. The paper multiplies from the left,
 #
 # $$\mathbf{S}_t = (\mathbf{I} - \beta_t\mathbf{k}_t\mathbf{k}_t^\top)\,\mathbf{S}_{t-1}
 # + \beta_t\mathbf{k}_t\mathbf{v}_t^\top . \tag{B.1}$$
 #
-# With $\mathbf{S} = \mathbf{M}^\top$ they are one rule. For matrices of symbolic size, that is for every $d$ and $d_v$:
+# With $\mathbf{S} = \mathbf{M}^\top$ they are the same rule. The check uses matrices of symbolic size, so it holds for
+# every $d$ and $d_v$:
 
 # %%
 d, d_v = sp.symbols("d d_v", positive=True, integer=True)
@@ -72,10 +73,10 @@ assert right_form.T.doit().expand() == left_form.expand()
 left_form.expand()
 
 # %% [markdown]
-# **From depth to time.** The rewrite that a model applies layer after layer (its reference function) runs here along a
-# sequence of 500 tokens for 8 independent memories that start at zero; the recurrence beside it is DeltaNet's. Reading
-# agrees as well: the readout $\mathbf{k}^\top\mathbf{S}$ is the transpose of what the memory returns,
-# $\mathbf{M}\mathbf{k}$.
+# **From depth to time.** The reference function of the rewrite, which a model applies layer after layer, is applied
+# here along a sequence of 500 tokens, to 8 independent memories that start at zero. It is compared with DeltaNet's
+# recurrence. Reading agrees as well: the readout $\mathbf{k}^\top\mathbf{S}$ is the transpose of what the memory
+# returns, $\mathbf{M}\mathbf{k}$.
 
 # %%
 STEPS, MEMORIES, D, D_V = 500, 8, 16, 4
@@ -94,12 +95,12 @@ for key, value, gate in zip(keys, values, gates, strict=True):
     gap = max(gap, float((over_depth - over_time.mT).abs().max()), float(readouts.abs().max()))
 assert gap < 1e-11
 assert over_depth.abs().max() > 1
-print(f"memories of size {over_depth.abs().max():.1f}; over {STEPS} steps never further apart than 1e-11")
+print(f"memories of size {over_depth.abs().max():.1f}; over {STEPS} steps they never differ by more than 1e-11")
 
 # %% [markdown]
 # **From time to depth.** Conversely, DeltaNet's recurrence must reproduce the residual stream of a model of this
-# package. A hook asks each layer of a DDL-CC model with 6 layers for the direction, target and gate that it generated;
-# fed with these, $\mathbf{M}$ starts at the transposed embedding and is updated twice a layer.
+# package. Hooks record the direction, target and gate that each rewrite of a DDL-CC model with 6 layers generates.
+# $\mathbf{M}$ starts as the transposed first state and is updated with these, twice per layer.
 
 # %%
 shape = {"vocab_size": 50, "sequence_length": 12, "layers": 6, "width": 24, "heads": 2, "kernels": "reference"}
@@ -124,15 +125,16 @@ for (key, value, gate), (_, X_next) in zip(generated, states, strict=True):
     memory = memory + gate[..., None, None] * (value - returned)[..., None] * key[..., None, :]
     torch.testing.assert_close(memory.mT, X_next, rtol=0, atol=1e-12)
 assert (states[-1][1] - states[0][0]).abs().max() > 0.1
-print(f"{len(generated)} rewrites of {memory.shape[0] * memory.shape[1]} tokens: the memory is the transposed state")
+print(f"{len(generated)} rewrites of {memory.shape[0] * memory.shape[1]} tokens: memory = transposed state")
 
 # %% [markdown]
 # ### Where the correspondence ends
 #
-# It is one of the *update*, given direction, target and gate. In DeltaNet these come from the current token and not
-# from the memory, so the recurrence is linear in $\mathbf{M}$ and can be evaluated for many steps in parallel. Here
-# they come from the state itself, so layers must run one after the other. And DeltaNet has one memory a sequence that
-# many tokens write to and later tokens read, while a residual stream has one a token and is read by the compressor.
+# The correspondence concerns the *update*, given direction, target and gate. In DeltaNet these come from the current
+# token and not from the memory, so the recurrence is linear in $\mathbf{M}$ and many steps can be evaluated in
+# parallel. In DDL they come from the state itself, so layers must run one after the other. Also, DeltaNet has one
+# memory per sequence, to which many tokens write and which later tokens read. A residual stream has one state per
+# token, which the compressor reads.
 
 # %% [markdown]
 # ## Products of reflections
@@ -140,7 +142,7 @@ print(f"{len(generated)} rewrites of {memory.shape[0] * memory.shape[1]} tokens:
 # > [...] under $\|\mathbf{k}\|_2 = 1$ it is an orthogonal projector at $\beta = 1$ and a Householder reflection at
 # > $\beta = 2$. (App. B)
 #
-# Write nothing ($\mathbf{v} = 0$) and let the gate be 2: a stack of $n$ rewrites then multiplies the state by
+# With the target $\mathbf{v} = 0$ and the gate 2, a stack of $n$ rewrites multiplies the state by
 #
 # $$\mathbf{Q} = \mathbf{H}_n \cdots \mathbf{H}_1, \qquad \mathbf{H}_l = \mathbf{I} - 2\,\mathbf{k}_l\mathbf{k}_l^\top,
 # \qquad \mathbf{Q}^\top\mathbf{Q} = \mathbf{I}, \qquad \det\mathbf{Q} = (-1)^n .$$
@@ -154,7 +156,7 @@ def reflect(X, k):
 
 
 def project(X, k):
-    """The same with gate 1."""
+    """The package's rewrite with gate 1 and target 0."""
     return rewrite_reference(X, k, torch.zeros(X.shape[-1], dtype=X.dtype), torch.tensor(1.0, dtype=X.dtype))
 
 
@@ -169,10 +171,11 @@ for n in range(1, 41):
 print(f"40 reflections: Q^T Q = I to {(Q.T @ Q - identity).abs().max():.0e}, det Q = {torch.linalg.det(Q):+.0f}")
 
 # %% [markdown]
-# Conversely **every** orthogonal matrix is such a product of at most $d$ reflections, by the construction behind the
-# QR decomposition: reflect the first column onto the first unit vector, with $\mathbf{k} \propto \mathbf{q}_1 -
-# \mathbf{e}_1$; the rest is orthogonal in one dimension less. So $d$ rewrites are enough to turn a state in any way
-# that keeps lengths, and the determinant says whether their number is even or odd.
+# Conversely, **every** orthogonal matrix is such a product of at most $d$ reflections. This follows from the
+# construction behind the QR decomposition: reflect the first column onto the first unit vector, with
+# $\mathbf{k} \propto \mathbf{q}_1 - \mathbf{e}_1$; what remains is an orthogonal matrix with one dimension less. So $d$
+# rewrites suffice for every linear map of the state that preserves lengths, and the determinant tells whether their
+# number is even or odd.
 
 
 # %%
@@ -181,7 +184,7 @@ def reflections_of(Q):
     found = []
     for i in range(len(Q)):
         off = Q[:, i] - torch.eye(len(Q), dtype=Q.dtype)[i]
-        if off.norm() > 1e-10:  # otherwise this column is in its place
+        if off.norm() > 1e-10:  # otherwise the column already is the unit vector
             found.append(normalize_direction(off, eps=0.0))
             Q = reflect(Q, found[-1])
     return found
@@ -208,8 +211,9 @@ for size in (1, 2, 3, 8, 15, 16):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Each count is at most $d$ and has the parity of the determinant, asserted for all 120 matrices. A trained stack is not
-# such a product: its gates lie inside $(0, 2)$, it writes as well, and its directions depend on the state.
+# Each number of reflections is at most $d$ and has the parity given by the determinant, asserted for all 120 matrices.
+# A trained stack is not such a product: its gates are inside $(0, 2)$, it writes, and its directions depend on the
+# state.
 
 # %% [markdown]
 # ## Can it replace what is stored?
@@ -218,10 +222,11 @@ Markdown("\n".join(rows))
 # > be expressed indirectly by producing an update that cancels the old content and writes the new content at the same
 # > time. (Sec. 1)
 #
-# A task that needs replacing and nothing else. A state of $8 \times 2$ numbers passes ten layers; layer $l$ is handed
-# one *write*: one of six keys as a one-hot vector, and a value of two normal numbers. At the end one key is asked
-# for, and the state must return the **last** value that was written to it. How often that key had been written
-# *before*, zero to five times, is the number of overwrites. The asked key is not known while writing.
+# We use a task that needs replacing and nothing else. A state of $8 \times 2$ numbers passes through ten layers. Layer
+# $l$ receives one *write*: one of six keys as a one-hot vector, and a value of two normally distributed numbers. At the
+# end one key is queried, and the answer read from the state must be the **last** value written to that key. The number
+# of *earlier* writes to it, zero to five, is the number of overwrites. Which key will be queried is not known while
+# writing.
 
 # %%
 KEYS, CHANNELS, WRITES, OVERWRITES = 6, 2, 10, 5
@@ -229,7 +234,7 @@ INPUT = KEYS + CHANNELS
 
 
 def tasks(count, writes=WRITES, generator=random):
-    """Writes (L, n, 8), queries (n, 8), the values wanted (n, 2) and overwrites (n)."""
+    """Writes (L, n, 8), queries (n, 8), expected answers (n, 2) and overwrites (n)."""
     asked = torch.randint(KEYS, (count,), generator=generator)
     overwrites = torch.randint(OVERWRITES + 1, (count,), generator=generator)
     own = torch.rand(count, writes, generator=generator).argsort(1) <= overwrites[:, None]  # a random subset
@@ -243,7 +248,7 @@ def tasks(count, writes=WRITES, generator=random):
 
 
 writes, query, wanted, overwrites = tasks(1)
-print("keys", writes[:, 0, :KEYS].argmax(1).tolist(), "asked for", int(query.argmax()), "overwrites", int(overwrites))
+print("keys", writes[:, 0, :KEYS].argmax(1).tolist(), "queried", int(query.argmax()), "overwrites", int(overwrites))
 assert any(torch.equal(wanted[0], write[KEYS:]) for write in writes[:, 0])
 
 # %% [markdown]
@@ -251,13 +256,13 @@ assert any(torch.equal(wanted[0], write[KEYS:]) for write in writes[:, 0])
 #
 # - **Delta**: the package's `Delta` rule. Direction, target and gate are *linear* functions of the write alone (the
 #   gate through its sigmoid); the sublayer is one matrix.
-# - **Addition, same generators**: the same parameters in the same place with the same initial values, but the rule adds
+# - **Addition, same generators**: the same parameters with the same initial values, but the rule adds
 #   $\beta\mathbf{k}\mathbf{v}^\top$ without reading. Only the rule differs.
-# - **Addition with a sublayer that reads the state**: `Additive` with the package's SwiGLU of state and write, which
-#   may change all 16 numbers of the state at once. It has thirty times the parameters, and can learn to
+# - **Addition with a sublayer that reads the state**: `Additive` with the package's SwiGLU, applied to state and write,
+#   which can change all 16 numbers of the state at once. It has thirty times as many parameters and can learn to
 #   cancel.
 #
-# All weights are shared by the ten layers, and all three read the answer with one learned linear query.
+# The ten layers share all weights, and all three contenders read the answer with one learned linear query.
 
 # %%
 BASE = {"vocab_size": 1, "sequence_length": 1, "layers": 1, "heads": 1}
@@ -269,7 +274,7 @@ reading = from_mapping(ModelConfig, BASE | {"width": INPUT + INPUT * CHANNELS}, 
 
 
 class Stack(nn.Module):
-    """Ten layers that each receive one write; `step` is what a rule makes of it."""
+    """Ten layers, each of which receives one write; `step` applies the rule."""
 
     def __init__(self, seed):
         super().__init__()
@@ -293,7 +298,7 @@ class WithDelta(Stack):
 class WithAddition(Stack):
     def step(self, X, c):
         k, v, beta = self.rule.generate(X, c, c, self.direction(c))
-        return X + rewrite_reference(torch.zeros_like(X), k, v, beta)  # from zero, a rewrite is beta k v^T
+        return X + rewrite_reference(torch.zeros_like(X), k, v, beta)  # a rewrite of zero is beta k v^T
 
 
 class WithReadingAddition(Stack):
@@ -301,7 +306,7 @@ class WithReadingAddition(Stack):
         super().__init__(seed)
         del self.direction
         self.rule, self.sublayer = Additive(reading), SwiGLU(reading)
-        nn.init.zeros_(self.sublayer.out.weight)  # starts as the identity, or ten layers of it explode
+        nn.init.zeros_(self.sublayer.out.weight)  # start as the identity; otherwise ten layers diverge
 
     def step(self, X, c):
         h = self.sublayer(torch.cat((c, X.flatten(-2)), dim=-1))[..., INPUT:]
@@ -321,19 +326,20 @@ Markdown("\n".join(rows + [f"| {name} | {size:,} |" for name, size in sizes.item
 # %% [markdown]
 # ### What addition can and cannot do, before any training
 #
-# **Cannot,** if writes do not look at the state. The readout is then a sum over the writes, and whether a write will
-# be the last to its key is not known when it is made. The values are independent of each other and of the keys, so
-# the best such sum, over all generators however they are trained, weights layer $l$ by the chance of being last,
+# **It cannot replace** if its writes do not depend on the state. The readout is then a sum over the writes, and when a
+# write is made, it is not known whether it will be the last to its key. The values are independent of each other and of
+# the keys. The best such sum, over all possible generators, therefore weights layer $l$ by the probability of being
+# last,
 #
 # $$\hat{\mathbf{y}} = \sum_l c_l\,\mathbf{v}_l\,[\text{key}_l = \text{asked}], \qquad
 # c_l = P(\text{write } l \text{ is the last} \mid \text{key}_l = \text{asked}) .$$
 #
-# With one weight for all layers, as the contenders have to do, $c = 1 / 3.5$, since a key that is asked for has been
-# written 3.5 times on average. Both give a floor.
+# The contenders share their weights between layers and must use one $c$ for all of them. Then $c = 1 / 3.5$, since the
+# queried key has been written 3.5 times on average. Both sums give a lower bound of the error.
 
 # %%
 writes, query, wanted, overwrites = tasks(40_000)
-to_asked = (writes[..., :KEYS] * query[:, :KEYS]).sum(-1)  # (L, n): 1 where the write is to the asked key
+to_asked = (writes[..., :KEYS] * query[:, :KEYS]).sum(-1)  # (L, n): 1 where the write is to the queried key
 values_asked = to_asked[..., None] * writes[..., KEYS:]
 terms = values_asked.reshape(WRITES, -1).T.double()
 fitted = torch.linalg.lstsq(terms, wanted.double().reshape(-1, 1)).solution[:, 0]
@@ -355,17 +361,17 @@ floors = {
 theory = torch.tensor([(1 - shared) ** 2 + m * shared**2 for m in range(OVERWRITES + 1)])
 assert (floors["one weight for all layers"] - theory).abs().max() < 0.03
 assert all(floor.min() > 0.25 for floor in floors.values())
-rows = ["| blind addition at its best | " + " | ".join(f"{m} overwrites" for m in range(OVERWRITES + 1)) + " | mean |"]
+rows = ["| best without reading | " + " | ".join(f"{m} overwrites" for m in range(OVERWRITES + 1)) + " | mean |"]
 rows.append("|---" * (OVERWRITES + 3) + "|")
 for name, floor in floors.items():
     rows.append(f"| {name} | " + " | ".join(f"{error:.2f}" for error in [*floor, floor.mean()]) + " |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# (1 is the error of answering zero.) **Can**, if the sublayer sees the state and is not linear. With
-# $\mathbf{h} = \mathbf{k}(\mathbf{v} - \mathbf{X}^\top\mathbf{k})^\top$ addition *is* the overwrite. SwiGLU can compute
-# that product for one-hot keys with one hidden unit for each number of the state; with the weights below the package's
-# own modules do so exactly.
+# (Answering zero has the error 1.) **It can replace** if the sublayer reads the state and is not linear. With
+# $\mathbf{h} = \mathbf{k}(\mathbf{v} - \mathbf{X}^\top\mathbf{k})^\top$, addition *is* the overwrite. For one-hot keys,
+# SwiGLU can compute this product with one hidden unit per stored number. With the weights below, the package's own
+# modules do so to rounding.
 
 # %%
 by_hand = SwiGLU(reading).requires_grad_(False)
@@ -376,7 +382,7 @@ for i in range(KEYS):
     for j in range(CHANNELS):
         unit, place = i * CHANNELS + j, INPUT + i * CHANNELS + j
         gate_rows[unit, i] = 64.0  # silu(64) is 64 in fp32; silu(0) is 0
-        up_rows[unit, KEYS + j], up_rows[unit, place] = 1 / 64, -1 / 64  # value minus what is stored
+        up_rows[unit, KEYS + j], up_rows[unit, place] = 1 / 64, -1 / 64  # value minus the stored value
         by_hand.out.weight[place, unit] = 1.0
 
 canceller = WithReadingAddition(0)
@@ -384,12 +390,12 @@ canceller.sublayer, canceller.query = by_hand, nn.Identity()
 with torch.no_grad():
     error = (canceller(writes[:, :1000], query[:1000]) - wanted[:1000]).abs().max()
 assert error < 1e-5
-print(f"addition with hand-made cancelling sublayer: largest error {error:.0e}, {KEYS * CHANNELS} hidden units in use")
+print(f"addition with a hand-made cancelling sublayer: largest error {error:.0e}, {KEYS * CHANNELS} hidden units used")
 
 # %% [markdown]
-# There is a second way round: *shout louder*. Let layer $l$ add $g^l\,\mathbf{v}$, and $g^l$ into one more channel, and
-# divide at the end: the last write outweighs the earlier ones by at least $g$. It needs numbers that grow like $g^l$
-# with depth, and its error falls like $1/g^2$.
+# There is a second way: *writes that grow*. Let layer $l$ add $g^l\,\mathbf{v}$, and $g^l$ to one more channel, and
+# divide at the end. The last write then outweighs each earlier one by a factor of at least $g$. The numbers grow like
+# $g^l$ with depth, and the error falls like $1/g^2$.
 
 # %%
 rows = ["| growth $g$ | error | largest number in the state | after 24 layers |", "|---|---|---|---|"]
@@ -403,29 +409,29 @@ assert error < 0.01
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# So the fair statement is not that addition cannot replace. It is that addition must either *read first*, in the
-# sublayer, or grow without bound; the delta rule has the reading built in.
+# It would therefore be wrong to say that addition cannot replace. But addition must either *read first*, in the
+# sublayer, or grow without bound, while the delta rule has the reading built in.
 #
 # ### Trained, side by side
 #
-# Each contender learns from five initialisations on the same stream of fresh examples, with the same optimiser,
-# learning rate (0.02; of 0.005 to 0.04 none was clearly better for any of them) and number of steps. The five are
-# trained at once, by stacking their parameters. Gates start at 0.5, so that the delta rule, too, has to find out that
-# 1 is the answer.
+# Each contender is trained from five initialisations on the same stream of fresh examples, with the same optimiser,
+# learning rate and number of steps. The learning rate is 0.02; among rates from 0.005 to 0.04 none was clearly better
+# for any contender. The five models are trained together, with stacked parameters. Gates start at 0.5, so that the
+# delta rule has to learn that 1 is the solution.
 
 # %% tags=["fold"] summary="Code: training five initialisations at once"
 SEEDS, STEPS, EXAMPLES, RATE = 5, 400, 128, 2e-2
 
 
 def clip(gradients, longest):
-    """Shorten the gradient of each seed to `longest`."""
+    """Clip the gradient of each seed to the length `longest`."""
     lengths = sum(gradient.flatten(1).square().sum(1) for gradient in gradients).sqrt()
     for gradient in gradients:
         gradient.mul_((longest / lengths).clamp(max=1).view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def train(made):
-    """A function that runs all seeds on one batch, and the parameters (seeds, ...) that training found."""
+    """Train all seeds; return a function that runs them on a batch, and their parameters (seeds, ...)."""
     models = [made(seed + 1000 * n) for n in range(SEEDS)]
     parameters, _ = stack_module_state(models)
 
@@ -437,7 +443,7 @@ def train(made):
     stream = torch.Generator().manual_seed(seed + 1)
     for _ in range(STEPS):
         writes, query, wanted, _ = tasks(EXAMPLES, generator=stream)
-        loss = (run(writes, query) - wanted).square().mean((1, 2))  # one number a seed
+        loss = (run(writes, query) - wanted).square().mean((1, 2))  # one number per seed
         optimizer.zero_grad()
         loss.sum().backward()
         clip([parameter.grad for parameter in parameters.values()], 1.0)
@@ -454,14 +460,14 @@ DEPTHS = (10, 15, 20, 30, 40)
 
 @torch.no_grad()
 def squared_errors(run, count, depth):
-    """(seeds, overwrites + 1): mean squared error on fresh examples."""
+    """(seeds, overwrites + 1): the mean squared errors on fresh examples."""
     writes, query, wanted, overwrites = tasks(count, depth, torch.Generator().manual_seed(seed + 100 + depth))
     squared = (run(writes, query) - wanted).square().mean(-1)
     return torch.stack([squared[:, overwrites == m].mean(1) for m in range(OVERWRITES + 1)], dim=1)
 
 
 def overlap(parameters):
-    """(seeds): the largest cosine between the directions of two keys, for writes of the value zero."""
+    """(seeds,): the largest cosine between the directions of two keys, for writes with value zero."""
     k = nn.functional.normalize(parameters["direction.weight"].detach()[:, :, :KEYS], dim=1)
     cosines = torch.einsum("sik,sil->skl", k, k).abs()
     return (cosines - torch.eye(KEYS)).amax((1, 2))
@@ -488,7 +494,7 @@ assert medians["addition that reads the state"] < 0.1
 assert deeper["delta"][:, -1].median() < 1e-3 < deeper["addition that reads the state"][:, -1].median()
 Markdown("\n".join(rows))
 
-# %% alt="Error of three residual rules against the number of overwrites and against depth" tags=["fold"]
+# %% alt="Error of three residual rules against the number of overwrites, and against depth" tags=["fold"]
 LOOKS = {
     "delta": ("#0072B2", "-", "o"),
     "addition, same generators": ("#D55E00", "--", "s"),
@@ -501,38 +507,39 @@ for name, (colour, style, marker) in LOOKS.items():
             axis.semilogy(xs, one, color=colour, lw=0.6, alpha=0.6)
         axis.semilogy(xs, error.median(0).values.clamp(min=1e-9), color=colour, ls=style, marker=marker, label=name)
 for (name, floor), style in zip(floors.items(), (":", (0, (5, 3))), strict=True):
-    axes[0].semilogy(range(OVERWRITES + 1), floor, color="black", lw=1, ls=style, label=f"floor, {name}")
-axes[0].set(xlabel="overwrites of the asked key", ylabel="mean squared error", title=f"{WRITES} layers, as trained")
+    axes[0].semilogy(range(OVERWRITES + 1), floor, color="black", lw=1, ls=style, label=f"lower bound, {name}")
+axes[0].set(xlabel="overwrites of the queried key", ylabel="mean squared error", title=f"{WRITES} layers, as trained")
 axes[1].set(xlabel="layers", title="more layers than in training", xticks=DEPTHS, ylim=(5e-10, 3))
 handles, labels = axes[0].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
 plt.show()
 
 # %% [markdown]
-# Thick lines are medians, thin ones the five runs. An error of 1 is that of answering zero.
+# Thick lines are medians, thin lines the five runs. Answering zero has the error 1.
 #
-# - **Same generators, only the rule differs.** Addition arrives at its floor and cannot pass it: the more often a value
-#   was replaced, the worse. The delta rule solves the task in most runs, for any number of overwrites. In deeper stacks
-#   its error grows too, since learned keys are only nearly orthogonal, but stays far below that of the others.
-# - **Not in every run.** A run of the delta rule that is stuck has learned one direction for several keys, to which
-#   no gate and no target can do justice (last column: 1 is the same direction; runs in the order of the second
-#   column). That is a failure to learn and not of the rule, but it is there, and addition from the same initial
-#   values shares it.
-# - **Addition that reads.** With thirty times the parameters and the state as an input it learns to cancel, well though
-#   not exactly. What it leaves behind accumulates with depth.
+# - **Same generators, only the rule differs.** Addition reaches its lower bound and cannot get below it: the more often
+#   a value was replaced, the larger the error. The delta rule solves the task in most runs, for any number of
+#   overwrites. Its error also grows in deeper stacks, because the learned directions of the keys are only nearly
+#   orthogonal, but it stays far below that of the others.
+# - **Not in every run.** A run of the delta rule that gets stuck has learned the same direction for several keys, and
+#   no gate or target can make up for that (last column: 1 means the same direction; runs in the order of the second
+#   column). This is a failure of training rather than of the rule, and addition from the same initial values has it
+#   too.
+# - **Addition that reads.** With thirty times as many parameters and the state as an input, it learns to cancel well,
+#   but not exactly. What remains accumulates with depth.
 #
-# The delta rule is not more powerful than addition with a sublayer that reads; it is the reading and cancelling, made
-# part of the rule, exact and free of parameters.
+# The delta rule is not more powerful than addition with a sublayer that reads. It makes the reading and cancelling part
+# of the rule, where they are exact and need no parameters.
 
 # %% [markdown]
 # ## What was shown and what was not
 #
-# **Shown:** (B.1) is DeltaNet's rule transposed, for every size, and the package's rewrite reproduces DeltaNet over
-# time as DeltaNet's recurrence reproduces a model of the package over depth; with gates of 2 the shortcuts multiply
-# to orthogonal matrices, and $d$ of them reach each one; on a task that is all replacing, a rule that does not read
-# has a floor that training cannot pass, the delta rule with the same generators has none, and addition gets there by
-# learning to read or by growing with depth.
+# **Shown:** (B.1) is the transpose of DeltaNet's rule, for every size; the package's rewrite reproduces DeltaNet over
+# time, and DeltaNet's recurrence reproduces a model of the package over depth; with gates of 2 the shortcuts multiply
+# to orthogonal matrices, and at most $d$ of them are needed for each one; on a task that consists of replacing, a rule
+# that does not read has an error that training cannot reduce below a bound, the delta rule with the same generators has
+# no such bound, and addition can solve the task by reading or by writes that grow with depth.
 #
 # **Not shown:** that a language model needs to replace anything, or that its sublayers, which do read the state, are
-# short of means to cancel. The toy is favourable to the rule by construction: its writes come from outside, its keys
-# are few, and its answer is linear in the state. Nothing here compares the two at the scale where the paper does.
+# unable to cancel. The toy favours the rule by construction: its writes come from outside, its keys are few, and its
+# answer is linear in the state. Nothing here compares the two at the paper's scale.

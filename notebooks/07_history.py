@@ -7,17 +7,18 @@
 # ---
 
 # %% [markdown]
-# # Can every earlier state be rebuilt from the last?
+# # Can every earlier state be rebuilt from the last one?
 #
-# **Question.** Training keeps the state before every layer for the backward pass, $L$ copies of $d \times d_v$ numbers
-# a token. A rewrite changes the state by an outer product only. Is the last state, with these outer products, enough
-# to walk all the way back; how far does rounding carry the walk off; and what would it save?
+# **Question.** For the backward pass, training usually keeps the state before every rewrite, $d \times d_v$ numbers per
+# token each time. But a rewrite changes the state only by an outer product. Are the last state and these outer products
+# enough to walk all the way back? How large do rounding errors become on the way? And how much memory does it save?
 #
-# The paper does not use this. It follows from its Eq. 2.2, and a backward pass that stores no states would rest on it.
-# At the end of the page stands a table of every claim of the paper that these notebooks examined.
+# The paper does not use this, but it follows from Eq. 2.2. The package's backward pass with rebuilt states
+# (`state_memory: rebuilt`) relies on it. The page ends with a table of all claims of the paper that these notebooks
+# examined.
 
 # %% tags=["parameters"]
-results = "results/laptop"  # every notebook takes it; a derivation neither reads from there nor writes there
+results = "results/laptop"  # every notebook has this parameter; derivations do not use it
 seed = 0
 
 # %%
@@ -53,13 +54,13 @@ source(undo_rewrite_reference)
 # %% [markdown]
 # ## The identity
 #
-# Call what a rewrite adds its *correction*, $\boldsymbol\delta_l = \beta_l(\mathbf{v}_l -
-# \mathbf{X}_l^\top\mathbf{k}_l) \in \mathbb{R}^{d_v}$. Then Eq. 2.2 reads $\mathbf{X}_{l+1} = \mathbf{X}_l +
-# \mathbf{k}_l\boldsymbol\delta_l^\top$, and
+# Define the *correction* of a rewrite as
+# $\boldsymbol\delta_l = \beta_l(\mathbf{v}_l - \mathbf{X}_l^\top\mathbf{k}_l) \in \mathbb{R}^{d_v}$. Then Eq. 2.2 reads
+# $\mathbf{X}_{l+1} = \mathbf{X}_l + \mathbf{k}_l\boldsymbol\delta_l^\top$, and
 #
 # $$\mathbf{X}_l = \mathbf{X}_{l+1} - \mathbf{k}_l\,\boldsymbol\delta_l^\top .$$
 #
-# Nothing is asked of the three quantities: not that $\mathbf{k}$ has length one, not that the gate lies in a range.
+# This needs no assumptions: $\mathbf{k}$ can have any length, and the gate can have any value.
 
 # %%
 beta = Symbol("beta", real=True)
@@ -70,8 +71,9 @@ assert sp.expand(X_next - k * delta_row - X) == 0
 sp.expand(k * delta_row)
 
 # %% [markdown]
-# In fp64, for 1,000 tokens whose gates include exactly 0, 1 and 2, the state comes back to the rounding of two
-# additions. A gate of one is included on purpose: it has just overwritten a readout, and yet the old one is there.
+# In fp64, for 1,000 tokens whose gates include exactly 0, 1 and 2, the old state is restored up to the rounding of two
+# additions. The gate of one is the interesting case: the rewrite has overwritten a readout, and still the old one is
+# restored.
 
 # %%
 TOKENS, D, D_V = 1000, 16, 4
@@ -90,31 +92,32 @@ delta = correction(state, direction, target, gate)
 back = undo_rewrite_reference(rewritten, direction, delta)
 
 eps = torch.finfo(torch.float64).eps
-assert torch.equal(rewritten, torch.addcmul(state, direction[..., None], delta[:, None]))  # this is what was added
+assert torch.equal(rewritten, torch.addcmul(state, direction[..., None], delta[:, None]))  # this was added
 assert ((back - state).abs() <= eps * (rewritten.abs() + state.abs())).all()
 assert (rewritten - state).abs().max() > 1  # there was something to undo
-print(f"moved by up to {(rewritten - state).abs().max():.1f}, back to {(back - state).abs().max():.0e}")
+print(f"changed by up to {(rewritten - state).abs().max():.1f}, restored to {(back - state).abs().max():.0e}")
 
 # %% [markdown]
-# ## What rounding can do over many layers
+# ## Rounding over many layers
 #
-# Let $u$ be the unit roundoff: $2^{-53}$ in fp64, $2^{-24}$ in fp32, $2^{-8}$ in bf16. The forward pass rounds each
-# new state once, the walk back rounds each rebuilt state once, and both round the product
-# $\mathbf{k}\boldsymbol\delta^\top$ alike. Subtracting the same thing from two states does not change their distance,
-# so errors **add and are never multiplied**: to first order, element by element,
+# Let $u$ be the unit roundoff: $2^{-53}$ in fp64, $2^{-24}$ in fp32, $2^{-8}$ in bf16. The forward pass rounds each new
+# state once, the walk back rounds each rebuilt state once, and both round the product
+# $\mathbf{k}\boldsymbol\delta^\top$ in the same way. Subtracting the same matrix from two states does not change their
+# distance, so errors **add up and are never multiplied**. To first order, element by element,
 #
 # $$|\hat{\mathbf{X}}_l - \mathbf{X}_l| \le u \sum_{j \ge l} \left( |\mathbf{X}_{j+1}| + |\hat{\mathbf{X}}_j|
 # + 2\,|\mathbf{k}_j\boldsymbol\delta_j^\top| \right).$$
 #
-# No gate appears on the right. The sum grows with the number of rewrites and with the size of the *later* states; it
-# does not care how small the state is that is being rebuilt, and that will matter below.
+# The right side does not contain the gate. The sum grows with the number of rewrites and with the size of the *later*
+# states. It does not depend on the size of the state that is being rebuilt, so the relative error of a small state can
+# be large; this will matter below.
 
 # %%
 UNIT_ROUNDOFF = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.float64, torch.float32, torch.bfloat16)}
 
 
 def rebuild(last, history):
-    """All states, first to last, from the last one and the (k, delta) of each rewrite."""
+    """All states, first to last, from the last state and the (k, delta) of each rewrite."""
     states = [last]
     for k, delta in reversed(history):
         states.append(undo_rewrite_reference(states[-1], k, delta))
@@ -122,7 +125,7 @@ def rebuild(last, history):
 
 
 def drift(states, history):
-    """Per state and token: relative error of the rebuilt state; and error / bound, at most 1."""
+    """The relative error of each rebuilt state and token; and, per state, the largest error / bound."""
     rebuilt = rebuild(states[-1], history)
     u = UNIT_ROUNDOFF[states[-1].dtype]
     bound, errors, shares = torch.zeros_like(states[-1], dtype=torch.float64), [], []
@@ -131,7 +134,7 @@ def drift(states, history):
         added = (k[..., None] * delta[..., None, :]).abs()
         bound = bound + u * (states[step + 1].double().abs() + rebuilt[step].double().abs() + 2 * added)
         error = (rebuilt[step].double() - states[step].double()).abs()
-        shares.append((error / (1.01 * bound + 1e-300)).max())  # 1 %: the terms of higher order
+        shares.append((error / (1.01 * bound + 1e-300)).max())  # 1 % for the terms of higher order
         errors.append((error.norm(dim=(-2, -1)) / states[step].double().norm(dim=(-2, -1))).flatten())
     return torch.stack(errors), torch.stack(shares)
 
@@ -139,8 +142,9 @@ def drift(states, history):
 # %% [markdown]
 # ### Random streams
 #
-# First states, directions and targets of independent normal numbers, all of size one, and gates uniform in $[0, 2]$;
-# 48 rewrites, as many as the paper's medium model has. The streams are drawn once and rounded to each precision.
+# First states, directions and targets are drawn from normal distributions, gates from the uniform distribution on
+# $[0, 2]$. There are 48 rewrites, as in the paper's medium model. The streams are drawn once and rounded to each
+# precision.
 
 # %%
 LAYERS = 24
@@ -148,7 +152,7 @@ WIDTH, CHANNELS, STREAMS = 32, 4, 480
 
 
 def random_stream(dtype):
-    """States and history of STREAMS tokens through 2 LAYERS rewrites."""
+    """States and history of STREAMS tokens over 2 LAYERS rewrites."""
     numbers = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -176,16 +180,16 @@ for dtype, u in UNIT_ROUNDOFF.items():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# After 48 rewrites the first state is back to a few roundoffs in each precision, and the bound holds for every number
-# of every state (asserted). This is the friendly case: first and last state are of the same size.
+# After undoing 48 rewrites, the first state is restored to a few roundoffs in each precision, and the bound holds for
+# every number of every state (asserted). This is the easy case: the first and the last state have about the same size.
 
 # %% [markdown]
 # ### A trained model
 #
-# Now DDL-CC models of 12 and 24 layers ($d = 32$, $d_v = 4$), trained for a few dozen steps on a language of 32 words
-# in which each word has a usual successor, so that gates, directions and targets are no longer random. Each rewrite
-# is observed by a hook that asks the layer's own generators, and asserts that $\mathbf{X}_l +
-# \mathbf{k}_l\boldsymbol\delta_l^\top$ is, bit for bit, the state that the model went on with.
+# Next come DDL-CC models of 12 and 24 layers ($d = 32$, $d_v = 4$). They are trained for a few dozen steps on a
+# language of 32 words in which each word has a usual successor, so that gates, directions and targets are no longer
+# random. A hook calls the generators of each rewrite, and asserts that
+# $\mathbf{X}_l + \mathbf{k}_l\boldsymbol\delta_l^\top$ is, bit for bit, the state with which the model continued.
 
 # %%
 VOCABULARY, LENGTH, BATCH, STEPS = 32, 24, 16, 60
@@ -262,7 +266,7 @@ for layers, model in models.items():
         ("bf16 autocast", torch.float32, True),
         ("bfloat16", torch.bfloat16, False),
     ):
-        # PyTorch remarks once that autocast hands bf16 to norms with fp32 weights.
+        # PyTorch warns once that autocast gives bf16 to norms with fp32 weights.
         with torch.autocast("cpu", torch.bfloat16, enabled=cast), warnings.catch_warnings(record=True):
             states, history = observe(copy.deepcopy(model).to(dtype), ids)
         assert len(history) == 2 * layers
@@ -275,9 +279,9 @@ for layers, model in models.items():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# *bf16 autocast* is what `dtype: bfloat16` means in a scale file: matrix products in bf16, but the state is the sum of
-# fp32 embeddings and fp32 corrections and stays fp32 (asserted), unless `state_dtype` asks for bf16. *bfloat16* casts
-# the whole model, states included. The bound above holds in all eight cases, asserted for every number.
+# *bf16 autocast* is what `dtype: bfloat16` means in a scale file: matrix products are in bf16, but the state is the sum
+# of fp32 embeddings and fp32 corrections and stays in fp32 (asserted), unless `state_dtype` requests bf16. *bfloat16*
+# casts the whole model, including the states. The bound above holds in all eight cases, asserted for every number.
 
 # %% alt="Error of rebuilt states in units of the roundoff, against the rewrites undone, by precision" tags=["fold"]
 LOOKS = {
@@ -303,10 +307,10 @@ figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=Fals
 plt.show()
 
 # %% [markdown]
-# Solid: the worst token; dashed: the median. Measured in its own roundoff every precision drifts alike, as errors do
-# that only add. With random streams the drift comes to a few roundoffs. In a model it is larger towards the first
-# states (right), because these are small: embeddings begin at 0.02 and targets near one, and the roundoff of a late
-# state is large beside an early one. What it means depends on $u$:
+# Solid lines show the worst token, dashed lines the median. Relative to its own roundoff, every precision drifts by a
+# similar amount, as expected of errors that only add up. With random streams the drift is a few roundoffs. In a model
+# it grows towards the first states (to the right), because these are small: embeddings start at 0.02 and targets near
+# one, so the roundoff of a late state is large compared with an early state. How much this matters depends on $u$:
 
 # %%
 worst = {name: max(float(drifts[panel, name].max()) for panel in panels[1:]) for name in LOOKS}
@@ -316,18 +320,18 @@ for name, error in worst.items():
     print(f"{name:>13}: largest relative error of any state of any token {error:.0e}")
 
 # %% [markdown]
-# In fp64 and fp32 the walk back holds to rounding. In a pure bf16 state it does as well, but that says little: rounding
-# to 8 bits, added up, is percents of the first states, and as an exact inverse the answer is **no**. Under autocast
-# with a state in fp32 it is **yes**: directions and corrections computed in bf16 cost nothing,
-# because the walk back subtracts the very outer products that the forward pass added. What counts is the precision in
-# which the *sum* is kept. The scales `h200` and `paper` do keep it in bf16 and walk back. There the rounding of the
-# forward pass is in the gradient already, with stored states too; what walking back adds to it is in a table of
-# [notebook 05](05_gradient.html), "What the runs execute is the equation".
+# In fp64 and fp32 the walk back is exact up to rounding. The same is true of a pure bf16 state, but there it means
+# little: the roundings to 8 bits add up to several percent of the first states, so as an exact inverse the answer is
+# **no**. Under autocast with a state in fp32 it is **yes**: directions and corrections computed in bf16 do no harm,
+# because the walk back subtracts exactly the outer products that the forward pass added. What counts is the precision
+# of the *sum*. The scales `h200` and `paper` do keep it in bf16 and walk back. There the rounding of the forward pass
+# already affects the gradient, even with stored states; a table in [notebook 05](05_gradient.html), "What the runs
+# execute is the equation", shows what walking back adds to it.
 
 # %% [markdown]
-# ## What it costs to keep
+# ## How much memory it takes
 #
-# Per token and rewrite, a stored state is $d\,d_v$ numbers, the history $d + d_v$. At the paper's shapes:
+# Per token and rewrite, a stored state has $d\,d_v$ numbers, and the history has $d + d_v$. At the paper's shapes:
 
 # %%
 paper = load_scale("paper")
@@ -339,7 +343,7 @@ for size in ("small", "medium"):
     for variant in ("ddl-dv1", "ddl-cc"):
         config = paper.model(size, variant)
         d, d_v = config.width, config.value_channels
-        mib = 2 * config.layers * 1024 * 4 / 2**20  # one number a token and rewrite, fp32
+        mib = 2 * config.layers * 1024 * 4 / 2**20  # one fp32 number per token and rewrite
         assert (d * d_v > d + d_v) == (d_v > 1)
         rows.append(
             f"| {size} | {d:,} | {d_v} | {d * d_v:,} | {d + d_v:,} | {d * d_v / (d + d_v):.2f} "
@@ -348,22 +352,23 @@ for size in ("small", "medium"):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# With four value channels the history is almost four times smaller. With one it is a number *larger* than the state:
-# for the scalar design the identity saves nothing by itself. But the gradient of the normalisation needs $\mathbf{k}$
-# in any case (notebook 05), and with $\mathbf{k}$ at hand the extra cost of forgetting a state is $\boldsymbol\delta$
-# alone: $d_v$ numbers instead of $d\,d_v$.
+# With four value channels the history is almost four times smaller than the states. With one channel it is one number
+# *larger*: for the scalar design the identity by itself saves nothing. But the gradient of the normalisation needs
+# $\mathbf{k}$ in any case (notebook 05). If $\mathbf{k}$ is stored anyway, not storing the state costs only
+# $\boldsymbol\delta$: $d_v$ numbers instead of $d\,d_v$.
 
 # %% [markdown]
-# ## Could even the corrections be dropped?
+# ## Are the corrections needed?
 #
-# One might hope to invert the layer instead of remembering it. Eq. 2.1 solved for the old state is
+# One might hope to invert the rewrite instead of storing its correction. Eq. 2.1, solved for the old state, is
 #
 # $$\mathbf{X} = (\mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top)^{-1}
 # (\mathbf{X}' - \beta\mathbf{k}\mathbf{v}^\top), \qquad
 # (\mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top)^{-1} = \mathbf{I} + \frac{\beta}{1-\beta}\mathbf{k}\mathbf{k}^\top ,$$
 #
-# which comes to computing the correction from the *new* state, $\boldsymbol\delta = \frac{\beta}{1-\beta}(\mathbf{v} -
-# \mathbf{X}'^\top\mathbf{k})$. It divides by $1 - \beta$; and at $\beta = 1$ there is nothing to invert.
+# which amounts to computing the correction from the *new* state,
+# $\boldsymbol\delta = \frac{\beta}{1-\beta}(\mathbf{v} - \mathbf{X}'^\top\mathbf{k})$. This divides by $1 - \beta$, and
+# at $\beta = 1$ there is no inverse.
 
 # %%
 A = 1 - beta * k * k_row
@@ -379,13 +384,13 @@ shortcut = torch.eye(D, dtype=torch.float64) - torch.outer(unit_k[0], unit_k[0])
 assert same < 1e-13 < 1 < histories
 assert torch.linalg.matrix_rank(shortcut) == D - 1
 assert (other - state).abs().max() > 1
-print(f"two states {(other - state).abs().max():.1f} apart are {same:.0e} apart when overwritten")
+print(f"two states that differ by {(other - state).abs().max():.1f} differ by {same:.0e} after the same overwrite")
 print(f"their corrections differ by {histories:.1f}")
 
 # %% [markdown]
-# Two different states become one under the same overwrite, so no function of $\mathbf{X}', \mathbf{k}, \mathbf{v},
-# \beta$ can tell which it was. What tells them apart are the $d_v$ numbers of $\boldsymbol\delta$: exactly what the
-# overwrite erased. Near one the inverse exists and magnifies rounding by $1/|1 - \beta|$:
+# The same overwrite makes two different states equal, so no function of $\mathbf{X}', \mathbf{k}, \mathbf{v}, \beta$
+# can tell which of them it was. The $d_v$ numbers of $\boldsymbol\delta$ can: they contain exactly what the overwrite
+# erased. For gates near one the inverse exists, but it magnifies rounding by $1/|1 - \beta|$:
 
 # %% alt="Error of the inverse and of the rank-one history against the distance of the gate from one" tags=["fold"]
 gaps = torch.logspace(-7, -0.3, 29, dtype=torch.float64)
@@ -411,22 +416,23 @@ axis.legend(frameon=False, loc="upper right", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The history is flat at the roundoff; the inverse loses a decimal digit for each that the gate comes closer to one.
-# And one is where the paper's "exact replacement" is, and where this package's gates start (`gate_init = 1`).
+# With the history, the error stays at the roundoff. The inverse loses one decimal digit each time the gate comes ten
+# times closer to one. And one is the gate of the paper's "exact replacement", and the gate at which this package starts
+# (`gate_init = 1`).
 
 # %% [markdown]
-# ## Walking back and collecting gradients
+# ## Gradients while walking back
 #
-# The backward pass of a rewrite needs the state before it, once, for the gradient of the direction (notebook 05). A
+# The backward pass of a rewrite needs the state before it once, for the gradient of the direction (notebook 05). A
 # chain of 48 rewrites can therefore be differentiated with a single state in memory: undo one rewrite, use the state,
-# forget it. The gradients below are compared with autograd, which stores all 48.
+# discard it. The gradients are compared with those of autograd, which stores all 48 states.
 
 # %%
 CHAIN = 2 * LAYERS
 
 
 def chain_gradients(dtype):
-    """Gradients in first state, directions, targets and gates: (by autograd, by walking back), as fp64."""
+    """The gradients in first state, directions, targets and gates: pairs (autograd, walking back), in fp64."""
     numbers = torch.Generator().manual_seed(seed)
     first, weight = (torch.randn(64, D, D_V, generator=numbers, dtype=torch.float64).to(dtype) for _ in range(2))
     ks = normalize_direction(torch.randn(CHAIN, 64, D, generator=numbers, dtype=torch.float64), 0.0).to(dtype)
@@ -457,31 +463,33 @@ for dtype in (torch.float64, torch.float32):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Relative differences from autograd, after 48 rewrites: rounding, in both precisions. In a real layer
-# $\mathbf{k}$, $\mathbf{v}$ and $\beta$ come from the state by attention or an MLP, whose own activations must be kept
-# or computed again from the rebuilt state; this cell covers the residual stream, not the sublayers.
+# The table shows the relative differences from autograd after 48 rewrites. In both precisions they are rounding. In a
+# real layer, attention or an MLP computes $\mathbf{k}$, $\mathbf{v}$ and $\beta$ from the state, and the activations of
+# these sublayers must be stored or computed again from the rebuilt state. This check covers the residual stream, not
+# the sublayers.
 
 # %% [markdown]
 # ## What was shown and what was not
 #
-# **Shown:** the identity in symbols; a walk back over all states that is exact but for rounding at every gate,
-# overwrites included, with a bound on the drift that holds for every number observed; that it holds to rounding in
-# fp64, in fp32 and with bf16 products on an fp32 state, for random streams and for trained models of 12 and 24
-# layers, and that in a bf16 state rounding itself is too coarse; what it saves ($d_v = 4$: about four times, $d_v =
-# 1$: nothing unless $\mathbf{k}$ is kept anyway); that inverting the layer is no substitute; gradients through 48
-# given rewrites with one state in memory.
+# **Shown:** the identity in symbols; that walking back over all states is exact up to rounding at every gate, including
+# overwrites, with a bound on the drift that holds for every observed number; that it works in fp64, in fp32 and with
+# bf16 products on an fp32 state, for random streams and for trained models of 12 and 24 layers, and that the rounding
+# of a bf16 state is too coarse for an exact inverse; how much memory it saves (a factor of about four with $d_v = 4$,
+# nothing with $d_v = 1$ unless $\mathbf{k}$ is stored anyway); that inverting the rewrite is no substitute; gradients
+# through 48 given rewrites with one state in memory.
 #
-# **Not shown:** a training run that uses it, its speed, or its peak memory. The models are small ($d = 32$) and
-# barely trained; how much larger the last state of a fully trained model is than the first, which is what the drift
-# depends on, was not measured here. Neither was the effect of computing a sublayer again from a rebuilt state instead
-# of the original one.
+# **Not shown:** a training run with rebuilt states, its speed, or its peak memory. The models are small ($d = 32$) and
+# barely trained. The drift depends on how much larger the last state is than the first, and this was not measured for a
+# fully trained model. Nor was the effect of computing a sublayer again from a rebuilt state instead of the original
+# one.
 
 # %% [markdown]
-# ## The paper's claims, and what these notebooks found
+# ## The paper's claims and what these notebooks found
 #
-# One row a claim about the method, in the order of the paper. *Exact* means a proof in symbols or an equality of bits;
-# *to rounding* means fp64 with a stated tolerance; *example* means that one seeded case shows it possible and no more.
-# Claims about trained language models (losses, accuracies, speeds) are not decided by algebra and stand in the report.
+# The table has one row per claim about the method, in the order of the paper. *Exact* means a proof in symbols or
+# equality of bits; *to rounding* means fp64 with a stated tolerance; *example* means that one seeded case shows that it
+# is possible, and no more. Claims about trained language models (losses, accuracies, speeds) cannot be decided by
+# algebra; the report covers them.
 
 # %%
 CLAIMS = pd.read_csv(ROOT / "paper" / "claims.csv", dtype=str)

@@ -13,13 +13,12 @@
 # %% [markdown]
 # # What do the tasks ask, and can their scores be trusted?
 #
-# The paper scores its models on eight multiple-choice benchmarks. Where they can be had, they are fetched at pinned
-# revisions and run in full by the definitions of lm-evaluation-harness. At the offline scales a stand-in takes the
-# place of each: a task made from held-out documents of the corpus, with as many choices as the benchmark of its
-# column and nothing else in common with it. This page is the data card of the tasks of this scale. It says how they
-# are made, shows an item of each, and looks for the three ways in which a score could mean less than it seems: a task
-# that can be solved without the text, a task that an untrained model solves, and items that the training data
-# contain.
+# The paper scores its models on eight multiple-choice benchmarks. Where they are available, they are downloaded at
+# pinned revisions and run in full, as lm-evaluation-harness defines them. The offline scales replace each benchmark by
+# a stand-in: a task made from held-out documents of the corpus, with the same number of choices as the benchmark and
+# nothing else in common with it. This page is the data card for the tasks of this scale. It describes how they are
+# made, shows an item of each, and checks for three reasons why a score could mean less than it seems: the task can be
+# solved without reading the text, an untrained model can solve it, or its items are in the training data.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -47,10 +46,11 @@ print(f"{data.scale.title} scale, {len(manifest['tasks'])} tasks in {folder}")
 # %% [markdown]
 # ## The card
 #
-# A stand-in item is one line of held-out prose: a docstring or a page of documentation that is in no training
-# document. The model sees the lines above it and its beginning, and chooses how it goes on. What these tasks measure
-# is whether the model knows what is plausible *locally* (which word, which order, which number), because that is what
-# a model of a million parameters has learned after a million tokens; questions about content are at chance for it.
+# A stand-in item is made from one line of held-out prose, from a docstring or a page of documentation; the line is in
+# no training document. The model sees the preceding lines and the beginning of the line, and chooses how it continues.
+# The tasks measure whether the model knows what is plausible *locally* (which word, which order, which number). That is
+# what a model with a million parameters learns from a million tokens; on questions about content it would score at
+# chance.
 
 # %%
 builders = {task.name: " ".join((task.build.__doc__ or "").split("\n\n")[0].split()) for task in TASKS}
@@ -76,13 +76,13 @@ card.style.hide(axis="index")
 # %% [markdown]
 # ## An item of each
 #
-# The right choice is marked with an arrow. In the last task the options stand in the text, and what is scored is the
+# An arrow marks the right choice. In the last task the options are inserted in the text, and the score is that of the
 # rest of the line.
 
 
 # %%
 def first_item(name: str) -> dict:
-    """The first test item of a task, as its file has it."""
+    """The first test item of a task, as stored in its file."""
     path = folder / manifest["tasks"][name]["test"]["file"]
     if path.suffix == ".parquet":
         return {key: str(value) for key, value in pd.read_parquet(path).iloc[0].items()}
@@ -90,7 +90,7 @@ def first_item(name: str) -> dict:
 
 
 def show(item: dict) -> str:
-    """An item as text: the query, then its choices."""
+    """An item as text: the query, followed by its choices."""
     if "choices" not in item or not isinstance(item["choices"], list):
         return "\n".join(f"{key}: {value}" for key, value in item.items() if key != "document")
     marks = ["->" if index == item["gold"] else "  " for index in range(len(item["choices"]))]
@@ -101,39 +101,40 @@ for name, task in manifest["tasks"].items():
     print(f"{name} ({task['column']})\n{show(first_item(name))}\n")
 
 # %% [markdown]
-# ## What keeps the stand-ins honest
+# ## How the stand-ins avoid shortcuts
 #
-# - A line serves one task only, so that the columns of a table do not rise and fall together because they share text.
+# - A line is used by one task only, so the columns of a table are not correlated through shared text.
 # - Lines that occur in a training document are dropped.
-# - Demonstrations come from other documents than test items: no prompt shows an answer.
-# - A document gives a task ten items at most; a few large generated modules would otherwise make up most of it.
-# - The choices of an item are exchangeable for whoever ignores the text. How many distractors are more frequent than
-#   the right word is drawn by a coin, because a window centred on it would make "the middle one" a winning guess;
-#   endings have equal word counts; orders are the four elements of a swap group; prepositions and plural forms are
-#   balanced.
-# - The right choice stands at every position equally often.
+# - Demonstrations and test items come from different documents, so no prompt contains an answer.
+# - A document contributes at most ten items to a task; otherwise a few large generated modules would make up most of
+#   it.
+# - Without the text, the choices of an item cannot be told apart. How many distractors are more frequent than the right
+#   word is random; if distractors were always chosen from both sides, "the one in the middle" would be a winning guess.
+#   Endings have the same number of words, orders are the four elements of a swap group, and prepositions and plural
+#   forms are balanced.
+# - The right choice is at every position equally often.
 
 # %%
 if offline:
     lines = manifest["lines"]
-    print(f"{lines['held_out']} held-out lines, {lines['in_training']} of them also in training and dropped")
-    print(f"test items use {lines['test']['used']} of {lines['test']['lines']} lines, no line twice")
+    print(f"{lines['held_out']} held-out lines, {lines['in_training']} of them dropped: they are also in training")
+    print(f"test items use {lines['test']['used']} of {lines['test']['lines']} lines, none of them twice")
     for name in manifest["tasks"]:
         text = (folder / manifest["tasks"][name]["test"]["file"]).read_text(encoding="utf-8")
         items = [json.loads(line) for line in text.splitlines()]
         positions = Counter(item.get("gold", item.get("answer")) for item in items)
         assert max(positions.values()) - min(positions.values()) <= 1, name
         assert max(Counter(item["document"] for item in items).values()) <= 10, name
-    print("right choices: every position equally often; documents: ten items of a task at most")
+    print("right choices: at every position equally often; documents: at most ten items per task")
 else:
     print("The benchmarks are used as they are, in full.")
 
 # %% [markdown]
 # ## Can they be solved without reading, or without learning?
 #
-# Three ways to answer that should come out at chance: the choice that is most frequent by the word counts of the
-# training documents, always the shortest choice, and a model with its initial weights. A result within three standard
-# errors of chance is what a fair task gives in 997 of 1,000 cases; a star marks the others.
+# Three strategies should score at chance: picking the choice that is most frequent by the word counts of the training
+# documents, picking the shortest choice, and a model with its initial weights. On a fair task, 997 of 1,000 results are
+# within three standard errors of chance; a star marks results outside that range.
 
 # %%
 scores = {shots: json.loads((data.path / f"evals/random-init/{shots}shot.json").read_text()) for shots in SHOTS}
@@ -151,14 +152,15 @@ print(f"farthest from chance: {worst:.1f} standard errors")
 pd.DataFrame(rows).style.hide(axis="index")
 
 # %%
-assert worst < 5, "a task that is solved without reading or learning: its column would mean nothing"
+assert worst < 5, "a task can be solved without reading or learning; its column would mean nothing"
 
 # %% [markdown]
 # ## Are items in the training data?
 #
-# Held-out documents repeat phrases, and sometimes whole sentences, of training documents. For each item, with its
-# right answer, we ask whether any stretch of its tokens occurs in the training shards. Eight tokens are often a turn
-# of phrase; thirteen are rarely shared by accident. A share of items with a *whole* match would be a real leak.
+# Held-out documents repeat phrases, and sometimes whole sentences, of training documents. For each item, including its
+# right answer, we search the training shards for every sequence of eight and of thirteen consecutive tokens. Eight
+# shared tokens are often just a common phrase; thirteen are rarely shared by accident. Items that match *as a whole*
+# would be a real leak.
 
 # %%
 path = data.path / "contamination.json"
@@ -178,6 +180,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## What was and was not shown
 #
-# The checks bound what a score may owe to frequency, length, position and chance, and the search bounds what it may
-# owe to copies of the items. They do not show that a task measures what its name says, nor that an item is new to a
-# model in other words. `11_downstream` has the scores, and those on the items without a match.
+# The checks limit how much of a score can come from frequency, length, position and chance, and the search limits how
+# much can come from copies of the items. They do not show that a task measures what its name says, or that the training
+# data do not express the content of an item in other words. `11_downstream` has the scores, including those on the
+# items without a match.

@@ -9,12 +9,13 @@
 # %% [markdown]
 # # Does one learning rate serve all designs?
 #
-# All runs of a scale share one learning rate, as the paper's do. If one design preferred another rate than its
-# rivals, a shared one would be a handicap, and a lead could be an artefact of tuning. Here the rate is scanned for the
-# baseline and for DDL with everything else fixed: same initial weights, data order, schedule and number of tokens.
+# All runs of a scale share one learning rate, as in the paper. If one design preferred a different rate than the
+# others, sharing a rate would put it at a disadvantage, and another design's lead could be an artefact of tuning. This
+# notebook scans the rate for the baseline and for DDL, with everything else fixed: initial weights, data order,
+# schedule and number of tokens.
 #
-# The initialisation scales with width and depth in the manner of muP (Sec. 4.1), which is meant to make a rate carry
-# over from one size to another; panels of two sizes show whether it does.
+# The initialisation scales with width and depth in the style of muP (Sec. 4.1), so that a good rate for one size should
+# also be good for another. If two sizes were scanned, the panels show whether it is.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -35,15 +36,15 @@ sweep = pd.read_csv(Path(results) / "sweep.csv", keep_default_na=False, na_value
 shared = data.scale.training.learning_rate
 print(
     f"{data.scale.title} scale: {sweep['steps'].max()} of {data.scale.training.steps} steps, "
-    f"{sweep['tokens'].max():,} tokens a run, seeds {sweep['seed'].unique().tolist()}; the shared rate is {shared:g}"
+    f"{sweep['tokens'].max():,} tokens per run, seeds {sweep['seed'].unique().tolist()}; the shared rate is {shared:g}"
 )
 
 # %% [markdown]
 # ## The curves
 #
-# Validation loss after the last step against the peak of the learning rate; the floor of the schedule moves with the
-# peak. The dotted line is the rate that all runs of this scale share. A cross at the upper edge is a rate at which
-# training diverged.
+# The curves show the validation loss after the last step against the peak learning rate; the minimum of the schedule
+# scales with the peak. The dotted line is the rate that all runs of this scale share. A cross at the upper edge marks a
+# rate at which training diverged.
 
 # %% alt="Validation loss against learning rate, one line for each design, one panel for each size"
 sizes = list(dict.fromkeys(sweep["size"]))
@@ -68,8 +69,8 @@ save_figure(figure, results, "learning_rate")
 # %% [markdown]
 # ## Which rate each design prefers
 #
-# The best rate of the scan, and what a design gives away by the shared one: its loss there minus its best loss. A
-# best rate at an end of the scan is a bound, not an optimum.
+# The table gives the best rate of the scan, and what a design loses by using the shared rate: its loss at the shared
+# rate minus its best loss. If the best rate is at an end of the scan, the true optimum may be outside.
 
 # %%
 rows = []
@@ -95,6 +96,6 @@ losses.sort_index().round(4)
 # %% [markdown]
 # ## What was and was not shown
 #
-# The table says how far the shared rate is from each side's own at this scale, for these seeds, in the number of steps
-# above; a longer run usually prefers a somewhat lower rate. Other settings, the weight decay and the warm-up among
-# them, were not scanned.
+# The table shows how far the shared rate is from each design's own best rate at this scale, for these seeds and with
+# the number of steps above. Longer runs usually prefer a somewhat lower rate. Other settings, such as weight decay and
+# warm-up, were not scanned.

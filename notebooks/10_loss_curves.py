@@ -14,8 +14,8 @@
 # # Does a rewrite learn faster than an addition?
 #
 # The paper trains six residual designs at two sizes and reports their loss curves (Figures 2 to 4) and their final
-# validation losses (Table 3). This notebook draws the same figures and the same table from our runs and puts the
-# published losses beside ours. It trains nothing.
+# validation losses (Table 3). This notebook makes the same figures and the same table from our runs and shows the
+# published losses next to ours. It trains nothing.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -38,15 +38,15 @@ print(scale_note(data))
 # %% [markdown]
 # ## The curves
 #
-# Every panel leaves out the fall from the logarithm of the vocabulary size during the first tenth of the tokens,
-# which all designs share. A training loss is the mean over the batches since the last record, so it is noisy;
-# validation losses are on a fixed set of sequences, the same for all runs, so a difference between two of them is not
-# one of data.
+# The panels omit the first tenth of the tokens, in which the loss of every design falls from the logarithm of the
+# vocabulary size. A training loss is the mean over the batches since the last record, so it is noisy. Validation losses
+# are computed on a fixed set of sequences, the same for all runs, so a difference between two of them is not due to the
+# data.
 
 
 # %%
 def training_and_validation(size: str) -> plt.Figure:
-    """One size: training loss on the left, validation loss on the right, all variants."""
+    """Figure for one size: training loss on the left, validation loss on the right, all variants."""
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
     for axes, quantity in zip(panels, ("train_loss", "val_loss"), strict=True):
         draw_curves(axes, data, size, quantity, data.variants)
@@ -55,7 +55,7 @@ def training_and_validation(size: str) -> plt.Figure:
 
 
 def finish(figure: plt.Figure, axes: plt.Axes, title: str) -> None:
-    """One title and one legend for all panels."""
+    """Add one title and one legend for all panels."""
     figure.suptitle(title, fontsize="medium")
     handles, labels = axes.get_legend_handles_labels()
     if handles:
@@ -77,7 +77,7 @@ figure4 = training_and_validation("medium")
 save_figure(figure4, results, "figure4")
 
 # %% [markdown]
-# **Figure 3.** The designs with a delta rule alone, both sizes.
+# **Figure 3.** Only the designs with a delta rule, both sizes.
 
 # %%
 figure3, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
@@ -90,17 +90,17 @@ save_figure(figure3, results, "figure3")
 # %% [markdown]
 # ## The final losses
 #
-# Ours are on the whole validation split, after the last step. A published loss belongs to other data, another
-# tokenizer and many times the tokens, unless this is the paper's scale: compare the differences between rows, not the
-# levels.
+# Our losses are those of the whole validation split after the last step. Unless this is the paper's scale, the
+# published losses come from other data, another tokenizer and many times as many tokens: compare the differences
+# between rows, not the levels.
 
 # %%
 write_table(
     loss_table(data),
     results,
     "table3",
-    "Validation loss (nats per token) and perplexity after the last step, ours beside the published values.",
-    f"{scale_note(data)}. Best of each column in bold. Seeds a run: {len(data.scale.seeds)}.",
+    "Validation loss (nats per token) and perplexity after the last step: ours and the published values.",
+    f"{scale_note(data)}. Best of each column in bold. Seeds per design: {len(data.scale.seeds)}.",
 )
 
 # %% [markdown]
@@ -119,6 +119,6 @@ pd.DataFrame(deltas).astype(float).round(4)
 # ## What was and was not shown
 #
 # The curves and the table show in which order these designs learn at this scale, on this corpus, with these settings.
-# Where there is one seed there is no error bar, and a difference between two rows may be the seed's. The order at a
-# scale far below the paper's says little about the order at the paper's, because early in training the initial value
-# of the write target alone can decide who leads.
+# With only one seed there are no error bars, and a difference between two rows may be due to the seed. At a scale far
+# below the paper's, the order says little about the order at the paper's scale, because early in training the initial
+# value of the write target alone can decide which design leads.

@@ -14,15 +14,16 @@
 # # Does the lower loss help on tasks?
 #
 # The paper scores its models on eight multiple-choice benchmarks with one example in the prompt (Tables 1 and 2) and
-# with none (Tables 7 and 8). This notebook sets the same four tables from our evaluations and asks of every
-# difference, ours and the paper's, whether it is larger than its noise. At the offline scales a column holds a
-# stand-in for its benchmark, which `08_tasks` describes. The first row of each table names it, the next two say what
-# guessing scores and what the small baseline scores before training.
+# with none (Tables 7 and 8). This notebook makes the same four tables from our evaluations and asks of every
+# difference, ours and the paper's, whether it is larger than its noise. At the offline scales a column holds a stand-in
+# for its benchmark; `08_tasks` describes the stand-ins. The first row of each table names the task. The next two rows
+# are the score of guessing and that of the small baseline before training.
 #
-# Accuracies have the standard error of a mean over the items of the task. A difference to the baseline has more to go
-# by: all designs answer the same items, so it is taken item by item, and what is hard for both drops out. Its 95 %
-# interval is that of a bootstrap which draws items, and seeds where there are several. **Bold** is a difference whose
-# interval leaves out zero; among 45 differences of a table two or three are bold by chance.
+# Accuracies have the standard error of a mean over the items of the task. A difference from the baseline can be
+# measured more precisely: all designs answer the same items, so the difference is taken item by item, and variation in
+# the difficulty of the items cancels. Its 95 % interval comes from a bootstrap that draws items, and seeds if there are
+# several. A difference is **bold** if its interval excludes zero; of the 45 differences in a table, two or three are
+# bold by chance.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -45,13 +46,13 @@ print(scale_note(data))
 
 # %%
 def accuracy_table(number: int, size: str, shots: int) -> object:
-    """Write one of the four tables and show it."""
-    caption = f"{shots}-shot accuracy in percent, {size} models: ours, their differences to the baseline, the paper's."
+    """Write and show one of the four tables."""
+    caption = f"{shots}-shot accuracy in percent, {size} models: ours, differences from our baseline, the paper's."
     note = (
         f"{scale_note(data)}. ± is the standard error over the items of a task; the published tables have none, so "
-        "theirs is the binomial one of the benchmark's number of items. Bold differences have an interval without zero"
-        f"{'' if several else '; with one seed it says nothing about another'}. Bold and underlined published values, "
-        "best and second, are the paper's."
+        "theirs is the binomial error for the benchmark's number of items. Bold differences have an interval without 0"
+        f"{'' if several else '; it does not cover the variation between seeds'}. Bold and underlined published values "
+        "are the best and second best of the paper."
     )
     return write_table(downstream_table(data, size, shots), results, f"table{number}", caption, note)
 
@@ -77,8 +78,8 @@ accuracy_table(8, "medium", 0)
 # %% [markdown]
 # ## The averages against the baseline
 #
-# Points by which the eight-task average of a design differs from the baseline's: ours with the paired 95 % interval,
-# the paper's with the standard error of a difference of two independent averages.
+# The table shows by how many points the eight-task average of a design differs from that of the baseline: ours with the
+# paired 95 % interval, the paper's with the standard error of a difference of two independent averages.
 
 # %%
 paper = published_accuracy()
@@ -93,7 +94,7 @@ def ours(slug: str, size: str, shots: int) -> str:
 
 
 def theirs(slug: str, size: str, shots: int) -> str:
-    """The paper's, with its standard error."""
+    """The paper's difference of the averages and its standard error, in points."""
     if (size, shots, slug, "Avg.") not in paper:
         return DASH
     (value, error), (base, base_error) = paper[size, shots, slug, "Avg."], paper[size, shots, BASELINE, "Avg."]
@@ -112,9 +113,10 @@ pd.DataFrame(
 # %% [markdown]
 # ## How many of the paper's gains exceed their noise?
 #
-# The paper prints no standard errors. Each of its accuracies is a count of right answers among a known number of
+# The paper prints no standard errors. Each of its accuracies is the fraction of right answers among a known number of
 # items, which implies the binomial standard error $\sqrt{p\,(1 - p) / n}$, between 0.5 points (Hellaswag) and 2.2
-# (OpenBookQA); two accuracies, taken for independent, differ by noise of $\sqrt{2}$ times that.
+# points (OpenBookQA). If two accuracies were independent, the standard error of their difference would be $\sqrt{2}$
+# times as large.
 
 
 # %%
@@ -133,10 +135,10 @@ def count_gains(correlation: float = 0.0) -> None:
 count_gains()
 
 # %% [markdown]
-# If nothing had changed, one difference in forty would exceed 1.96 standard errors upwards by chance. The models
-# answer the same items, though, and their answers are correlated: at a correlation of $\rho$ the noise of a
-# difference is smaller by a factor of about $\sqrt{1 - \rho}$. The paper's answers are not published, so its $\rho$
-# is not known. That of *our* models is:
+# If the designs were equally good, one difference in forty would be more than 1.96 standard errors above zero by
+# chance. But the models answer the same items, and their answers are correlated: with a correlation of $\rho$, the
+# noise of a difference is smaller by a factor of about $\sqrt{1 - \rho}$. The paper's answers are not published, so its
+# $\rho$ is not known. For *our* models it is:
 
 # %%
 correlations = {}
@@ -158,15 +160,17 @@ if typical == typical:
     count_gains(typical)
 
 # %% [markdown]
-# With answers as correlated as ours, more of the published gains would be beyond their noise, and that all of one
-# sign are is a further hint. The counts do not say that the gains are not there. They say that the printed numbers
-# alone do not show most of them, and how much the answers to the items, which cost nothing to keep, would have added.
+# If the paper's answers are as correlated as ours, more of its gains exceed their noise. That most of the differences
+# are positive is further evidence. The counts do not mean that the gains are absent. They mean that the printed numbers
+# alone do not establish most of them. The answers to the single items, which cost nothing to keep, would have shown
+# much more.
 
 # %% [markdown]
-# ## Without the items that the training data touch
+# ## Without the items that overlap with the training data
 #
-# The average over the tasks, in percent, of all items and of those that share no thirteen tokens in a row with the
-# training data (`08_tasks`). What a model gains by having seen an item is the difference of the two.
+# The table shows the average over the tasks, in percent, for all items / for the items that share no thirteen
+# consecutive tokens with the training data (`08_tasks`). The difference of the two shows how much a model gains from
+# items it has seen.
 
 # %%
 items = data.path / "contamination.parquet"
@@ -187,8 +191,8 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # ## What was and was not shown
 #
-# The tables show whether models of this scale have learned anything that these tasks ask for (compare the chance row)
-# and which designs differ from the baseline by more than the choice of items explains. With one seed they do not show
-# that another training run would give the same order. They do not show that the paper's ranking holds: most of its
-# differences are within the noise of their own number of items, and a stand-in task measures what its name says and
-# not what the benchmark of its column measures.
+# The tables show whether models of this scale have learned anything that these tasks ask for (compare the row for
+# chance), and which designs differ from the baseline by more than the choice of items explains. With one seed they do
+# not show that another training run would give the same order. They do not show that the paper's ranking holds: most of
+# its differences are within the noise of a benchmark with that many items, and a stand-in task does not measure what
+# the benchmark of its column measures.

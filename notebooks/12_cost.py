@@ -13,10 +13,10 @@
 # %% [markdown]
 # # What does the rewrite cost?
 #
-# The paper's Tables 4 and 5 put parameters, loss and accuracy beside throughput and peak memory. This notebook sets
-# both tables from our measurements: of the models of this scale, and of models of the paper's shapes on a GPU, where
-# `benchmarks/gpu.py` has measured them. Tokens per second of two machines do not compare, ratios to the baseline of the
-# same machine do to some degree: both are shown, ours first.
+# The paper's Tables 4 and 5 give parameters, loss and accuracy together with throughput and peak memory. This notebook
+# makes both tables from our measurements. They cover the models of this scale and, if `benchmarks/gpu.py` has measured
+# them on a GPU, models of the paper's shapes. Tokens per second cannot be compared between machines. Ratios to the
+# baseline on the same machine can, to some degree. Both are shown, ours first.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -41,11 +41,11 @@ data.cost().dropna(axis="columns", how="all").groupby("size").first().filter(
 
 # %%
 def costs(number: int, size: str) -> object:
-    """Write one of the two tables and show it."""
+    """Write and show one of the two tables."""
     caption = f"Cost and quality of the {size} models: ours at this scale and at the paper's shapes, then the paper's."
     note = (
-        f"{scale_note(data)}. A ratio is to the baseline of the same block; ours is the median over rounds in which "
-        "the designs take turns, in brackets its 20th and 80th percentile. Avg eval is the one-shot average in percent."
+        f"{scale_note(data)}. Ratios are relative to the baseline of the same block; ours are medians over rounds in "
+        "which the designs take turns, 20th and 80th percentiles in brackets. Avg eval: one-shot average in percent."
     )
     return write_table(cost_table(data, size), results, f"table{number}", caption, note)
 
@@ -65,8 +65,8 @@ costs(5, "medium")
 # %% [markdown]
 # ## Loss against speed
 #
-# Left and up is dearer, down is better: relative training throughput against the difference in loss to the baseline.
-# Filled marks are ours, hollow ones the paper's.
+# The figure shows the difference in loss from the baseline against the relative training throughput. Points further
+# left train more slowly; points further down have a lower loss. Filled markers are ours, hollow markers the paper's.
 
 # %%
 sources = {"ours": measured(data), "published": published_numbers(data)}
@@ -88,7 +88,8 @@ if handles:
 # ## What was and was not shown
 #
 # The first block shows what the rewrite costs at the shapes of this scale, on this device, with this implementation.
-# Its ratios are not the paper's: it measured wide models on four GPUs with fused kernels, where the rewrite is bound by
-# memory traffic; at small widths and on a processor the fixed cost of each operation weighs more. The second block has
-# the paper's shapes on one GPU, or a dash until they are measured on one. Peak memory is what `peak_mem_kind` above
-# says; on another kind of device it is another quantity, and only its factors may be compared.
+# Its ratios differ from the paper's. The paper measured wide models on four GPUs with fused kernels, where memory
+# traffic limits the rewrite; at small widths and on a CPU the fixed cost of each operation matters more. The second
+# block shows the paper's shapes on one GPU, or dashes until they have been measured. `peak_mem_kind` above states what
+# peak memory means on this device. It is a different quantity on other kinds of devices, so only ratios can be
+# compared.

@@ -124,7 +124,7 @@ PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_to
         ),
         (
             {"name": "web"},
-            "corpus.name: expected one of package-docs, text, parquet-dataset, shards, found 'web'",
+            "corpus.name: expected one of package-docs, text, parquet-dataset, shards",
         ),
         ({"path": "x"}, "missing key corpus.name"),
         ("text", "corpus: expected a mapping, found 'text'"),

@@ -90,3 +90,20 @@ def test_imports_from_the_package_in_examples_work(page):
                 if module.split(".")[0] == "ddl":
                     assert name is None or hasattr(importlib.import_module(module), name), f"{module}.{name}"
                     assert importlib.util.find_spec(module), module
+
+
+def found(name: str) -> bool:
+    """Whether a dotted name is a module or an attribute of one."""
+    try:
+        if importlib.util.find_spec(name):
+            return True
+    except ModuleNotFoundError:
+        pass
+    module, _, attribute = name.rpartition(".")
+    return hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("page", sorted(TEXTS.keys() - {HISTORY}))
+def test_names_of_the_package_in_the_text_exist(page):
+    names = set(re.findall(r"`(?:import )?(ddl(?:\.\w+)+)`", TEXTS[page]))
+    assert sorted(name for name in names if not found(name)) == []

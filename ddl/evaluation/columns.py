@@ -1,4 +1,4 @@
-"""What a column of the accuracy tables shows: its task, or all items of its tasks together if it has several."""
+"""Combine tasks into the columns of the accuracy tables: a column with several tasks pools their items."""
 
 import math
 from collections.abc import Iterable
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def by_column(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Column -> its result, in the order in which columns appear.
+    """Map each column to its result, in order of first appearance.
 
     Args:
-        results: one per task, with column, metric, value, stderr, n, chance and, if it is to be named, task.
+        results: one per task, with column, metric, value, stderr, n, chance and optionally the task's name as `task`.
 
     Returns:
-        The result of a task that has its column for itself, unchanged; else the accuracy on the items of all tasks of
-        the column, with the standard error of a mean over independent items.
+        For a column with one task, its result unchanged. For a column with several, the accuracy over the items of all
+        its tasks, with the standard error of a mean over independent items.
     """
     members: dict[str, list[dict[str, Any]]] = {}
     for result in results:

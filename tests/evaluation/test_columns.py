@@ -1,4 +1,4 @@
-"""Two tasks in one column of the accuracy tables, from the row in TASKS to the cell."""
+"""Two tasks in one column of the accuracy tables, from the entry in TASKS to the table cell."""
 
 import json
 import math
