@@ -93,7 +93,7 @@ def report_settings(wildcards):
 
 
 def derivation_settings(wildcards):
-    """What derivations show and check of all scales: shapes, how models are computed, and recipes."""
+    """Settings of all scales that derivations show and check: shapes, execution and recipes."""
     names = ("sequence_length", "sizes", "tokenizer", "execution")
     shown = {scale.name: {name: changed_settings(scale)[name] for name in names} for scale in SCALES.values()}
     return shown, {scale.name: scale.training.determining() for scale in SCALES.values()}

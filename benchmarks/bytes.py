@@ -1,11 +1,11 @@
-"""Bytes that the kernels move per token, counted, beside the least possible and what eager PyTorch moves.
+"""Count the bytes per token that the kernels move, and compare with the minimum and with eager PyTorch.
 
-    TRITON_INTERPRET=1 python -m benchmarks.bytes [--csv results/reference/kernel_bytes.csv]
+    TRITON_INTERPRET=1 python -m benchmarks.bytes [--csv results/reference/kernels/bytes.csv]
 
-Triton's interpreter runs the launchers and every unmasked element of every load and store is counted. An address that a
-launch touches counts once as memory traffic; the times after that are served by a cache (halos, parameters, rows that
-are read again) and counted apart. PyTorch operations that a launcher calls, such as the sum of partial gradients, and
-those of the eager composition count their inputs and outputs. Bytes of bf16 activations and fp32 parameters.
+Triton's interpreter runs the launchers, and every unmasked element of every load and store is counted. The first access
+of a launch to an address counts as memory traffic. Repeated accesses (halos, parameters, rows read again) are assumed
+to be served by a cache and are counted separately. For PyTorch operations, in launchers (e.g. the sum of partial
+gradients) and in the eager composition, inputs and outputs are counted. Activations are bf16, parameters fp32.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from benchmarks.measure import Rows, origin
 from ddl.ops.dispatch import INTERPRETED
 
 BF16 = 2  # bytes
-# Vectors of d numbers in the authors' public code for DDL-CC: one kernel for the rewrite, compression and norm apart.
-# Forward 9 + 5 + 2; backward 14 + 9 + 3, and 12 to add the two gradients in X'. All else is eager there.
+# Vectors of d numbers per token in the authors' public code for DDL-CC, which has one kernel for the rewrite and
+# separate operations for compression and norm. Forward 9 + 5 + 2; backward 14 + 9 + 3, plus 12 to add the two gradients
+# in X'. Everything else in their code is eager.
 AUTHORS = {
     ("rewrite", "forward"): 9,
     ("rewrite", "backward"): 14,
@@ -39,14 +40,14 @@ AUTHORS = {
 
 
 class Traffic(NamedTuple):
-    """Bytes between memory and processor, and those that a cache serves."""
+    """Bytes moved between memory and processor, and bytes served by a cache."""
 
     memory: int
     cache: int
 
 
 class EagerTraffic(TorchDispatchMode):
-    """Counts inputs and outputs of the PyTorch operations that are called; views and empty tensors cost nothing."""
+    """Count the bytes of inputs and outputs of PyTorch operations; views and empty tensors are free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class EagerTraffic(TorchDispatchMode):
         results = func(*args, **(kwargs or {}))
         is_view = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
         if not is_view and "empty" not in func._schema.name:
-            # Indexing reads as much as it writes, not the whole tensor.
+            # Indexing reads only the elements that it returns.
             read = results if func._schema.name == "aten::index" else (args, kwargs)
             tensors = [leaf for leaf in tree_leaves((read, results)) if isinstance(leaf, Tensor)]
             self.bytes += sum(stored_bytes(tensor) for tensor in tensors)
@@ -64,15 +65,17 @@ class EagerTraffic(TorchDispatchMode):
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of the elements that lie in memory: an expanded axis counts once."""
+    """Bytes that a tensor occupies in memory; an expanded axis counts once."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return int(np.prod(sizes)) * tensor.element_size()
 
 
 @contextmanager
 def recorded_accesses() -> Iterator[dict[str, list[tuple[np.ndarray, int]]]]:
-    """Addresses and sizes of all elements that interpreted kernels load and store; copies that the interpreter makes of
-    its arguments are not seen by `EagerTraffic`."""
+    """Record addresses and sizes of all elements that interpreted kernels load and store.
+
+    Hides the interpreter's copies of kernel arguments from `EagerTraffic`.
+    """
     accesses: dict[str, list[tuple[np.ndarray, int]]] = {"load": [], "store": []}
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     launch = GridExecutor.__call__
@@ -103,7 +106,7 @@ def recorded_accesses() -> Iterator[dict[str, list[tuple[np.ndarray, int]]]]:
 
 
 def count(run: Callable[[], object]) -> Traffic:
-    """The traffic of a launcher: of its kernel, and of the PyTorch operations before and after."""
+    """Traffic of a launcher: its kernel and the PyTorch operations that it calls."""
     memory = cache = 0
     with EagerTraffic() as eager, recorded_accesses() as accesses:
         run()
@@ -117,11 +120,11 @@ def count(run: Callable[[], object]) -> Traffic:
 
 
 def floor(operation: str, direction: str, d_v: int) -> int:
-    """Vectors of d numbers per token when each operand is read once and each result is written once.
+    """Minimum traffic in vectors of d numbers per token: read each operand once and write each result once.
 
-    The forward pass reads the state, writes the next one and moves one more vector, the fused rewrite two: h and c. The
-    backward pass reads the state and the gradient of the result, writes the gradient of the state, and moves every
-    vector with its gradient.
+    The forward pass reads the state, writes the next state and moves one more vector; the fused rewrite moves two, h
+    and c. The backward pass reads the state and the gradient of the result, writes the gradient of the state, and moves
+    every vector and its gradient.
     """
     if operation.startswith("fused_rewrite"):
         return 2 * d_v + 2 if direction == "forward" else 3 * d_v + 3
@@ -133,7 +136,7 @@ def floor(operation: str, direction: str, d_v: int) -> int:
 
 
 def eager_traffic(operation: str, d: int, d_v: int) -> dict[str, int]:
-    """Bytes of both passes of the composition in PyTorch, all in bf16."""
+    """Bytes of the forward and backward pass of the eager composition, entirely in bf16."""
     case = make_case(operation, d, d_v, 1, TOKENS, torch.bfloat16, torch.device("cpu"), seed=0).in_dtype(torch.bfloat16)
     with EagerTraffic() as forward:
         outputs = case.forward(case.reference)
@@ -143,7 +146,7 @@ def eager_traffic(operation: str, d: int, d_v: int) -> dict[str, int]:
 
 
 def table(d: int) -> Iterator[dict[str, Any]]:
-    """Rows of the table at one width, in bytes per token."""
+    """Yield the rows of the table for one width, in bytes per token."""
     stored = {(each.operation, each.d_v, each.direction): each for each in paper_passes(d, "cpu")}
     rebuilt = {(each.operation, each.d_v, each.direction): each for each in paper_passes(d, "cpu", in_place=True)}
     for operation, channels in OPERATIONS.items():
@@ -176,10 +179,10 @@ COLUMNS = ("operation", "d_v", "d", "direction", "states", *FIGURES)
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--csv", type=Path, help="add the rows to this file, in bytes per token")
+    parser.add_argument("--csv", type=Path, help="append the rows, in bytes per token, to this file")
     arguments = parser.parse_args(argv)
     if not INTERPRETED:
-        parser.error("TRITON_INTERPRET=1 is needed")
+        parser.error("set TRITON_INTERPRET=1")
     rows = Rows(arguments.csv, COLUMNS, origin(torch.device("cpu"), None)) if arguments.csv else None
     for d in WIDTHS:
         print(f"\nd = {d}: bytes per token (and vectors of d numbers in bf16)\n")

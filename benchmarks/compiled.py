@@ -1,9 +1,8 @@
-"""Compile the kernels for GPUs that are not at hand and print what they need: registers, spills, shared memory.
+"""Compile the kernels for several GPUs, without needing one, and print their registers, spills and shared memory.
 
-    python -m benchmarks.compiled [--csv results/reference/kernel_resources.csv]
+    python -m benchmarks.compiled [--csv results/reference/kernels/resources.csv]
 
-Triton compiles to a cubin or hsaco without a GPU. The kernels compiled are those that the launchers launch at the
-paper's widths.
+Triton compiles to a cubin or hsaco without a GPU. The kernels are those that the launchers call at the paper's widths.
 """
 
 import argparse
@@ -39,12 +38,12 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 @dataclass(frozen=True)
 class Launch:
-    """A call of a kernel.
+    """One launch of a kernel.
 
     Args:
-        kernel: what was called.
-        arguments: by name, tensors on any device.
-        options: of the compiler.
+        kernel: the kernel that is launched.
+        arguments: name -> argument; tensors may be on any device.
+        options: compiler options.
     """
 
     kernel: JITFunction
@@ -52,7 +51,7 @@ class Launch:
     options: dict[str, int]
 
     def compile(self, target: GPUTarget) -> CompiledKernel:
-        """What a launch on this GPU would run; pointers are aligned to 16 bytes, as PyTorch's are."""
+        """Compile the kernel as for a launch on this GPU, with pointers aligned to 16 bytes as in PyTorch."""
         constants, signature, aligned = {}, {}, {}
         for index, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
@@ -68,7 +67,7 @@ class Launch:
 
 
 def record_launches(run: Callable[[], object]) -> list[Launch]:
-    """The launches that a function makes; none is carried out."""
+    """Record the launches of a function without executing them."""
     launches = []
 
     def record(kernel: JITFunction, *, grid: Any, warmup: bool, **arguments: Any) -> None:
@@ -82,7 +81,7 @@ def record_launches(run: Callable[[], object]) -> list[Launch]:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a program needs: registers of a thread, bytes that a thread spills, bytes of shared memory."""
+    """Resources of a program: registers per thread, spilled bytes per thread, and bytes of shared memory."""
 
     registers: int
     spilled: int
@@ -105,12 +104,12 @@ def resources(compiled: CompiledKernel) -> Resources:
 
 
 def global_accesses(launch: Launch, ptx: str) -> dict[str, list[int]]:
-    """Bytes that a thread moves with each load and store through each tensor argument, from the compiled PTX.
+    """Bytes per thread of each load and store, for each tensor argument, from the compiled PTX.
 
-    An address is an argument plus an offset: the register that holds it is followed back to the argument.
+    An address is an argument plus an offset, so the register with the address is traced back to the argument.
     """
     passed = [p.name for p in launch.kernel.params if not p.is_constexpr and launch.arguments[p.name] is not None]
-    holds: dict[str, set[str]] = {}  # register -> the arguments whose addresses it may hold
+    holds: dict[str, set[str]] = {}  # register -> arguments whose addresses it may contain
     accesses: dict[str, list[int]] = {}
     lines = [line.strip() for line in ptx.splitlines()]
     while True:
@@ -133,7 +132,7 @@ def global_accesses(launch: Launch, ptx: str) -> dict[str, list[int]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--csv", type=Path, help="add the rows to this file")
+    parser.add_argument("--csv", type=Path, help="append the rows to this file")
     arguments = parser.parse_args(argv)
     columns = ("operation", "direction", "d_v", "d", "states", "kernel", "target", "registers", "spilled", "shared")
     rows = Rows(arguments.csv, columns, origin(torch.device("cpu"), None)) if arguments.csv else None

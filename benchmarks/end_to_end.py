@@ -1,7 +1,7 @@
-"""Whole training steps and inference passes of the six variants, and what one step of a variant spends its time on.
+"""Time whole training steps and inference passes of all variants, and profile one training step.
 
-What is timed is what `ddl cost` times, by the same code (`ddl.training.cost`): the training step of a run, with its
-precision, its compiled layers, clipping and groups of weight decay, and the forward pass of a batch with its logits.
+The code is that of `ddl cost` (`ddl.training.cost`), so the timed work is the same: the training step of a run, with
+its precision, compiled layers, clipping and weight-decay groups, and the forward pass of a batch with all logits.
 """
 
 import dataclasses
@@ -34,24 +34,24 @@ PROFILE_ROWS = 25
 
 
 class OneLossModel(LanguageModel):
-    """A model with the same loss operation whatever its kernels are: its residual is what is compared."""
+    """A model with the same loss operation for all kernel settings, so that comparisons cover only the residual."""
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         return linear_cross_entropy(self.hidden(ids), self.embedding.weight, targets)
 
 
 class Candidate(Subject):
-    """A subject beside others on the same device, warm, and with a count of the memory that is its own."""
+    """A warmed-up subject that shares the device with others and knows how much memory it holds itself."""
 
     def __init__(self, scale: Scale, config: ModelConfig) -> None:
         before = allocated()
         super().__init__(scale, OneLossModel(config))
-        self.train_step()  # compiles, and makes the state of the optimiser
+        self.train_step()  # compiles the layers and creates the optimiser state
         self.inference()
         self.own_bytes = allocated() - before
 
     def peak_bytes(self) -> int | None:
-        """The most memory allocated on the GPU in a training step, without the memory of the other subjects."""
+        """Peak memory allocated on the GPU in a training step, minus that of the other subjects; None on a CPU."""
         if self.device.type == "cpu":
             return None
         others = allocated() - self.own_bytes
@@ -62,26 +62,29 @@ class Candidate(Subject):
 
 
 def allocated() -> int:
-    """Bytes of tensors on the GPU; 0 without one."""
+    """Bytes of tensors on the GPU; 0 without a GPU."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def executions(scale: Scale) -> tuple[ExecutionConfig, ...]:
-    """How models are computed: as the scale says, then the two ways that this is compared with."""
+    """The execution settings of the scale, and two others for comparison."""
     stored = dataclasses.replace(scale.execution, state_memory="stored")
     return scale.execution, stored, dataclasses.replace(stored, kernels="reference")
 
 
-# Shapes are fixed, and every size, variant and mode has graphs of its own.
+# Shapes are static, and each size, variant and mode needs separate graphs.
 @torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=1000, accumulated_recompile_limit=1000)
 def measure(rows: Rows, scale: Scale, budget: Budget) -> int:
-    """Add rows of training and inference for every execution, size and variant; rows without numbers if time is short.
+    """Add rows for training and inference with every execution, size and variant.
+
+    If time runs out, the remaining rows have a reason instead of numbers.
+
 
     Returns:
-        how many failed.
+        Number of models that failed.
     """
     failed = 0
-    longest = dict.fromkeys(scale.sizes, 0.0)  # seconds that a model of this size took to build and compile
+    longest = dict.fromkeys(scale.sizes, 0.0)  # longest time to build and compile a model of this size, in seconds
     groups = [
         (dataclasses.replace(scale, execution=execution), size)
         for execution in executions(scale)
@@ -90,7 +93,7 @@ def measure(rows: Rows, scale: Scale, budget: Budget) -> int:
     for number, (group, size) in enumerate(groups):
         print(f"{size} models, kernels {group.execution.kernels}, states {group.execution.state_memory}:", flush=True)
         subjects: dict[str, Candidate] = {}
-        gc.collect()  # compiled layers refer to themselves: the models before these go only now
+        gc.collect()  # compiled layers have reference cycles, so free the previous models now
         reasons = {}
         for variant in group.variants:
             before = budget.left()
@@ -101,7 +104,7 @@ def measure(rows: Rows, scale: Scale, budget: Budget) -> int:
             else:
                 try:
                     subjects[variant] = Candidate(group, group.model(size, variant))
-                except Exception as error:  # of one model: the others are measured, the command ends with an error
+                except Exception as error:  # continue with the other models; the command exits with an error
                     reasons[variant], failed = first_line(error), failed + 1
             longest[size] = max(longest[size], before - budget.left())
         rates = take_turns(group, subjects, budget.part(1 / (len(groups) - number)))
@@ -117,7 +120,7 @@ def measure(rows: Rows, scale: Scale, budget: Budget) -> int:
 
 
 def describe(scale: Scale, size: str, variant: str) -> dict[str, Any]:
-    """The columns of a row that say what was measured."""
+    """The columns of a row that describe the measured model."""
     config = scale.model(size, variant)
     shape = {name: getattr(config, name) for name in ("layers", "heads", "width", "vocab_size", "sequence_length")}
     shape |= {"batch_sequences": scale.cost.batch_sequences, "params": parameter_count(config)["total"]}
@@ -127,7 +130,7 @@ def describe(scale: Scale, size: str, variant: str) -> dict[str, Any]:
 
 
 def take_turns(scale: Scale, subjects: dict[str, Candidate], budget: Budget) -> Rates:
-    """The rates of as many rounds as there is time for, after those that warm up."""
+    """Rates of as many rounds as the time allows, without the warm-up rounds."""
     if not subjects:
         return {}
     warmup, rounds = scale.cost.warmup_rounds, []
@@ -147,7 +150,7 @@ def add_measured(
     peak: int | None,
     baseline_peak: int | None,
 ) -> None:
-    """A row for training and one for inference; a ratio is formed within each round."""
+    """Add one row for training and one for inference; ratios are computed within each round."""
     for mode, speed in rates.items():
         row: dict[str, Any] = {**key, "mode": mode, "rounds": len(speed)}
         for name, values in (("tok_per_s", speed), ("ratio", speed / baseline[mode])):
@@ -164,7 +167,7 @@ def add_measured(
 
 
 def profile_step(scale: Scale, size: str, variant: str) -> str:
-    """Where the time of one training step goes, as a table of the slowest kernels (on a CPU: operations)."""
+    """Profile one training step: a table of the slowest kernels (on a CPU: operations)."""
     subject = Candidate(scale, scale.model(size, variant))
     subject.train_step()
     subject.synchronize()
@@ -175,7 +178,9 @@ def profile_step(scale: Scale, size: str, variant: str) -> str:
     wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
     events = [event for event in profiler.key_averages() if event.device_type == wanted]
     if on_gpu:
-        events = [event for event in events if not event.is_user_annotation]  # these repeat the time of their kernels
+        events = [
+            event for event in events if not event.is_user_annotation
+        ]  # annotations repeat the time of their kernels
     spent = [
         ((event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3, event.count, event.key)
         for event in events

@@ -1,10 +1,10 @@
-"""How fast text is generated with and without the cache: `python benchmarks/generation.py --scale laptop --size small
---csv generation.csv`.
+"""Measure the speed of text generation with and without the cache.
 
-All variants of a size are measured in one process, one after another in every round, so that what disturbs the machine
-disturbs all alike. Speed does not depend on the values of the weights, so the models are fresh ones unless `--runs`
-names trained ones. Rows are added to the CSV: one a variant and way of generating, with median, 20th and 80th
-percentile over the rounds.
+    python benchmarks/generation.py --scale laptop --size small --csv generation.csv
+
+One process measures all variants of a size in turn in every round, so disturbances of the machine affect all of them.
+Speed does not depend on the weights, so the models are freshly initialised unless `--runs` names trained ones. One row
+per variant and mode is appended to the CSV, with the median and the 20th and 80th percentiles over the rounds.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from ddl.training.cost import spread
 
 
 def seconds(model: LanguageModel, ids: Tensor, tokens: int, use_cache: bool) -> float:
-    """Wall seconds of reading the prompts and generating `tokens` tokens after each."""
+    """Wall seconds to read the prompts and generate `tokens` tokens for each."""
     start = time.perf_counter()
     for token in generate(model, ids, tokens, use_cache=use_cache):
-        token.tolist()  # as printing would, which waits for the device
+        token.tolist()  # waits for the device, as printing would
     return time.perf_counter() - start
 
 
 def models(scale: Scale, size: str, runs: Path | None, device: str) -> dict[str, LanguageModel]:
-    """The six models of a size, trained if `runs` names the folder of runs."""
+    """All models of a size, trained if `runs` names a folder of runs."""
     found = {}
     for variant in scale.variants:
         if runs is None:
@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, object]]:
     for rounds in range(args.rounds + 1):
         for variant, use_cache in cases:
             taken = seconds(built[variant], ids, args.tokens, use_cache)
-            if rounds:  # the first warms up
+            if rounds:  # the first round is a warm-up
                 times[variant, use_cache].append(taken)
     origin = provenance()
     rows: list[dict[str, object]] = []
@@ -89,16 +89,16 @@ def measure(args: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first lines."""
+    """Run the command line; see the module docstring."""
     parser = argparse.ArgumentParser(description="Measure generation with and without the cache.")
     parser.add_argument("--scale", required=True, help="name of a file in config/scales")
     parser.add_argument("--size", required=True)
-    parser.add_argument("--csv", required=True, type=Path, help="rows are added to it")
-    parser.add_argument("--runs", type=Path, help="folder of trained runs, as results/<scale>/runs")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt (32)")
-    parser.add_argument("--tokens", type=int, default=96, help="to generate (96)")
-    parser.add_argument("--batch", type=int, default=1, help="sequences at a time (1)")
-    parser.add_argument("--rounds", type=int, default=7, help="after one that is left out (7)")
+    parser.add_argument("--csv", required=True, type=Path, help="append the rows to this file")
+    parser.add_argument("--runs", type=Path, help="folder of trained runs, e.g. results/<scale>/runs")
+    parser.add_argument("--prompt", type=int, default=32, help="prompt length in tokens (32)")
+    parser.add_argument("--tokens", type=int, default=96, help="number of tokens to generate (96)")
+    parser.add_argument("--batch", type=int, default=1, help="sequences per batch (1)")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds, after one warm-up round (7)")
     args = parser.parse_args(argv)
     try:
         rows = measure(args)

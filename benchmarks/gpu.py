@@ -1,9 +1,9 @@
-"""Every figure that needs a GPU, in one command and eight minutes: `python -m benchmarks.gpu`.
+"""Run all measurements that need a GPU, in eight minutes: `python -m benchmarks.gpu`.
 
-In this order: a check of the operations, which stops the command if one is wrong; the kernels one by one; training and
-inference of the six variants as the paper scale has them; the slowest kernels of one step of the baseline and of
-DDL-CC. README.md beside this file explains the columns. It needs torch >= 2.11, triton >= 3.6, NumPy and PyYAML. The
-package need not be installed: run the command in the root of the repository.
+First it checks the operations, and stops if one is wrong. Then it measures each kernel, times training and inference of
+all variants at the paper scale, and profiles one training step of the baseline and of DDL-CC. README.md in this folder
+explains the columns. Requires torch >= 2.11, triton >= 3.6, NumPy and PyYAML. The package need not be installed if the
+command runs in the root of the repository.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from ddl.layout import ROOT
 
 PROFILED_ALONE = {"cuda": ("paper", "small"), "cpu": ("laptop", "medium")}  # scale and size
 KERNEL_TOKENS = (32, 1024)
-# Shares of the time that is left when a part begins.
+# Fraction of the remaining time that each part may use.
 TESTS_SHARE, KERNELS_SHARE, END_TO_END_SHARE = 0.25, 0.35, 0.9
 
 
 def run_tests(budget: Budget) -> None:
-    """Run the tests of the kernels, if there is a pytest, in a process of its own.
+    """Run the kernel tests in a new process, if pytest is installed.
 
     Raises:
         BenchmarkError: a test fails.
     """
     if not importlib.util.find_spec("pytest"):
-        print("tests: left out, there is no pytest", flush=True)
+        print("tests: skipped, pytest is not installed", flush=True)
         return
     tests = ["tests/ops", "tests/model/test_kernels_in_models.py"]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-x", "-q", "-p", "no:cacheprovider", *tests]
@@ -45,16 +45,18 @@ def run_tests(budget: Budget) -> None:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        print(f"tests: stopped after {seconds:.0f} s, none had failed; run `pytest -m gpu` by itself", flush=True)
+        print(
+            f"tests: stopped after {seconds:.0f} s without a failure; run `pytest -m gpu` for all of them", flush=True
+        )
         return
     if done.returncode:
         print(done.stdout + done.stderr, flush=True)
-        raise BenchmarkError("tests: expected none to fail, found some (see above); nothing is measured")
+        raise BenchmarkError("tests: some failed (see above); nothing was measured")
     print(f"tests: {done.stdout.splitlines()[-1]}", flush=True)
 
 
 def quick_scale(on_gpu: bool) -> Scale:
-    """The smoke scale's tiny models, computed as the paper's are."""
+    """The smoke scale with the execution settings and precision of the paper scale."""
     smoke, paper = load_scale("smoke"), load_scale("paper")
     training = dataclasses.replace(smoke.training, dtype=paper.training.dtype, compile=on_gpu)
     return dataclasses.replace(smoke, training=training, execution=paper.execution)
@@ -74,7 +76,7 @@ def write_profiles(out: Path, scale: Scale, size: str, source: dict) -> None:
 
 
 def measure_all(args: argparse.Namespace, out: Path, device: torch.device) -> int:
-    """Measure all parts; return how many measurements failed."""
+    """Run all parts; return the number of failed measurements."""
     on_gpu = device.type == "cuda"
     scale = quick_scale(on_gpu) if args.quick else load_scale("paper")
     budget, source = Budget(60 * args.minutes), origin(device, args.commit)
@@ -97,18 +99,18 @@ def measure_all(args: argparse.Namespace, out: Path, device: torch.device) -> in
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first lines."""
+    """Run the command line; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Measure on a GPU.")
-    parser.add_argument("--out", type=Path, help="folder of the rows (results/reference/<GPU>)")
+    parser.add_argument("--out", type=Path, help="folder for the rows (results/reference/<GPU>)")
     parser.add_argument("--minutes", type=float, default=8, help="time after which no new measurement starts (8)")
-    parser.add_argument("--commit", help="commit of these files, if git cannot tell (an unpacked archive)")
+    parser.add_argument("--commit", help="commit of these files, if they are not in a git repository")
     parser.add_argument(
         "--quick", action="store_true", help="try the command with tiny models, also on a CPU; needs --out"
     )
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="only write profiles; on a CPU those of the laptop scale's medium models",
+        help="only write profiles; on a CPU, of the medium models of the laptop scale",
     )
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,9 +118,11 @@ def main(argv: list[str] | None = None) -> None:
         if device.type == "cpu" and not (args.quick or args.profile):
             raise BenchmarkError("no GPU found; --quick tries the command on a CPU, --profile profiles a laptop model")
         if args.out is None and (args.quick or device.type == "cpu"):
-            raise BenchmarkError("--out: needed for what no GPU measures, so that it does not lie among GPU figures")
+            raise BenchmarkError(
+                "--out: required with --quick or without a GPU, to keep such rows apart from GPU results"
+            )
         if device.type == "cpu":
-            torch.set_num_threads(1)  # as the laptop scale's training
+            torch.set_num_threads(1)  # as in training at the laptop scale
         out = args.out or ROOT / "results" / "reference" / slug(torch.cuda.get_device_name())
         if args.profile:
             scale, size = PROFILED_ALONE[device.type]
@@ -130,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def slug(name: str) -> str:
-    """NVIDIA H200 -> h200."""
+    """Turn the name of a GPU into a folder name: NVIDIA H200 -> h200."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia ")).strip("-")
 
 

@@ -1,9 +1,9 @@
-"""What rebuilding the states costs in accuracy: `python benchmarks/gradient_error.py --csv gradient_error.csv`.
+"""Measure the gradient error from rebuilding states: `python benchmarks/gradient_error.py --csv gradient_error.csv`.
 
-A model of 12 and of 24 layers takes some steps of training on random text, then the gradient of its loss is taken
-with stored and with rebuilt states, in fp32, under bf16 autocast with the state in fp32, and with it in bf16. All
-are compared with the gradient of the same model in fp64 that plain autograd computes. A row is the error
-|g - g64| / |g64| over all parameters, and its median over the parameter tensors.
+Models with 12 and 24 layers are trained for some steps on random tokens. Then the gradient of the loss is computed with
+stored and with rebuilt states, in three precisions: fp32, bf16 autocast with the state in fp32, and bf16 autocast with
+the state in bf16. The reference is the gradient of the same model by plain autograd in fp64. A row contains the error
+|g - g64| / |g64| over all parameters, and the median of this error over the parameter tensors.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ddl.config import ModelConfig, from_mapping, load_variants
 from ddl.model.language_model import LanguageModel
 from ddl.provenance import provenance
 
-ARITHMETIC = {  # name -> autocast, dtype of the state
+ARITHMETIC = {  # name -> bf16 autocast, dtype of the state
     "fp32": (False, "parameters"),
     "bf16, state in fp32": (True, "parameters"),
     "bf16, state in bf16": (True, "bfloat16"),
@@ -37,7 +37,7 @@ def gradient(config: ModelConfig, weights: dict[str, Tensor], ids: Tensor, autoc
 
 
 def trained_weights(config: ModelConfig, ids: Tensor, steps: int) -> dict[str, Tensor]:
-    """Weights after a few steps on the same sequences, so that gates and compressors have left their first values."""
+    """Weights after a few training steps, so that gates and compressors have moved from their initial values."""
     model = LanguageModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
@@ -51,7 +51,7 @@ def trained_weights(config: ModelConfig, ids: Tensor, steps: int) -> dict[str, T
 
 
 def errors(got: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[float, float]:
-    """Over all parameters, and the median over the parameter tensors."""
+    """Relative error over all parameters, and the median over the parameter tensors."""
     difference = sum((got[name] - exact[name]).square().sum() for name in exact)
     total = sum(value.square().sum() for value in exact.values())
     each = [((got[name] - exact[name]).norm() / exact[name].norm()).item() for name in exact]
@@ -59,13 +59,13 @@ def errors(got: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[float, flo
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
+    """Run the command line; see the module docstring."""
     parser = argparse.ArgumentParser(description="Gradient error of stored and rebuilt states.")
-    parser.add_argument("--csv", type=Path, required=True, help="rows are added to this file")
+    parser.add_argument("--csv", type=Path, required=True, help="append the rows to this file")
     parser.add_argument("--variants", nargs="+", default=["ddl-dv1", "ddl-cc", "ddl-tc"], choices=list(load_variants()))
     parser.add_argument("--layers", nargs="+", type=int, default=[12, 24])
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=50, help="of training before the measurement")
+    parser.add_argument("--steps", type=int, default=50, help="training steps before the measurement (50)")
     args = parser.parse_args(argv)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 512, (4, 129), generator=generator)

@@ -1,4 +1,4 @@
-"""The operations of `ddl.ops` as cases to check and to time: inputs, the operation, and its composition in PyTorch."""
+"""Cases to check and time the operations of `ddl.ops`: inputs, operation, and the reference composition in PyTorch."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from ddl.ops.fused_rewrite import fused_rewrite, fused_rewrite_reference
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 
 EPS = 1e-5
-# Operation -> the numbers of value channels that the paper's models use it with.
+# Operation -> numbers of value channels with which the paper's models use it.
 OPERATIONS = {
     "rewrite": (1, 4),
     "expand": (4,),
@@ -24,17 +24,17 @@ OPERATIONS = {
     "fused_rewrite_cc": (4,),
     "fused_rewrite_tc": (4,),
 }
-# Relative error of a result against fp64, over a whole tensor: some roundings of bf16, many of fp32.
+# Allowed relative error against fp64 over a whole tensor: a few roundings in bf16, many in fp32.
 ALLOWED_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one shape.
+    """One operation with inputs of one shape.
 
     Args:
-        operation, reference: functions of the inputs with the same outputs.
-        inputs: leaves that want gradients, or None for an input that the operation does without.
+        operation, reference: functions that compute the same outputs from the inputs.
+        inputs: leaves that require gradients; None for an input that the operation does not use.
         upstream: random gradients of the outputs.
     """
 
@@ -48,21 +48,21 @@ class Case:
         return [x for x in self.inputs if x is not None]
 
     def in_dtype(self, dtype: torch.dtype) -> "Case":
-        """The same numbers, all of them in one dtype."""
+        """The same case with all tensors converted to one dtype."""
         inputs = tuple(None if x is None else x.detach().to(dtype).requires_grad_() for x in self.inputs)
         return replace(self, inputs=inputs, upstream=tuple(x.to(dtype) for x in self.upstream))
 
     def forward(self, function: Callable[..., Any]) -> tuple[Tensor, ...]:
-        """The outputs of `operation`, `reference` or a compiled one of them."""
+        """Outputs of `operation`, `reference` or a compiled version of either."""
         outputs = function(*self.inputs)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def backward(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The gradients of all inputs; the graph is kept, so that a backward pass can be timed alone."""
+        """Gradients of all inputs; the graph is retained, so that the backward pass can be timed separately."""
         return torch.autograd.grad(outputs, self.leaves, self.upstream, retain_graph=True)
 
     def ideal_bytes(self) -> dict[str, int]:
-        """Bytes of a forward and of a backward pass that read each operand once and write each result once."""
+        """Bytes of ideal forward and backward passes, which read each operand once and write each result once."""
         inputs, outputs = total_bytes(self.leaves), total_bytes(self.upstream)
         return {"forward": inputs + outputs, "backward": 2 * inputs + outputs}
 
@@ -78,9 +78,9 @@ def rewrite_composition(X: Tensor, h: Tensor, v: Tensor, beta: Tensor) -> Tensor
 def make_case(
     name: str, d: int, d_v: int, batch: int, length: int, dtype: torch.dtype, device: torch.device, seed: int
 ) -> Case:
-    """Random inputs of one of `OPERATIONS`; gates, taps and norm weights in fp32 as in models, all else in `dtype`."""
+    """Make random inputs for an operation: gates, taps and norm weights in fp32 as in models, the rest in `dtype`."""
     generator = torch.Generator(device).manual_seed(seed)
-    scalar = name == "fused_rewrite"  # without a compressor the state is a vector
+    scalar = name == "fused_rewrite"  # without a compressor, the state is a vector
 
     def parameter(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
@@ -118,8 +118,10 @@ def make_case(
 
 
 def worst_error(case: Case) -> float:
-    """The largest relative error of an output or gradient of the operation, |y - exact| / |exact| with the composition
-    in fp64 as what is exact; NaN if a number is not finite."""
+    """The largest relative error |y - exact| / |exact| over all outputs and gradients of the operation.
+
+    Exact values come from the reference composition in fp64. NaN if any value is not finite.
+    """
     exact = case.in_dtype(torch.float64)
     outputs, right = case.forward(case.operation), exact.forward(exact.reference)
     pairs = zip((*outputs, *case.backward(outputs)), (*right, *exact.backward(right)), strict=True)

@@ -1,4 +1,4 @@
-"""The kernels one by one: are they right, and how much of the device's bandwidth do they use?"""
+"""Check each kernel against fp64, and measure how much of the device's bandwidth it uses."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,16 +16,20 @@ COLUMNS = (
     *("operation", "provider", "mode", "batch", "length", "d", "d_v", "dtype"),
     *("p50_ms", "p20_ms", "p80_ms", "timer", "ideal_bytes", "gb_per_s", "copy_gb_per_s", "floor_ms", "percent_of_copy"),
 )
-# Ours; and what PyTorch makes of the reference composition, call by call and compiled.
+# Our operations, and PyTorch's execution of the reference composition: eager and compiled.
 PROVIDERS = {"cuda": ("ddl", "eager", "inductor"), "cpu": ("ddl", "eager", "aot_eager")}
-FAILURES = (RuntimeError, ValueError, TypeError)  # of a compiler or of a kernel; the other measurements go on
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+)  # errors of a compiler or kernel, after which other measurements continue
 
 
 def check(widths: tuple[int, ...], device: torch.device) -> None:
-    """Every operation, forward and backward, against fp64 on fresh random inputs.
+    """Check the forward and backward pass of every operation against fp64, on new random inputs.
 
     Raises:
-        BenchmarkError: one of them is wrong.
+        BenchmarkError: an operation is wrong.
     """
     seed = int(torch.randint(2**31, ()))
     for dtype, allowed in ALLOWED_ERROR.items():
@@ -39,7 +43,7 @@ def check(widths: tuple[int, ...], device: torch.device) -> None:
             error = worst_error(case)
             if not error <= allowed:
                 raise BenchmarkError(f"{name}, {dtype}, seed {seed}: expected an error below {allowed}, found {error}")
-    print(f"all operations are right to {ALLOWED_ERROR} (relative to fp64, seed {seed})", flush=True)
+    print(f"all operations agree with fp64 to within {ALLOWED_ERROR} (seed {seed})", flush=True)
 
 
 def operations() -> Iterator[tuple[str, int]]:
@@ -47,7 +51,7 @@ def operations() -> Iterator[tuple[str, int]]:
 
 
 def loss_case(d: int, dtype: torch.dtype, device: torch.device, seed: int) -> Case:
-    """The loss of the language model's head on 300 tokens."""
+    """A case for the loss of the language model's head on 300 tokens."""
     generator = torch.Generator(device).manual_seed(seed)
     hidden, weight = (torch.randn(n, d, generator=generator, device=device).to(dtype) / d**0.25 for n in (300, 5000))
     targets = torch.randint(5000, (300,), generator=generator, device=device)
@@ -60,13 +64,16 @@ def loss_case(d: int, dtype: torch.dtype, device: torch.device, seed: int) -> Ca
 
 
 def measure(rows: Rows, widths: tuple[int, ...], tokens: tuple[int, int], device: torch.device, budget: Budget) -> int:
-    """Add a row for every operation, width, provider and pass, without numbers where no time is left for it.
+    """Add a row for every operation, width, provider and pass.
+
+    If time runs out, the remaining rows have a reason instead of numbers.
+
 
     Args:
-        tokens: sequences and tokens of each.
+        tokens: number of sequences, and tokens per sequence.
 
     Returns:
-        how many failed.
+        Number of measurements that failed.
     """
     copy = copy_speed(device)
     speed = copy.pop("gb_per_s")
@@ -93,9 +100,9 @@ def measure(rows: Rows, widths: tuple[int, ...], tokens: tuple[int, int], device
     return failed
 
 
-@torch._functorch.config.patch(donated_buffer=False)  # the backward pass of one graph runs again and again
+@torch._functorch.config.patch(donated_buffer=False)  # the backward pass of one graph is repeated
 def measure_case(rows: Rows, key: dict[str, Any], case: Case, copy_speed: float, device: torch.device) -> None:
-    """Two rows, of the forward and of the backward pass."""
+    """Add one row for the forward and one for the backward pass."""
     floor_bytes = case.ideal_bytes()
     function: Callable[..., Any] = case.operation
     if key["provider"] != "ddl":

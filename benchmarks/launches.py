@@ -1,6 +1,6 @@
-"""The kernels of `ddl.ops` as the paper's models launch them: bf16 activations and states, fp32 parameters.
+"""Launches of the kernels of `ddl.ops` with the paper's shapes: bf16 activations and states, fp32 parameters.
 
-Nothing is computed for its own sake here. The tensors are zeros, or shapes without numbers on the device "meta".
+The values do not matter: the tensors are zeros, or have no data on the device "meta".
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from ddl.ops.fused_rewrite_triton import fused_rewrite_backward, fused_rewrite_f
 from ddl.ops.rewrite_triton import rewrite_backward, rewrite_forward
 
 EPS = 1e-5
-WIDTHS = (768, 1024)  # of the small and the medium model
-TOKENS = 256  # of one sequence: more than one program holds
+WIDTHS = (768, 1024)  # widths of the small and medium models
+TOKENS = 256  # one sequence, longer than the tokens of one program
 
 
 class Pass(NamedTuple):
     """A forward or backward pass of an operation.
 
     Args:
-        operation: as in `benchmarks.kernel_cases`.
+        operation: a name in `benchmarks.kernel_cases.OPERATIONS`.
         direction: "forward" or "backward".
         d_v: value channels.
         run: calls the launcher.
@@ -38,7 +38,7 @@ class Pass(NamedTuple):
 
 
 def paper_passes(d: int, device: str, in_place: bool = False) -> list[Pass]:
-    """All passes that the paper's models of width d need; the fused rewrites with stored or with rebuilt states."""
+    """All passes of the paper's models of width d; with `in_place`, fused rewrites rebuild the states."""
 
     def activation(*shape: int) -> Tensor:
         return torch.zeros(1, TOKENS, *shape, dtype=torch.bfloat16, device=device)

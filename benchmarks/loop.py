@@ -1,10 +1,10 @@
-"""What the training loop adds to the steps themselves: `python benchmarks/loop.py --csv loop.csv`.
+"""Measure the overhead of the training loop over its steps: `python benchmarks/loop.py --csv loop.csv`.
 
-A stub takes the place of the model, so that a step costs the same every time: `waits` sleeps, as a host does whose GPU
-works; `computes` multiplies matrices on the threads that also read the data. Rounds of bare steps, on one batch that
-is there already, take turns with rounds of the loop, which draws, reads and moves batches, checks and records every
-tenth step. Validation and checkpoints, which a run pays for beside its steps, are left out. One row a stub is added to
-the CSV; its processor time is the measure on a machine that has other work.
+A stub replaces the model, so that every step costs the same. `waits` sleeps, like a host whose GPU is working;
+`computes` multiplies matrices on the same cores that read the data. Rounds of bare steps on one prepared batch
+alternate with rounds of the loop, which draws, reads and moves batches, and checks and records every tenth step.
+Validation and checkpoints are not included. One row per stub is appended to the CSV. On a machine with other load, use
+its processor time.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from ddl.training.learner import Learner
 from ddl.training.metrics import Metrics
 from ddl.training.run import Progress, Run
 
-STEPS = 100  # a round
+STEPS = 100  # per round
 STEP_SECONDS = 0.05
-SEQUENCES, LENGTH = 16, 1024  # in 0.05 s: 330,000 tokens/s, about those of one of four GPUs at the paper's small size
+SEQUENCES, LENGTH = 16, 1024  # 330,000 tokens/s, about one of four GPUs at the paper's small size
 VOCABULARY = 50_000
 
 
 class Stub(nn.Module):
-    """A model whose loss costs the same every time.
+    """A model whose loss takes constant time.
 
     Args:
         kind: "waits" or "computes".
@@ -54,7 +54,7 @@ class Stub(nn.Module):
 
     @torch.no_grad()
     def work(self) -> None:
-        """The cost of a step."""
+        """Spend the time of one step."""
         if self.kind == "waits":
             time.sleep(STEP_SECONDS)
             return
@@ -62,7 +62,7 @@ class Stub(nn.Module):
             self.weight @ self.weight
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Something with a gradient, after the work."""
+        """Spend the time of one step, and return a value with a gradient."""
         self.work()
         return self.weight.square().mean()
 
@@ -71,7 +71,7 @@ class Stub(nn.Module):
 
 
 class BareSteps(Run):
-    """A run of a stub, without validation and checkpoints."""
+    """A run of a stub without validation and checkpoints."""
 
     def __init__(self, scale: Scale, data: Path, out: Path, stub: Stub) -> None:
         super().__init__(scale, "small", "baseline", 0, data, out)
@@ -87,7 +87,7 @@ class BareSteps(Run):
         pass
 
     def loop(self) -> np.ndarray:
-        """A round of the loop, in `clocks`."""
+        """Time one round of the loop with `clocks`."""
         self.progress = Progress()
         start = clocks()
         with Metrics(self.out, [], tensorboard=False) as self.metrics:
@@ -95,7 +95,7 @@ class BareSteps(Run):
         return clocks() - start
 
     def bare(self) -> np.ndarray:
-        """A round of steps alone, in `clocks`."""
+        """Time one round of bare steps with `clocks`."""
         batch = next(self.batches.stream(range(1)))
         start = clocks()
         for _ in range(STEPS):
@@ -105,12 +105,12 @@ class BareSteps(Run):
 
 
 def clocks() -> np.ndarray:
-    """Seconds by the clock, of processor time of all threads, and of this one."""
+    """Wall seconds, and processor seconds of all threads and of this thread."""
     return np.array([time.perf_counter(), time.process_time(), time.thread_time()])
 
 
 def write_data(folder: Path) -> Path:
-    """Random tokens, four rounds of them, as `ddl data` would leave them."""
+    """Write random tokens for four rounds, in the format of `ddl data`."""
     splits = {}
     for split, sequences in (("train", 4 * STEPS * SEQUENCES), ("val", 1)):
         path = folder / f"{split}_000000.bin"
@@ -125,7 +125,7 @@ def write_data(folder: Path) -> Path:
 
 
 def measure(kind: str, rounds: int, folder: Path) -> dict[str, object]:
-    """The row of one stub."""
+    """Measure one stub and return its row."""
     smoke = load_scale("smoke")
     recipe = dataclasses.replace(
         smoke.training,
@@ -135,7 +135,7 @@ def measure(kind: str, rounds: int, folder: Path) -> dict[str, object]:
     scale = dataclasses.replace(smoke, sequence_length=LENGTH, training=recipe)
     run = BareSteps(scale, write_data(folder), folder / "run", Stub(kind))
     run.out.mkdir()
-    times = np.array([(run.bare(), run.loop()) for _ in range(rounds + 1)][1:])  # the first warms up
+    times = np.array([(run.bare(), run.loop()) for _ in range(rounds + 1)][1:])  # the first is a warm-up
     bare, loop = np.median(times, axis=0)
     share = spread(times[:, 1, 0] / times[:, 0, 0] - 1)
     origin = provenance()
@@ -144,7 +144,7 @@ def measure(kind: str, rounds: int, folder: Path) -> dict[str, object]:
         "bare_step_ms": round(1e3 * float(bare[0]) / STEPS, 3),
         "loop_step_ms": round(1e3 * float(loop[0]) / STEPS, 3),
         "added_cpu_ms": round(1e3 * float(loop[1] - bare[1]) / STEPS, 3),
-        "added_cpu_ms_of_the_loop": round(1e3 * float(loop[2] - bare[2]) / STEPS, 3),  # without the reading thread
+        "added_cpu_ms_of_the_loop": round(1e3 * float(loop[2] - bare[2]) / STEPS, 3),  # excludes the reading thread
         "added_share": round(share["median"], 5),
         "added_share_p20": round(share["p20"], 5),
         "added_share_p80": round(share["p80"], 5),
@@ -161,10 +161,10 @@ def measure(kind: str, rounds: int, folder: Path) -> dict[str, object]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first lines."""
+    """Run the command line; see the module docstring."""
     parser = argparse.ArgumentParser(description="Measure what the training loop adds to its steps.")
-    parser.add_argument("--csv", required=True, type=Path, help="rows are added to it")
-    parser.add_argument("--rounds", type=int, default=5, help="after one that is left out (5)")
+    parser.add_argument("--csv", required=True, type=Path, help="append the rows to this file")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one warm-up round (5)")
     args = parser.parse_args(argv)
     rows = []
     for kind in ("waits", "computes"):
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f"{row['stub']:9} bare {row['bare_step_ms']} ms, loop {row['loop_step_ms']} ms: "
             f"adds {row['added_share']:.2%}, "
-            f"{row['added_cpu_ms']} ms of CPU, {row['added_cpu_ms_of_the_loop']} of them in the loop"
+            f"{row['added_cpu_ms']} ms of CPU time, {row['added_cpu_ms_of_the_loop']} of them in the loop"
         )
     new = not args.csv.exists()
     with open(args.csv, "a", newline="", encoding="utf-8") as file:

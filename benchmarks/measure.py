@@ -1,4 +1,4 @@
-"""What the benchmarks share: the time that is left, rows that are added to a CSV, and the time that work takes."""
+"""Shared parts of the benchmarks: time budgets, CSV files to which rows are appended, and timing."""
 
 import csv
 import subprocess
@@ -12,7 +12,7 @@ import torch
 from ddl.errors import UserError
 from ddl.provenance import provenance
 
-CALLS, REPEATS = 10, 20  # calls between two time stamps on a GPU; times that this is done
+CALLS, REPEATS = 10, 20  # calls between two time stamps on a GPU; number of such measurements
 CPU_REPEATS = 3
 QUANTILES = {"p20": 0.2, "p50": 0.5, "p80": 0.8}
 COPY_BYTES = 2**30
@@ -20,11 +20,11 @@ ORIGIN = ("device", "device_type", "torch", "triton", "driver", "commit", "dirty
 
 
 class BenchmarkError(UserError):
-    """Why measurements cannot start, in one line."""
+    """Measurements cannot start; the message gives the reason in one line."""
 
 
 class Budget:
-    """A number of seconds, from now on."""
+    """A time budget in seconds that starts now."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -33,16 +33,17 @@ class Budget:
         return self.end - time.monotonic()
 
     def part(self, share: float) -> "Budget":
-        """A share of what is left."""
+        """A budget that is a share of the time left."""
         return Budget(share * self.left())
 
 
 class Rows:
-    """A CSV with one row per measurement, to which rows are added as they are made; existing rows stay.
+    """A CSV with one row per measurement; new rows are appended at once, and existing rows are kept.
 
     Args:
         path: the file.
-        columns: columns of this kind of measurement; `reason` (why a row has no numbers) and the origin follow them.
+        columns: columns of this kind of measurement, followed by `reason` (why a row has no numbers) and the origin.
+        origin: values of the columns `ORIGIN`.
 
     Raises:
         BenchmarkError: the file has other columns.
@@ -60,7 +61,7 @@ class Rows:
             raise BenchmarkError(f"{path}: expected the columns {', '.join(self.columns)}, found {', '.join(found)}")
 
     def add(self, **values: Any) -> None:
-        """Add a row; a column that is not given is empty."""
+        """Append a row; columns without a value are empty."""
         row = {"reason": ""} | self.origin | {key: shown(value) for key, value in values.items()}
         if unknown := set(row) - set(self.columns):
             raise KeyError(f"{self.path}: no columns {sorted(unknown)}")
@@ -73,12 +74,12 @@ class Rows:
 
 
 def shown(value: Any) -> Any:
-    """A number with five significant digits, all else as it is."""
+    """Round a float to five significant digits; return other values unchanged."""
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
-    """The columns that say where a row comes from."""
+    """The columns that record the origin of a row."""
     source = provenance()
     return {
         "device": source["device"],
@@ -93,7 +94,7 @@ def origin(device: torch.device, commit: str | None) -> dict[str, Any]:
 
 
 def driver_version() -> str:
-    """The GPU's driver version from nvidia-smi; empty without one."""
+    """The GPU's driver version from nvidia-smi; empty if there is none."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
@@ -102,14 +103,14 @@ def driver_version() -> str:
 
 
 def milliseconds(prepare: Callable[[], Callable[[], Any]], device: torch.device) -> dict[str, Any]:
-    """Quantiles of the time of one call, and the `timer` that took them.
+    """Quantiles of the time of one call in ms, and the `timer` that measured them.
 
-    On a GPU the calls are captured into a CUDA graph and its replays are timed by events: most kernels here take less
-    time than Python takes to launch them. Where capture fails, the calls themselves are timed: timer "events".
+    On a GPU the calls are captured in a CUDA graph, and events time its replays, because most kernels here run faster
+    than Python can launch them. If capture fails, the calls themselves are timed and the timer is "events".
 
     Args:
-        prepare: returns the work. It runs on the stream that the work is captured on, because a backward pass runs
-            where its forward pass did.
+        prepare: returns the function to time. It runs on the stream used for the capture, because a backward pass runs
+            on the stream of its forward pass.
     """
     if device.type == "cpu":
         times, timer = cpu_times(prepare()), "clock"
@@ -142,7 +143,7 @@ def gpu_times(prepare: Callable[[], Callable[[], Any]]) -> tuple[list[float], st
             for _ in range(CALLS):
                 work()
     except RuntimeError as error:
-        print(f"no CUDA graph of this work, its launches are timed too: {first_line(error)}", flush=True)
+        print(f"CUDA graph capture failed, so launches are timed too: {first_line(error)}", flush=True)
         timer = "events"
     times = []
     with torch.cuda.stream(stream):
@@ -161,7 +162,7 @@ def gpu_times(prepare: Callable[[], Callable[[], Any]]) -> tuple[list[float], st
 
 
 def copy_speed(device: torch.device) -> dict[str, Any]:
-    """Bytes read and written a second, in GB, by a copy within the device that is too large for its caches."""
+    """Copy bandwidth within the device (bytes read plus written, in GB/s), for a copy larger than its caches."""
     source = torch.ones(COPY_BYTES if device.type == "cuda" else 2**24, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     measured = milliseconds(lambda: lambda: target.copy_(source), device)
@@ -169,6 +170,6 @@ def copy_speed(device: torch.device) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The kind and the first line of an error, for a row's `reason`."""
+    """The type and the first line of an error, for a row's `reason`."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

@@ -1,8 +1,8 @@
-"""Do the notebooks notice broken code? `python -m benchmarks.mutations --csv results/reference/mutations.csv`.
+"""Test whether the notebooks detect errors: `python -m benchmarks.mutations --csv results/reference/mutations.csv`.
 
-Each mutation below replaces one piece of code by a plausible mistake. It is applied to a copy of the project, one at a
-time, and the derivation notebooks run there as scripts until one of them fails. A mutation that no notebook notices is
-a gap: what it breaks could be wrong in a run, and the notebooks would still say that all is well.
+Each mutation below replaces a piece of code by a plausible mistake. The mutations are applied one at a time to a copy
+of the project, where the derivation notebooks run as scripts until one of them fails. A mutation that no notebook
+notices is a gap: such a mistake could go undetected.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from ddl.layout import ROOT
 from ddl.provenance import provenance
 
 COPIED = ("config", "ddl", "notebooks", "paper")
-# The notebook that compares whole models is the likeliest to fail, so it comes first; the slowest come last.
+# The notebook that compares whole models is the most likely to fail, so it comes first; the slowest come last.
 NOTEBOOKS = (
     "05_gradient",
     "04_states",
@@ -33,12 +33,12 @@ NOTEBOOKS = (
 
 
 class MutationError(Exception):
-    """A mutation that does not fit the code, or notebooks that fail without one."""
+    """A mutation does not match the code, or a notebook fails without a mutation."""
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One mistake: in `file`, `old`, which occurs once, becomes `new`."""
+    """One mistake: replace `old`, which occurs exactly once in `file`, by `new`."""
 
     file: str
     breaks: str
@@ -121,7 +121,7 @@ MUTATIONS = [
         "grad[:, : T - s].addcmul_(grad_x[:, s:], wide_taps[s])",
         "grad[:, : T - s].addcmul_(grad_x[:, s:], wide_taps[0])",
     ),
-    # Operations that stand alone.
+    # Single operations.
     Mutation(
         REWRITE,
         "gate x 1.01 in the rewrite on a CPU",
@@ -274,10 +274,10 @@ MUTATIONS = [
 
 
 def mutated(mutation: Mutation, text: str) -> str:
-    """The text of a file with the mutation.
+    """Apply a mutation to the text of its file.
 
     Raises:
-        MutationError: what is to be replaced does not occur exactly once.
+        MutationError: the text to replace does not occur exactly once.
     """
     if (count := text.count(mutation.old)) != 1:
         raise MutationError(f"{mutation.file}: expected {mutation.old!r} once, found it {count} times")
@@ -285,10 +285,10 @@ def mutated(mutation: Mutation, text: str) -> str:
 
 
 def first_failure(project: Path, notebooks: tuple[str, ...]) -> tuple[str, str]:
-    """The first notebook that fails in a copy of the project, and its error; ("none", "") if all pass."""
+    """Name and error of the first notebook that fails in a copy of the project; ("none", "") if all pass."""
     environment = os.environ | {
         "PYTHONPATH": str(project),
-        "PYTHONDONTWRITEBYTECODE": "1",  # a mutation can leave size and time of a file as they were
+        "PYTHONDONTWRITEBYTECODE": "1",  # a mutation can leave the size and time of a file unchanged
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
     }
@@ -302,14 +302,14 @@ def first_failure(project: Path, notebooks: tuple[str, ...]) -> tuple[str, str]:
 
 
 def copy_project(to: Path) -> None:
-    """Copy what the derivation notebooks need."""
+    """Copy the folders that the derivation notebooks need."""
     for folder in COPIED:
         shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line: see the module's first line."""
-    parser = argparse.ArgumentParser(description="Break the package on purpose; which notebook notices?")
+    """Run the command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description="Break the package on purpose and find which notebook notices.")
     parser.add_argument("--csv", type=Path, required=True, help="the table to write")
     args = parser.parse_args(argv)
     source, rows = provenance(), []
@@ -320,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
         name, error = first_failure(project, NOTEBOOKS)
         if name != "none":
             raise MutationError(f"{name}: fails without a mutation: {error}")
-        print("without a mutation all notebooks pass", flush=True)
+        print("all notebooks pass without a mutation", flush=True)
         for mutation in MUTATIONS:
             path, start = project / mutation.file, time.monotonic()
             text = path.read_text(encoding="utf-8")

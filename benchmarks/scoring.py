@@ -1,10 +1,11 @@
-"""Requests a second and agreement of three ways to score the offline tasks, in one process and interleaved.
+"""Compare three ways to score the offline tasks, in speed and results.
 
     python -m benchmarks.scoring --run results/laptop/runs/small/ddl-tc/seed0 --data results/laptop/data
 
-`hf` is the harness' own adapter for transformers with batches of 32 requests (it needs `accelerate`; its cache of
-logits is off, because it mixes up requests that share an input and split it at different places), `whole` and `shared`
-are our adapter without and with shared prefixes. Appends one row for each to results/reference/scoring.csv.
+`hf` is the harness' own adapter for transformers, with batches of 32 requests. It needs `accelerate`. Its logits cache
+is off, because it confuses requests that split the same input at different places. `whole` and `shared` are our adapter
+without and with shared prefixes. All three take turns in one process. One row per adapter and number of shots is
+appended to results/reference/scoring.csv.
 """
 
 import argparse
@@ -28,7 +29,7 @@ ROUNDS = 3
 
 
 def requests(folder: Path, shots: int, share: int) -> list[Any]:
-    """What the harness asks for: every `share`-th item of all tasks."""
+    """The harness' requests for every `share`-th item of all tasks."""
     found = []
     with open_tasks(folder) as tasks:
         for task in (entry.task for entry in tasks.values()):
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure three ways to score the offline tasks.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a trained model")
     parser.add_argument("--data", type=Path, required=True, help="results/<scale>/data")
-    parser.add_argument("--share", type=int, default=4, help="use every so-manieth item")
+    parser.add_argument("--share", type=int, default=4, help="score every SHARE-th item (4)")
     arguments = parser.parse_args(argv)
     prepare_environment()
     torch.set_num_threads(1)

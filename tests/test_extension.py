@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, added to a copy of the project as a newcomer would: all else works as before."""
+"""The examples of CONTRIBUTING.md: adding them to a copy of the project breaks nothing else."""
 
 import os
 import re
@@ -14,8 +14,8 @@ from ddl.layout import ROOT
 from tests.helpers.project import copy_project
 
 pytestmark = pytest.mark.dag
-# What a further design could break: settings, tables, numbers, README, costs. Without the tests that take longest, and
-# without the table of defaults, which a new corpus joins.
+# Tests of what a further design could break: settings, tables, numbers, README, costs. The slowest tests are excluded,
+# and the test of the table of defaults, to which a new corpus adds entries.
 FAST_TESTS = (
     "tests/test_config.py",
     "tests/model/test_language_model.py",
@@ -43,7 +43,7 @@ def insert(path: Path, before: str, code: str) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory) -> Path:
-    """A copy with the rule, the two designs and the corpus of the examples."""
+    """A copy of the project with the rule, the two designs and the corpus of the examples."""
     folder = copy_project(tmp_path_factory.mktemp("extended"))
     with open(folder / "config/variants.yaml", "a") as file:
         file.writelines(f"\n{entry}" for entry in examples("A variant", "yaml"))
@@ -60,7 +60,7 @@ def extended(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, *command: object) -> str:
-    """What a command of Python prints in the copy."""
+    """Run a Python module in the copy; return what it prints to stdout."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     arguments = [sys.executable, "-m", *map(str, command)]
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -93,7 +93,7 @@ def test_imports_from_the_package_in_examples_work(page):
 
 
 def found(name: str) -> bool:
-    """Whether a dotted name is a module or stands in one."""
+    """Whether a dotted name is a module or an attribute of one."""
     try:
         if importlib.util.find_spec(name):
             return True

@@ -1,4 +1,4 @@
-"""The paper's eight benchmarks through the harness' own definitions, on small files of the datasets' schemas."""
+"""The paper's eight benchmarks with the harness' own definitions, on small files in the datasets' schemas."""
 
 import dataclasses
 import json
@@ -88,7 +88,7 @@ SCHEMAS = {
 
 
 def local_copies(folder):
-    """Each dataset as a folder of Parquet files, and the benchmarks that point there."""
+    """Write each dataset as a folder of Parquet files; return benchmarks that point to these folders."""
     found = []
     for benchmark in BENCHMARKS:
         rng = random.Random(benchmark.task)
@@ -122,7 +122,7 @@ def folder(sources, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, variants):
-    """A run directory; the weights are large enough that predictions differ."""
+    """A run folder with weights large enough that predictions differ."""
     from ddl.config import ModelConfig, from_mapping
 
     path = tmp_path_factory.mktemp("run")
@@ -192,7 +192,7 @@ def test_all_eight_run_and_their_accuracies_are_those_of_their_items(folder, run
     assert {name: task["value"] for name, task in result["tasks"].items()} == pytest.approx(values.to_dict())
     assert 0 < result["average"]["value"] < 1
     assert result["average"]["value"] == pytest.approx(values.mean())
-    # The answer by the longest row is by the rule of the metric: per character of the choice for acc_norm.
+    # The answer follows the metric: acc_norm divides by the number of characters in the choice.
     row, found = rows(folder, "piqa")[3], items[items["task"] == "piqa"].iloc[3]
     per_character = np.array(found["log_likelihoods"]) / [len(row["sol1"]), len(row["sol2"])]
     assert found["correct"] == (per_character.argmax() == row["label"])

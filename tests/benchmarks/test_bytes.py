@@ -1,4 +1,4 @@
-"""The bytes that `benchmarks.bytes` counts are those of the formulas."""
+"""The byte counts of `benchmarks.bytes` match the formulas."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_rows_that_several_taps_need_are_cached():
     S, taps = torch.zeros(1, 9, 2, D, dtype=torch.bfloat16), torch.zeros(4, 2, D)
     traffic = count(lambda: compress_forward(S, taps))
     assert traffic.memory == (S.numel() + 9 * D) * BF16 + taps.numel() * FP32
-    reads = sum(min(t + 1, 4) for t in range(9))  # rows, of which nine are first reads
+    reads = sum(min(t + 1, 4) for t in range(9))  # rows; nine of these are first reads
     programs = -(-9 // BLOCK_T[4])
     assert traffic.cache == (reads - 9) * 2 * D * BF16 + (programs - 1) * taps.numel() * FP32
 

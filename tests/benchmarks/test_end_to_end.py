@@ -1,4 +1,4 @@
-"""The GPU rows of Tables 4 and 5 are measured as `ddl cost` measures; tried here on a CPU with tiny models."""
+"""The benchmark behind the GPU rows of Tables 4 and 5 measures as `ddl cost` does; tested on a CPU with tiny models."""
 
 import csv
 import dataclasses
@@ -34,7 +34,7 @@ def measured(scale, path, seconds):
 
 
 def test_a_training_step_is_that_of_the_cost_rule(scale):
-    """Clipping, decay groups and precision included: the weights after a step are the same to the bit."""
+    """The weights after a step are equal to the bit, so clipping, decay groups and precision are the same."""
     ours = Candidate(scale, scale.model("small", "ddl-cc"))
     theirs = cost.Subject(scale, LanguageModel(scale.model("small", "ddl-cc")))
     theirs.train_step()

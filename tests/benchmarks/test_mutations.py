@@ -1,4 +1,4 @@
-"""The mistakes that `benchmarks/mutations.py` makes fit the code, and its runner tells noticed from unnoticed ones."""
+"""The mutations in `benchmarks/mutations.py` match the code, and its runner reports which notebook fails."""
 
 import csv
 
