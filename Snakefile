@@ -1,4 +1,4 @@
-# From a corpus to the paper: data -> 12 trainings -> evaluations and costs -> figures and tables -> paper.
+# From a corpus to the paper: data -> trainings -> evaluations and costs -> figures and tables -> paper.
 # The scale is part of every path, so any file of any scale is a target: results/paper/figures/figure2.pdf.
 
 import json
@@ -92,6 +92,13 @@ def report_settings(wildcards):
     return values, SCALES[wildcards.scale].training.determining(), [variant.label for variant in VARIANTS.values()]
 
 
+def derivation_settings(wildcards):
+    """What derivations show and check of all scales: shapes, how models are computed, and recipes."""
+    names = ("sequence_length", "sizes", "tokenizer", "execution")
+    shown = {scale.name: {name: changed_settings(scale)[name] for name in names} for scale in SCALES.values()}
+    return shown, {scale.name: scale.training.determining() for scale in SCALES.values()}
+
+
 def recipe(name):
     """A setting of the scale's trainings."""
     return lambda wildcards: getattr(SCALES[wildcards.scale].training, name)
@@ -104,8 +111,7 @@ def on_stale_checkpoints(wildcards):
 
 
 def threads_of_data(wildcards):
-    """What trains on GPUs takes billions of tokens, which are worth all cores."""
-    return workflow.cores if recipe("gpus")(wildcards) else 2
+    return workflow.cores if SCALES[wildcards.scale].corpus.large else 2
 
 
 def all_cores(wildcards):
@@ -227,7 +233,7 @@ rule tasks:
         " > {log} 2>&1"
 
 
-# One of the twelve models. Checkpoints lie beside the outputs, under a fingerprint of settings, data and code.
+# One of the models. Checkpoints lie beside the outputs, under a fingerprint of settings, data and code.
 rule train:
     input:
         data=rules.data.output.manifest,
@@ -392,7 +398,7 @@ rule cost:
         code=code_identity("ddl.training.cost"),
         settings=cost_settings,
     message:
-        "cost {wildcards.size} ({wildcards.scale}): six variants, interleaved"
+        "cost {wildcards.size} ({wildcards.scale}): all variants, interleaved"
     shell:
         "ddl cost --scale {wildcards.scale} --size {wildcards.size} --out results/{wildcards.scale}/cost/{wildcards.size}"
         " > {log} 2>&1"
@@ -415,6 +421,7 @@ rule derivation:
         notebook="|".join(DERIVATIONS),
     params:
         code=lambda wildcards: code_identity("ddl.reporting.render_notebook", f"notebooks/{wildcards.notebook}.py"),
+        settings=derivation_settings,
     message:
         "notebook {wildcards.notebook}"
     shell:
@@ -425,15 +432,16 @@ rule derivation_page:
     input:
         rules.derivation.output.html,
     output:
-        "results/{scale}/notebooks/{notebook}.html",
+        page="results/{scale}/notebooks/{notebook}.html",
+        times="results/{scale}/benchmarks/notebooks/{notebook}.tsv",
     log:
         "results/{scale}/logs/notebooks/{notebook}.log",
     wildcard_constraints:
         notebook="|".join(DERIVATIONS),
     message:
-        "notebook {wildcards.notebook} ({wildcards.scale})"
+        "notebook {wildcards.notebook} ({wildcards.scale}), executed once for all scales"
     shell:
-        "cp {input} {output} > {log} 2>&1"
+        "cp {input} {output.page} 2> {log} && cp results/notebooks/benchmarks/{wildcards.notebook}.tsv {output.times} 2>> {log}"
 
 
 # What each notebook reads; `DRAWN` says which figures and tables it draws of it.

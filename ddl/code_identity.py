@@ -93,9 +93,8 @@ def _shown(notebook: Path) -> dict[str, str]:
     calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "source"]
     shown = {}
     for name in [ast.unparse(argument) for call in calls for argument in call.args]:
-        for path in _files(str(modules.get(name.split(".")[0])))[
-            -1:
-        ]:  # the module; none for the notebook's own function
+        module = _files(str(modules.get(name.split(".")[0])))[-1:]  # none for a function of the notebook itself
+        for path in module:
             text = path.read_text(encoding="utf-8")
             found = [node for node in ast.walk(ast.parse(text)) if getattr(node, "name", None) == name.split(".")[-1]]
             segments = "\n".join(str(ast.get_source_segment(text, node)) for node in found)

@@ -539,12 +539,13 @@ def changed_settings(config: Any) -> dict[str, Any]:
     """The plain values of a config without those that are the default.
 
     What decides whether a result is still valid takes these, so that a new option with a default invalidates nothing.
-    A default is therefore what all earlier results were made with, and never changes.
+    A default is therefore what all earlier results were made with, and never changes. A `name` says which kind of
+    config it is, and stays.
     """
     changed = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.default is dataclasses.MISSING or getattr(config, field.name) != field.default
+        if field.name == "name" or getattr(config, field.name) != field.default  # which is MISSING where there is none
     }
     return dict(json.loads(json.dumps(changed, default=changed_settings)))  # which is called for the configs inside
 

@@ -27,7 +27,7 @@ import sympy as sp
 import torch
 from IPython.display import Markdown
 
-from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, load_variants
+from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, paper_variants
 from ddl.model.language_model import Block, LanguageModel, parameter_count
 from ddl.model.residual import COMPRESSORS, Delta, Expand, Gate, MLPDirection, Value, make_rule
 from ddl.ops.compress import compress_channels, compress_tokens
@@ -38,7 +38,7 @@ from ddl.reporting.notebook_style import set_style, source
 set_style()
 torch.manual_seed(seed)
 random = torch.Generator().manual_seed(seed)
-VARIANTS = load_variants()
+VARIANTS = paper_variants()
 SHAPE = {"vocab_size": 61, "sequence_length": 10, "layers": 2, "width": 12, "heads": 2, "kernels": "reference"}
 
 

@@ -137,11 +137,11 @@ else:
 # within three standard errors of chance; a star marks results outside that range.
 
 # %%
-untrained = {shots: data.untrained(shots).set_index("column") for shots in SHOTS}
+scores = {shots: json.loads((data.path / f"evals/random-init/{shots}shot.json").read_text()) for shots in SHOTS}
 rows, worst = [], 0.0
 for name, task in manifest["tasks"].items():
     guesses = {check: found["value"] for check, found in task.get("checks", {}).items()}
-    guesses |= {f"untrained, {shots}-shot": untrained[shots].loc[task["column"], "value"] for shots in SHOTS}
+    guesses |= {f"untrained, {shots}-shot": scores[shots]["tasks"][name]["value"] for shots in SHOTS}
     row = {"task": name, "chance, %": cell(100 * task["chance"], 1)}
     for check, value in guesses.items():
         errors = abs(value - task["chance"]) / chance_stderr(task["chance"], task["n"])

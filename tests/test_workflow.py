@@ -1,6 +1,5 @@
 """The workflow: what reruns what, and the whole DAG at the smoke scale from an empty results folder."""
 
-import ast
 import dataclasses
 import json
 import os
@@ -12,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from ddl.config import Scale, load_scale, load_variants
-from ddl.layout import ROOT
+from ddl.layout import DRAWN, ROOT, SWEEP
 from ddl.training.run import Run
 from tests.helpers import golden
 from tests.helpers.project import copy_project
 
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
-RUNS = 12
+RUNS = 2 * len(load_variants())  # at two sizes
 
 
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def snakemake(folder: Path, *arguments: str, config: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """Run the workflow of a copy of the project at the smoke scale."""
-    command = [SNAKEMAKE, *arguments, "--cores", "2", "--config", "scale=smoke"]
+    command = [SNAKEMAKE, *arguments, "--cores", "2", "--config", "scale=smoke", *config]
     environment = {**os.environ, "PYTHONPATH": str(folder), "SOURCE_DATE_EPOCH": "0"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -68,7 +67,7 @@ def edited(finished):
 
     def edit(name: str, change) -> None:
         path = finished / name
-        originals[path] = path.read_bytes()
+        originals.setdefault(path, path.read_bytes())
         path.write_text(change(path.read_text()))
 
     yield edit
@@ -80,59 +79,7 @@ def edited(finished):
 # Without running anything
 
 
-def imported(file: Path) -> set[Path]:
-    """Files of the package that a Python file imports, directly or not, wherever the import stands."""
-    found: set[Path] = set()
-    todo = [file]
-    while todo:
-        for node in ast.walk(ast.parse(todo.pop().read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                if name.split(".")[0] != "ddl":
-                    continue
-                path = ROOT.joinpath(*name.split("."))
-                for candidate in (path.with_suffix(".py"), path / "__init__.py", path.parent / "__init__.py"):
-                    if candidate.is_file() and ROOT in candidate.parents and candidate not in found:
-                        found.add(candidate)
-                        todo.append(candidate)
-    return found
-
-
-def rules_with_code() -> dict[str, tuple[set[str], str]]:
-    """Rule -> (files its `code` lists, its shell command), from the text of the Snakefile."""
-    text = (ROOT / "Snakefile").read_text()
-    names = dict(re.findall(r"^(MODEL|TASKS|REPORT|TRAINING) = (\(.*?\))$", text, re.MULTILINE | re.DOTALL))
-    tuples = {name: ast.literal_eval(value) for name, value in names.items()}
-    rules = {}
-    for name, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL):
-        listed = re.search(r"code=source\((.*?)\)", body, re.DOTALL)
-        if listed:
-            items = re.findall(r'\*(\w+)|"([\w/]+)"', listed[1])
-            modules = [module for group, name in items for module in (tuples[group] if group else [name])]
-            files = {f"ddl/{module}.py" for module in ("__init__", "config", "provenance", *modules)}
-            rules[name] = (files, body)
-    return rules
-
-
-def test_every_rule_lists_the_code_that_it_runs():
-    rules = rules_with_code()
-    assert {"data", "tasks", "train", "evaluate", "cost", "derivation", "numbers", "paper"} <= set(rules)
-    for name, (listed, body) in rules.items():
-        module = re.search(r"python -m ddl\.(\w+)", body)[1]
-        roots = [ROOT / "ddl" / f"{module}.py"]
-        notebook = re.search(r'notebook="(notebooks/[^"]+)"', body)
-        if notebook:
-            pattern = notebook[1].replace("{name}", "0[124567]_*")
-            roots += sorted(ROOT.glob(pattern))
-        needed = set(roots[:1]) | set().union(*(imported(root) for root in roots)) | {ROOT / "ddl/__init__.py"}
-        assert listed == {str(path.relative_to(ROOT)) for path in needed}, name
-
-
-def test_the_smoke_scale_plans_twelve_trainings(project):
+def test_the_smoke_scale_plans_a_training_and_an_evaluation_of_every_design_and_size(project):
     jobs = planned(project)
     assert jobs["train"] == jobs["evaluate"] == RUNS
     assert jobs["paper"] == 1
@@ -145,21 +92,48 @@ def test_a_file_of_any_scale_is_a_target_without_a_flag(project, scale):
     assert ("tasks" in jobs) == (load_scale(scale).evaluation.tasks == "offline")
 
 
-@pytest.mark.parametrize("name", [*(f"figure{n}" for n in range(1, 5)), *(f"table{n}" for n in range(1, 9))])
-def test_every_figure_and_table_has_a_short_name(project, name):
-    text = (project / "Snakefile").read_text()
-    assert re.search(r'f"figure\{number\}"' if name.startswith("figure") else r'f"table\{number\}"', text)
-    if name in ("figure1", "table5"):  # a dry run takes seconds
-        assert name in planned(project, name)
+def test_every_figure_and_table_has_a_short_name(project):
+    done = snakemake(project, "--list-rules")
+    listed = set((done.stdout + done.stderr).split())
+    assert {*(f"figure{n}" for n in range(1, 5)), *(f"table{n}" for n in range(1, 9))} <= listed
+    assert planned(project, "figure1") == {"notebook_03_architecture": 1, "figure1": 1}
+
+
+def train_command(folder: Path, target: str, *arguments: str, **kwargs) -> str:
+    """The shell command of the training that a dry run of a target plans."""
+    done = snakemake(folder, target, "-n", "-p", *arguments, **kwargs)
+    assert done.returncode == 0, done.stderr
+    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl train" in line]
+    return command
 
 
 @pytest.mark.parametrize(("granted", "processes"), [(1, 1), (4, 4), (8, 4)])
 def test_a_training_gets_the_processes_that_its_resources_grant(project, granted, processes):
     target = "results/paper/runs/small/baseline/seed0/summary.json"
-    done = snakemake(project, target, "-n", "-p", "--resources", f"gpu={granted}")
-    assert done.returncode == 0, done.stderr
-    (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl train " in line]
-    assert f"--processes {processes} " in command
+    assert f"--processes {processes} " in train_command(project, target, "--resources", f"gpu={granted}")
+
+
+@pytest.mark.parametrize(
+    ("scale", "config", "flag"),
+    [
+        ("smoke", (), "--restart"),
+        ("paper", (), None),
+        ("paper", ("stale=restart",), "--restart"),
+        ("paper", ("stale=continue",), "--continue-anyway"),
+        ("smoke", ("stale=continue",), "--continue-anyway"),
+    ],
+)
+def test_checkpoints_of_other_code_stop_an_expensive_training_unless_the_config_says_how_to_go_on(
+    project, scale, config, flag
+):
+    command = train_command(project, f"results/{scale}/runs/small/baseline/seed0/summary.json", config=config)
+    assert re.findall("--restart|--continue-anyway", command) == ([flag] if flag else [])
+
+
+def test_another_way_to_go_on_is_refused(project):
+    done = snakemake(project, "-n", config=("stale=ignore",))
+    assert done.returncode != 0
+    assert "stale: expected one of refuse, restart, continue, found 'ignore'" in done.stdout + done.stderr
 
 
 def test_a_wrong_config_key_stops_the_workflow_with_one_clear_line(project):
@@ -196,6 +170,7 @@ def test_one_call_builds_everything(finished):
     expected += [f"tables/table{n}.{kind}" for n in range(1, 9) for kind in ("csv", "tex")]
     missing = [name for name in expected if not (results / name).stat().st_size]
     assert missing == []
+    assert {f"{path.parent.name}/{path.name}" for path in results.glob("[ft]*s/*")} == set(expected)
     assert (results / "paper.pdf").read_bytes().startswith(b"%PDF")
     pages = sorted(path.name for path in (results / "notebooks").glob("*.html"))
     notebooks = {path.stem for path in (finished / "notebooks").glob("*.py")} - {"09_learning_rate"}
@@ -249,7 +224,12 @@ def test_the_kept_curves_notice_a_change_of_one_per_cent(finished, tmp_path, mon
 def test_the_sweep_is_a_target_of_its_own_and_draws_every_point(finished):
     sweep = load_scale("smoke").sweep
     points = len(sweep.sizes) * len(sweep.variants) * len(sweep.learning_rates)
-    assert planned(finished, "sweep") == {"sweep_point": points, "sweep_rows": 1, "learning_rate": 1, "sweep": 1}
+    assert planned(finished, "sweep") == {
+        "sweep_point": points,
+        "sweep_rows": 1,
+        "notebook_09_learning_rate": 1,
+        "sweep": 1,
+    }
     done = snakemake(finished, "sweep")
     assert done.returncode == 0, done.stderr[-6000:]
     results = finished / "results/smoke"
@@ -269,20 +249,52 @@ def test_a_second_call_has_nothing_to_do(finished):
 @pytest.mark.dag
 def test_a_changed_plot_reruns_its_notebook_and_the_paper_only(finished, edited):
     edited("notebooks/10_loss_curves.py", lambda text: text + "\n# A remark.\n")
-    assert planned(finished) == {"loss_curves": 1, "paper": 1}
+    assert planned(finished) == {"notebook_10_loss_curves": 1, "paper": 1}
 
 
 @pytest.mark.dag
-def test_a_changed_model_retrains_and_what_it_does_not_touch_stays(finished, edited):
-    edited("ddl/model/language_model.py", lambda text: text + "\n# A remark.\n")
+def test_a_changed_constant_of_the_model_retrains_and_what_it_does_not_touch_stays(finished, edited):
+    edited("ddl/model/residual.py", lambda text: text.replace("GATE_LOGIT_LIMIT = ", "GATE_LOGIT_LIMIT = 0.5 * "))
     jobs = planned(finished)
     assert jobs["train"] == jobs["evaluate"] == RUNS
-    assert {"data", "tasks"}.isdisjoint(jobs)
+    assert jobs["cost"] == 2
+    assert {"data", "tasks", "contamination"}.isdisjoint(jobs)
+
+
+def add_option(text: str) -> str:
+    """A new training option with a default."""
+    return text.replace("    grad_clip: float = 1.0\n", "    grad_clip: float = 1.0\n    ema: float = 0.0\n")
+
+
+@pytest.mark.dag
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ddl/model/language_model.py", lambda text: text.replace("class Attention", "# A remark.\nclass Attention")),
+        ("ddl/model/residual.py", lambda text: re.sub('^"""', '"""Another docstring. ', text)),
+        ("ddl/cli.py", lambda text: text.replace("Start from step 0", "Start from the first step")),
+        ("ddl/config.py", add_option),
+        ("config/scales/smoke.yaml", lambda text: text.replace("checkpoint_interval: 8", "checkpoint_interval: 12")),
+    ],
+)
+def test_a_comment_a_docstring_help_or_a_new_option_reruns_nothing(finished, edited, name, change):
+    original = (finished / name).read_text()
+    edited(name, change)
+    assert (finished / name).read_text() != original
+    assert planned(finished) == {}
+
+
+@pytest.mark.dag
+def test_a_derivation_reruns_with_what_it_runs_or_shows_once_for_all_scales(finished, edited):
+    edited(
+        "ddl/ops/rewrite.py", lambda text: text.replace("def rewrite_reference(", "def rewrite_reference(  # shown\n")
+    )
+    assert planned(finished) == {"derivation": 3, "derivation_page": 3}
 
 
 @pytest.mark.dag
 def test_a_changed_variant_retrains_its_own_runs_only(finished, edited):
-    edited("config/variants.yaml", lambda text: text.replace("residual: delta}", "residual: delta, gate_init: 0.5}"))
+    edited("config/variants.yaml", lambda text: text.replace("residual: delta}", "residual: delta, gate_init: 0.5}", 1))
     jobs = planned(finished)
     assert jobs["train"] == jobs["evaluate"] == 2
     assert jobs["cost"] == 2  # of both sizes: variants are measured against each other
@@ -292,8 +304,8 @@ def test_a_changed_variant_retrains_its_own_runs_only(finished, edited):
 def test_a_changed_label_changes_tables_and_figures_only(finished, edited):
     edited("config/variants.yaml", lambda text: text.replace("label: DDL-TC w/o EC", "label: DDL-TC without EC"))
     jobs = planned(finished)
-    assert {"loss_curves", "downstream", "cost_tables", "numbers", "paper"} <= set(jobs)
-    assert {"train", "evaluate", "cost", "data", "tasks"}.isdisjoint(jobs)
+    notebooks = {f"notebook_{name}" for name in DRAWN if name != SWEEP} | {"derivation", "derivation_page"}
+    assert set(jobs) == notebooks | {"numbers", "paper"}
 
 
 @pytest.mark.dag
@@ -303,7 +315,7 @@ def test_a_deleted_metrics_file_rebuilds_its_descendants_only(finished):
     (run / "metrics.jsonl").unlink()
     jobs = planned(finished)
     assert jobs["train"] == jobs["evaluate"] == 1
-    assert {"data", "tasks", "cost", "architecture", "derivation"}.isdisjoint(jobs)
+    assert {"data", "tasks", "cost", "notebook_03_architecture", "derivation"}.isdisjoint(jobs)
     done = snakemake(finished, "results/smoke/runs/small/ddl-cc/seed0/metrics.jsonl")
     assert done.returncode == 0, done.stderr
     # The finished checkpoint served: the same curve and weights, without a step.
@@ -338,3 +350,20 @@ def test_a_missing_corpus_package_is_named(finished, edited):
     done = snakemake(finished, "results/smoke/data/manifest.json")
     assert done.returncode != 0
     assert "error: corpus package 'nosuchpackage' is not installed: run `make setup`" in done.stdout + done.stderr
+
+
+@pytest.mark.dag
+def test_a_finished_run_of_a_small_scale_simply_reruns_with_other_code(finished, edited):
+    folder = "results/smoke/runs/small/ddl-dv1/seed0"
+    before = (finished / folder / "model.safetensors").read_bytes()
+    edited("ddl/model/residual.py", lambda text: text.replace("GATE_LOGIT_LIMIT = ", "GATE_LOGIT_LIMIT = 0.5 * "))
+    done = snakemake(finished, f"{folder}/summary.json")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "of another run: code ddl/model/residual.py has changed"
+        in (finished / "results/smoke/logs/train/small-ddl-dv1-seed0.log").read_text()
+    )
+    assert "continued" in json.loads((finished / folder / "provenance.json").read_text())
+    edited("ddl/model/residual.py", lambda text: text.replace("0.5 * ", ""))
+    assert snakemake(finished, f"{folder}/summary.json").returncode == 0  # from the checkpoint of before
+    assert (finished / folder / "model.safetensors").read_bytes() == before

@@ -1,18 +1,19 @@
-"""Token data from a corpus: documents, tokenizer, shards and the manifest that names them all.
+"""Build token data from a corpus: documents, tokenizer, shards, and the manifest that lists them.
 
 `ddl data --scale laptop --out results/laptop/data` reads the corpus of the scale, splits it by document,
 makes the tokenizer and writes
 
-    documents/{train,val}.jsonl    {"id", "source", "text"} a line; for corpora that fit in memory
+    documents/{train,val}.jsonl    one {"id", "source", "text"} per line; only for corpora that fit in memory
     tokenizer.json
     {train,val}_000000.bin ...     shards in the format of llm.c and modded-nanogpt
-    journal.json                   which shards are finished; an interrupted build continues after the last of them
-    manifest.json                  what the others are, with their SHA-256; written last
+    journal.json                   the finished shards; an interrupted build continues after the last of them
+    manifest.json                  documents, tokenizer and shards with their SHA-256; written last
 
-Every document starts with the end-of-text token; a document may go on in the next shard. The shards are a function of
-the settings and the documents: neither the number of processes nor interruptions change them.
+Every document starts with the end-of-text token and may continue in the next shard. The shards depend only on the
+settings and the documents: neither the number of processes nor interruptions change them.
 
-The corpus `shards` is shards in this format that were made elsewhere: they are checked and listed where they lie.
+The corpus `shards` consists of shards in this format that were made elsewhere. They are checked and listed, and stay
+where they are.
 """
 
 import glob
@@ -42,12 +43,12 @@ from ddl.files import atomic, sha256_file, write_json
 from ddl.layout import SPLITS
 from ddl.provenance import provenance
 
-BATCH_DOCUMENTS = 256  # of a corpus in memory
+BATCH_DOCUMENTS = 256  # documents per batch, for a corpus in memory
 PROGRESS_SECONDS = 10
 STREAM_DEFINITION = (
-    "exact: documents that agree up to case and white space; the stream is in a fixed random order and begins with "
-    "validation, which keeps one of them, and a training document that agrees with one of validation is removed "
-    "(repeats within training are not); near: none removed"
+    "exact: documents that agree up to case and white space; the stream has a fixed random order and begins with "
+    "validation, which keeps one copy of each; a training document that agrees with a validation document is removed "
+    "(repeats within training are kept); near: none removed"
 )
 
 
@@ -62,16 +63,16 @@ class _Progress:
 
 
 def build(scale: Scale, out: Path, workers: int) -> dict[str, Any]:
-    """Make the data of a scale in the folder `out` with `workers` processes; returns the manifest.
+    """Build the data of a scale in the folder `out` with `workers` processes, and return the manifest.
 
     Raises:
         CorpusError: the corpus cannot be read or is not the expected one.
         TokenizerError: the tokenizer cannot be made.
-        DataError: a split is empty, or existing shards are not what they should be.
+        DataError: a split is empty, or existing shards are missing, damaged or listed in both splits.
     """
     manifest_path = out / "manifest.json"
-    manifest_path.unlink(missing_ok=True)  # until the new one is written, the folder is not a finished one
-    for leftover in out.glob(".*.tmp"):  # of a build that was killed
+    manifest_path.unlink(missing_ok=True)  # a folder without a manifest is unfinished
+    for leftover in out.glob(".*.tmp"):  # left by a build that was killed
         leftover.unlink()
     work = _Build(scale, out, workers, _Progress())
     work.say(f"reading {scale.corpus.name}: {scale.corpus.source}")
@@ -97,7 +98,7 @@ def build(scale: Scale, out: Path, workers: int) -> dict[str, Any]:
 
 @dataclass
 class _Build:
-    """One build: documents in memory, a stream of documents, or shards that are there already."""
+    """One build, from documents in memory, from a stream of documents, or from existing shards."""
 
     scale: Scale
     out: Path
@@ -106,7 +107,7 @@ class _Build:
     end_of_text: int = -1
 
     def run(self) -> dict[str, Any]:
-        """Make the shards of the scale's corpus; the manifest's entries "splits", "deduplication" and "documents"."""
+        """Make the shards and return the manifest's entries "splits", "deduplication" and "documents"."""
         match self.scale.corpus:
             case DocumentCorpus() as corpus:
                 return self.documents(corpus)
@@ -116,7 +117,7 @@ class _Build:
                 return self.existing_shards(corpus)
 
     def documents(self, corpus: DocumentCorpus) -> dict[str, Any]:
-        """A corpus that fits in memory: split by a hash, without near duplicates across the split."""
+        """Build from a corpus in memory: split by a hash, and remove near duplicates across the split."""
         documents = read_corpus(corpus)
         size = sum(len(document.text.encode()) for document in documents)
         self.say(f"read {len(documents):,} documents, {size / 1e6:.1f} MB")
@@ -147,7 +148,7 @@ class _Build:
         }
 
     def stream(self, corpus: ParquetDataset) -> dict[str, Any]:
-        """A dataset of parquet files of any size: first the validation split, then what follows."""
+        """Build from parquet files of any size: validation comes first, and training continues after it."""
         dataset = open_dataset(corpus)
         rows = sum(block.rows for block in dataset.blocks)
         self.say(f"found {rows:,} documents in {len(dataset.blocks):,} blocks")
@@ -174,15 +175,15 @@ class _Build:
         }
 
     def existing_shards(self, corpus: TokenShards) -> dict[str, Any]:
-        """Shards made elsewhere; all their tokens are read once."""
+        """List shards made elsewhere, after reading all their tokens once to check them."""
         self.start({}, [])
         paths = {}
         for name, pattern in (("train", corpus.train_shards), ("val", corpus.val_shards)):
             paths[name] = [Path(path).resolve() for path in sorted(glob.glob(pattern))]
             if not paths[name]:
-                raise DataError(f"corpus.{name}_shards: no file is called {pattern}")
+                raise DataError(f"corpus.{name}_shards: no file matches {pattern}")
         if shared := set(paths["train"]).intersection(paths["val"]):
-            raise DataError(f"{min(shared)}: both in corpus.train_shards and in corpus.val_shards")
+            raise DataError(f"{min(shared)}: listed in both corpus.train_shards and corpus.val_shards")
         splits = {}
         with ThreadPoolExecutor(self.workers) as pool:
             for name in SPLITS:
@@ -194,20 +195,20 @@ class _Build:
         return {"splits": splits, "deduplication": None, "documents": None}
 
     def _existing_shard(self, path: Path) -> tuple[int, dict[str, Any]]:
-        """How many documents start in a shard, and its entry in the manifest."""
+        """Return the number of documents that start in a shard, and its manifest entry."""
         tokens = read_shard(path, self.scale.tokenizer.vocab_size)
         entry = {"file": str(path), "tokens": len(tokens), "sha256": sha256_file(path)}
         return int(np.count_nonzero(tokens == self.end_of_text)), entry
 
     def start(self, source: dict[str, Any], texts: Sequence[Document]) -> Journal:
-        """Save the tokenizer, trained on `texts` if it has to be; the journal of shards made with it from `source`."""
+        """Save the tokenizer, trained on `texts` if needed, and open the journal of the shards made from `source`."""
         config = self.scale.tokenizer
         tokenizer = ready_tokenizer(config)
         if tokenizer is None:
             if not texts:
                 raise TokenizerError(
                     f"tokenizer.name: 'bpe' is trained on documents in memory: with the corpus "
-                    f"{self.scale.corpus.name!r} expected 'gpt2', or a tokenizer.path to read one from"
+                    f"{self.scale.corpus.name!r} expected 'gpt2', or a tokenizer.path to read a tokenizer from"
                 )
             tokenizer = train_bpe((document.text for document in texts), config.vocab_size)
             self.say(f"trained a byte-level BPE of {config.vocab_size:,} tokens on the training documents")
@@ -222,7 +223,7 @@ class _Build:
         return Journal(self.out / "journal.json", origin)
 
     def write(self, writer: SplitWriter, batches: Sequence[Batch], wanted: Callable[[bytes], bool]) -> SplitWriter:
-        """Tokenise the `wanted` documents into the shards of a split, until they end or the split is full."""
+        """Tokenise the `wanted` documents into the shards of a split, until none are left or the split is full."""
         if writer.shards:
             self.say(f"{writer.split}: kept {len(writer.shards)} finished shards, {writer.tokens:,} tokens")
         first, kept, started = writer.place.batch, writer.tokens, time.monotonic()
@@ -244,7 +245,7 @@ class _Build:
 
 
 def _entry(writer: SplitWriter) -> dict[str, Any]:
-    """What the manifest says of a split."""
+    """The manifest entry of a split."""
     counts = {"documents": writer.counts.documents, "bytes": writer.counts.bytes, "tokens": writer.tokens}
     return counts | {"shards": writer.shards}
 
@@ -255,7 +256,7 @@ def _batches(documents: list[Document]) -> list[Texts]:
 
 
 def _keys_before(batches: Sequence[Batch], place: Place) -> set[bytes]:
-    """The `text_key` of every document before the one at a place."""
+    """The `text_key` of every document before the one at `place`."""
     keys: set[bytes] = set()
     for number, batch in enumerate(batches[: place.batch + 1]):
         texts = batch.texts()

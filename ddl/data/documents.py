@@ -1,14 +1,15 @@
-"""Corpora: where documents come from.
+"""Read the documents of a corpus that fits in memory.
 
-- `package-docs` (the default, offline): the docstrings of the pinned packages, one document a module. Sources are
-  parsed, never imported, and what is read does not depend on the platform or the Python version, so the corpus is a
-  function of the lock file. `config/package_docs.json` holds what was found when the manifest was made; a build checks
-  it and names the package that differs. `ddl package-manifest` makes it again.
-- `text`: a .txt file (one document), a .jsonl or .parquet file (one document a row, key "text"), or a folder of these.
+- `package-docs` (the default, offline): the docstrings of the pinned packages, one document per module. Sources are
+  parsed, never imported. The text depends on neither the platform nor the Python version, so the lock file determines
+  the corpus. `config/package_docs.json` is the manifest of the expected documents: a build compares each package with
+  it and names the one that differs. `ddl package-manifest` rewrites it.
+- `text`: a .txt file (one document), a .jsonl or .parquet file (one document per row, key "text"), or a folder of
+  these.
 
-Another corpus that fits in memory is a class beside these in `ddl.config` and a function here, registered with
-`read_corpus`. Two more kinds need no documents in memory: `parquet-dataset`, a dataset of the Hugging Face hub
-(`ddl.data.parquet_blocks`), and `shards`, token shards that are there already (`ddl.data.build`).
+To add a corpus that fits in memory, add a class in `ddl.config` and a function here, registered with `read_corpus`.
+Two other corpora are not held in memory: `parquet-dataset`, a dataset on the Hugging Face hub
+(`ddl.data.parquet_blocks`), and `shards`, existing token shards (`ddl.data.build`).
 """
 
 import ast
@@ -28,23 +29,23 @@ from ddl.files import write_json
 from ddl.layout import ROOT
 
 PACKAGE_MANIFEST = ROOT / "config" / "package_docs.json"
-GRAMMAR = (3, 11)  # the oldest supported Python: a module that needs a newer one is left out everywhere
-MIN_WORDS = 8  # a module with less documentation is no document
+GRAMMAR = (3, 11)  # the oldest supported Python: a module that needs a newer one is skipped on every Python
+MIN_WORDS = 8  # a module with fewer words of documentation is skipped
 
-# Folders with tests say little in prose. numpy.distutils is only in the wheels for Python 3.11.
-# What lies outside site-packages ("..") are scripts, and where they lie depends on the machine.
+# Test folders contain little prose. numpy.distutils is only in the wheels for Python 3.11.
+# Files outside site-packages ("..") are scripts, whose location depends on the machine.
 SKIPPED_FOLDERS = {"tests", "test", "distutils", ".."}
-# Written at build time: they name compilers, dates and hosts, and differ between the wheels of one release.
+# These are written at build time: they name compilers, dates and hosts, and differ between the wheels of one release.
 SKIPPED_FILES = {"version.py", "_version.py", "__config__.py", "_version_meson.py", "_distributor_init.py"}
 
 
 class CorpusError(UserError):
-    """A corpus that cannot be read or is not the expected one: the message says what is missing and what helps."""
+    """A corpus that cannot be read or is not the expected one; the message names the fault and a remedy."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `id` is unique in its corpus, `source` says what it is a part of (a package, a file, a dataset)."""
+    """One text. `id` is unique within its corpus; `source` is the package or file that contains the text."""
 
     id: str
     source: str
@@ -53,10 +54,10 @@ class Document:
 
 @singledispatch
 def read_corpus(corpus: DocumentCorpus) -> list[Document]:
-    """All documents of a corpus that fits in memory, in a fixed order; each kind registers its own function.
+    """Read all documents of a corpus in a fixed order; a function is registered for each class of corpus.
 
     Raises:
-        CorpusError: a package or path is missing, or a package is not the one of the manifest.
+        CorpusError: a package or path is missing, or a package differs from the manifest.
     """
     raise TypeError(f"{type(corpus).__name__}: no function is registered with read_corpus")
 
@@ -76,10 +77,10 @@ def _(corpus: PackageDocs) -> list[Document]:
 
 
 def read_package(package: str) -> list[Document]:
-    """The documentation of one installed distribution, one document a module, sorted by file.
+    """Read the documentation of one installed distribution: one document per module, sorted by file.
 
     Raises:
-        CorpusError: the distribution is not installed, or was installed without a list of its files.
+        CorpusError: the distribution is not installed, has no list of installed files, or a file cannot be read.
     """
     try:
         distribution = metadata.distribution(package)
@@ -104,11 +105,11 @@ def read_package(package: str) -> list[Document]:
 def module_documentation(source: bytes) -> str:
     """The docstrings of a module in source order, each under the line that introduces its class or function.
 
-    Empty where there are none and where the source is no Python of `GRAMMAR`.
+    The result is empty if there are none or if the source does not parse as Python of version `GRAMMAR`.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unknown escapes in other people's strings
+            warnings.simplefilter("ignore")  # other people's strings contain unknown escapes
             tree = ast.parse(source, feature_version=GRAMMAR)
     except (SyntaxError, ValueError):
         return ""
@@ -117,12 +118,12 @@ def module_documentation(source: bytes) -> str:
         docstring = _docstring(node)
         if docstring:
             parts.append(f"{_introduction(node)}{docstring}")
-    # A docstring may hold half a surrogate pair, which no file can.
+    # A docstring may contain a lone surrogate, which UTF-8 cannot encode.
     return "\n\n".join(parts).encode("utf-8", "replace").decode()
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
-    """The module and its statements in source order. Expressions hold no docstring and are not walked."""
+    """Walk the module and its statements in source order; expressions contain no docstrings and are skipped."""
     stack: list[ast.AST] = [tree]
     while stack:
         node = stack.pop()
@@ -135,7 +136,7 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
 def _docstring(node: ast.AST) -> str:
     """The cleaned docstring of a module, class or function; empty for any other statement.
 
-    `inspect.cleandoc` changed with Python 3.13; the corpus must not.
+    `inspect.cleandoc` is not used: its output changed with Python 3.13, and the corpus must not change.
     """
     if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
         return ""
@@ -150,7 +151,7 @@ def _docstring(node: ast.AST) -> str:
 
 
 def _introduction(node: ast.AST) -> str:
-    """`class Name` or `def name(parameters)` as a line of its own; empty for a module."""
+    """`class Name` or `def name(parameters)` on its own line; empty for a module."""
     if isinstance(node, ast.ClassDef):
         return f"class {node.name}\n"
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -159,7 +160,7 @@ def _introduction(node: ast.AST) -> str:
 
 
 def _parameters(arguments: ast.arguments) -> list[str]:
-    """Names with their plain defaults. `ast.unparse` is not used: its output differs between Python versions."""
+    """Names with their constant defaults. `ast.unparse` is not used: its output differs between Python versions."""
     positional = arguments.posonlyargs + arguments.args
     required = len(positional) - len(arguments.defaults)
     parameters = [name.arg for name in positional[:required]]
@@ -177,7 +178,7 @@ def _parameters(arguments: ast.arguments) -> list[str]:
 
 
 def _default(value: ast.expr) -> str:
-    """A constant as Python writes it, `...` for everything else."""
+    """The `repr` of a constant; `...` for everything else."""
     if isinstance(value, ast.Constant) and (value.value is None or isinstance(value.value, bool | int | float)):
         return repr(value.value)
     if isinstance(value, ast.Constant) and isinstance(value.value, str) and value.value.isascii():
@@ -190,9 +191,9 @@ def _default(value: ast.expr) -> str:
 
 
 def summarise_package(package: str, documents: Iterable[Document]) -> dict[str, Any]:
-    """What the manifest holds of a package: version, number of documents, bytes of text, SHA-256 over ids and texts.
+    """The manifest entry of a package: version, number of documents, bytes of text, SHA-256 over ids and texts.
 
-    The part of the version after "+" names a build (torch's "+cpu"), not a release, and is left out.
+    The part of the version after "+" is omitted: it names a build (torch's "+cpu"), not a release.
     """
     digest = hashlib.sha256()
     count = size = 0
@@ -206,12 +207,12 @@ def summarise_package(package: str, documents: Iterable[Document]) -> dict[str, 
 
 
 def check_package(package: str, documents: list[Document], manifest: Path = PACKAGE_MANIFEST) -> None:
-    """Compare a package as it was read with the committed manifest.
+    """Compare the documents of a package with the committed manifest.
 
     Raises:
-        CorpusError: naming the package, what was found and what was expected.
+        CorpusError: the manifest is not readable, or the package differs from it or is not in it.
     """
-    again = "`ddl package-manifest` makes it again"
+    again = "`ddl package-manifest` rewrites the manifest"
     try:
         expected = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -222,24 +223,24 @@ def check_package(package: str, documents: list[Document], manifest: Path = PACK
     if found["version"] != wanted["version"]:
         raise CorpusError(
             f"{package} {found['version']} is installed, {manifest.name} was made with {wanted['version']}: "
-            f"install requirements.lock, or for a corpus of your own {again}"
+            f"install requirements.lock, or accept a corpus of your own: {again}"
         )
     for key in ("documents", "bytes", "sha256"):
         if found[key] != wanted[key]:
             raise CorpusError(
                 f"{package} {found['version']}: {key} of its documentation: found {found[key]}, {manifest.name} "
-                f"expects {wanted[key]}: its installed files were changed, install it again"
+                f"expects {wanted[key]}: its installed files were changed, reinstall it"
             )
 
 
 def packages_of_scales() -> set[str]:
-    """The packages whose documentation any scale reads."""
+    """The packages that the corpus of any scale reads."""
     corpora = [load_scale(name).corpus for name in scale_names()]
     return {package for corpus in corpora if isinstance(corpus, PackageDocs) for package in corpus.packages}
 
 
 def write_package_manifest(packages: Iterable[str], manifest: Path = PACKAGE_MANIFEST) -> None:
-    """Write the manifest of `packages` as they are installed."""
+    """Write the manifest of the installed `packages`."""
     write_json(manifest, {name: summarise_package(name, read_package(name)) for name in sorted(packages)})
 
 
@@ -253,10 +254,11 @@ def _(corpus: TextFiles) -> list[Document]:
 
 
 def read_text(path: Path) -> list[Document]:
-    """The documents of a file or of the .txt, .jsonl and .parquet files under a folder, sorted by path.
+    """Read the documents of a file, or of the .txt, .jsonl and .parquet files under a folder, sorted by path.
 
     Raises:
-        CorpusError: nothing there, a file of another kind, a row without "text", bytes that are no UTF-8.
+        CorpusError: the path is missing, has another suffix or has no documents; a row has no "text"; bytes are not
+            UTF-8.
     """
     if not path.exists():
         raise CorpusError(f"corpus path {path} does not exist")
@@ -272,13 +274,13 @@ def read_text(path: Path) -> list[Document]:
             texts = readers[file.suffix](file)
         except (KeyError, TypeError):
             raise CorpusError(f"{file}: every row needs a string under the key 'text'") from None
-        except (OSError, ValueError) as error:  # includes what pyarrow, json and the UTF-8 decoder raise
+        except (OSError, ValueError) as error:  # includes the exceptions of pyarrow, json and the UTF-8 decoder
             raise CorpusError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
         single = file.suffix == ".txt"
         documents += [Document(name if single else f"{name}:{row}", name, text) for row, text in enumerate(texts)]
     documents = [document for document in documents if document.text.strip()]
     if not documents:
-        raise CorpusError(f"corpus path {path}: no documents in .txt, .jsonl or .parquet files there")
+        raise CorpusError(f"corpus path {path}: no documents found in its .txt, .jsonl or .parquet files")
     return documents
 
 
@@ -304,7 +306,7 @@ def _string(value: Any) -> str:
 
 
 def make_package_manifest() -> None:
-    """Overwrite config/package_docs.json with what the packages of all scales hold now, and print one line each."""
+    """Overwrite config/package_docs.json with the installed packages of all scales, and print one line per package."""
     write_package_manifest(packages_of_scales())
     for name, entry in json.loads(PACKAGE_MANIFEST.read_text(encoding="utf-8")).items():
         print(f"{name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")

@@ -1,12 +1,12 @@
-"""Hashes of n-grams: the words of documents and the tokens of shards are compared by them."""
+"""Hash n-grams, to compare the words of documents and the tokens of shards."""
 
 from collections.abc import Collection, Iterator
 
 import numpy as np
 
 LONGEST = 16
-# An n-gram's hash is the sum of its values times these, modulo 2^64: two n-grams that differ agree by chance once in
-# 2^64. Odd factors lose no bit of a value.
+# The hash of an n-gram is the sum of its values, each times its factor, modulo 2^64. Two different n-grams have the
+# same hash with probability about 2^-64. The factors are odd, so that no bit of a value is lost.
 FACTORS = np.random.default_rng(0).integers(0, 1 << 64, size=LONGEST, dtype=np.uint64) | np.uint64(1)
 
 
@@ -18,7 +18,7 @@ def ngram_hashes(values: np.ndarray, lengths: Collection[int]) -> Iterator[tuple
         lengths: the values of n, at most `LONGEST`.
 
     Returns:
-        an iterator over (n, uint64 hashes [N - n + 1], in order), by n; none for an n above N.
+        an iterator over pairs (n, uint64 hashes [N - n + 1] in order), by increasing n; an n above N is skipped.
     """
     wide = values.astype(np.uint64)
     total = np.zeros(len(wide), dtype=np.uint64)

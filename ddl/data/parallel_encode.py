@@ -1,7 +1,7 @@
-"""Documents to tokens, by several processes, in the order of the documents.
+"""Tokenise documents with several processes, in document order.
 
-Every result is that of one batch alone, and results come in the order of the batches: what is written from them does
-not depend on the number of processes.
+Each result depends on one batch alone, and results arrive in the order of the batches. So the shards written from them
+do not depend on the number of processes.
 """
 
 import itertools
@@ -23,12 +23,12 @@ from ddl.data.shard_format import DataError
 from ddl.data.tokenizer import end_of_text_id, load_tokenizer
 from ddl.data.train_val_split import text_key
 
-DOCUMENTS_AT_ONCE = 256  # in one call of the tokenizer, which bounds its memory
-BATCHES_AHEAD = 2  # a process; so far do the processes run ahead of what is consumed
+DOCUMENTS_AT_ONCE = 256  # documents per call of the tokenizer, which bounds its memory
+BATCHES_AHEAD = 2  # batches per process: the most that workers may encode before their results are consumed
 
 
 class Batch(Protocol):
-    """Some documents that a process can get at; it is sent there by pickle."""
+    """Documents that a worker process can read; the batch is pickled and sent to the worker."""
 
     def texts(self) -> Sequence[str]: ...
 
@@ -45,7 +45,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of a batch: `text_key`, bytes of UTF-8, and tokens, uint16, behind the end-of-text token."""
+    """One entry per document of a batch: `text_key`, bytes of UTF-8, and uint16 tokens after the end-of-text token."""
 
     keys: list[bytes]
     sizes: list[int]
@@ -66,16 +66,16 @@ def encode(batch: Batch, tokenizer: Tokenizer) -> Encoded:
 
 
 def encode_in_order(batches: Sequence[Batch], tokenizer: Path, workers: int) -> Generator[Encoded]:
-    """`encode` every batch with the tokenizer.json at `tokenizer`, by at most `workers` processes (1: this one).
+    """`encode` every batch, with at most `workers` processes (1: this process); `tokenizer` is a tokenizer.json.
 
     Raises:
-        DataError: a process was ended from outside.
+        DataError: a worker process was killed.
     """
     if workers == 1 or len(batches) < 2:
         loaded = load_tokenizer(tokenizer)
         yield from (encode(batch, loaded) for batch in batches)
         return
-    # Processes are not forked: the tokenizer's threads would not be there in the copy.
+    # Workers are spawned, not forked: a forked copy would lack the tokenizer's threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(batches)), context, initializer=_start_worker, initargs=(tokenizer,))
     pending: deque[Future[Encoded]] = deque()
@@ -88,14 +88,14 @@ def encode_in_order(batches: Sequence[Batch], tokenizer: Path, workers: int) -> 
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise DataError(
-            "a tokenising process was ended from outside, perhaps for lack of memory: fewer --workers take less; "
-            "the next start goes on behind the last finished shard"
+            "a tokenising process was killed, perhaps for lack of memory: fewer --workers need less; "
+            "the next start continues after the last finished shard"
         ) from None
-    finally:  # also when the consumer has enough
+    finally:  # also runs when the consumer stops early
         pool.shutdown(cancel_futures=True)
 
 
-_worker_tokenizer: Tokenizer  # of a worker process, set once when it starts
+_worker_tokenizer: Tokenizer  # set once, when a worker process starts
 
 
 def _start_worker(tokenizer: Path) -> None:
@@ -106,7 +106,7 @@ def _start_worker(tokenizer: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next batch for ever."""
+    """End this worker with its parent: otherwise it would wait forever for its next batch."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

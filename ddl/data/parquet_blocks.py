@@ -1,9 +1,9 @@
-"""The parquet files of a dataset: on the Hugging Face hub at a pinned revision, behind another address, or in a folder.
+"""Read the parquet files of a dataset: on the Hugging Face hub at a pinned revision, at another URL, or in a folder.
 
-All three are read by the same code, through fsspec. The unit is a block, some consecutive row groups of one file: a
-block can be read alone, by any process, which is what makes the work parallel and resumable. Files such as
-FineWeb-Edu's are sorted by the date of their crawl, so the blocks are taken in a fixed random order: any first part of
-it is a sample of the whole.
+The same code reads all three, through fsspec. Its unit of work is a block: some consecutive row groups of one file. Any
+process can read a block on its own, so the work is parallel and resumable. Files such as FineWeb-Edu's are sorted by
+the date of their crawl. The blocks are therefore taken in a fixed random order, so that any first part of the stream is
+a sample of the whole.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ import numpy as np
 from ddl.config import ParquetDataset
 from ddl.data.documents import CorpusError
 
-BLOCK_ROWS = 4096  # a block ends with the row group that reaches so many documents
+BLOCK_ROWS = 4096  # a block ends with the row group that brings it to at least this many documents
 ORDER_SEED = 0
 FOOTERS_AT_ONCE = 16
-RETRY_SECONDS = (10, 60, 300)  # pauses before a block is tried again; the hub's client has short ones of its own
+RETRY_SECONDS = (10, 60, 300)  # pauses before a block is tried again; the hub's client also retries after shorter ones
 
 
 @dataclass(frozen=True)
 class Block:
-    """The row groups `first` to `last` (without it) of the parquet file at `url`, `rows` documents."""
+    """The row groups `first` (inclusive) to `last` (exclusive) of the parquet file at `url`: `rows` documents."""
 
     url: str
     first: int
@@ -36,10 +36,10 @@ class Block:
     rows: int
 
     def texts(self) -> list[str]:
-        """The documents, read now.
+        """Read the documents; a remote read that fails is repeated after pauses.
 
         Raises:
-            CorpusError: they cannot be read, after some attempts where that may help, or a row has no text.
+            CorpusError: the documents cannot be read, or a row has no text.
         """
         remote = not self.url.startswith("file://")
         for pause in (*(RETRY_SECONDS if remote else ()), None):
@@ -48,7 +48,7 @@ class Block:
                 break
             except CorpusError:
                 raise
-            except Exception as error:  # each of fsspec's file systems has exceptions of its own
+            except Exception as error:  # each of fsspec's file systems raises its own exceptions
                 if pause is None:
                     raise CorpusError(f"{self.url}: cannot be read: {_line(error)}") from None
                 time.sleep(pause)
@@ -72,14 +72,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All blocks in the order in which they are used, and a SHA-256 that changes when the files do."""
+    """All blocks in the order of use, and a SHA-256 that changes when the files do."""
 
     blocks: list[Block]
     identity: str
 
 
 def address(corpus: ParquetDataset) -> str:
-    """Where the files are: a local folder if there is one of that name, a URL as it is, else the hub."""
+    """URL of the files: `corpus.dataset` is an existing folder, a URL, or a dataset on the hub, tried in this order."""
     if Path(corpus.dataset).is_dir():
         root = Path(corpus.dataset).resolve().as_uri()
     elif "://" in corpus.dataset:
@@ -95,7 +95,7 @@ def open_dataset(corpus: ParquetDataset) -> Dataset:
     """List the files and read their footers; no text is read yet.
 
     Raises:
-        CorpusError: nothing there, or not reachable: the message says what to fetch where there is a network.
+        CorpusError: no files are found, or the address is not reachable; the message then gives a download command.
     """
     root = address(corpus)
     urls = _list(root, corpus)
@@ -113,30 +113,30 @@ def _list(root: str, corpus: ParquetDataset) -> list[str]:
 
     try:
         files, path = fsspec.core.url_to_fs(root)
-        # A web server lists a folder under its name with the slash.
+        # A web server lists a folder only if the path ends with a slash.
         found = files.find(f"{path}/" if root.startswith("http") else path)
-    except Exception as error:  # each of fsspec's file systems has exceptions of its own
+    except Exception as error:  # each of fsspec's file systems raises its own exceptions
         include = f"{corpus.folder}/*" if corpus.folder else "*.parquet"
         fetch = f"hf download {corpus.dataset} --repo-type dataset --revision {corpus.revision} --include '{include}'"
         raise CorpusError(
-            f"{root}: not reachable ({_line(error)}): where there is a network, fetch its files with "
+            f"{root}: not reachable ({_line(error)}): on a machine with a network, fetch its files with "
             f"`{fetch} --local-dir DIR`, then set corpus.dataset to DIR"
         ) from None
     urls = sorted(files.unstrip_protocol(name) for name in found if name.endswith(".parquet"))
     if not urls:
-        raise CorpusError(f"{root}: no .parquet files found there")
+        raise CorpusError(f"{root}: no .parquet files found")
     return urls
 
 
 def _footer(url: str) -> tuple[list[int], str]:
-    """Documents in each row group of a file, and a SHA-256 of all that its footer says (counts, sizes, ranges)."""
+    """Number of documents in each row group of a file, and a SHA-256 of its footer (counts, sizes, ranges)."""
     import fsspec
     from pyarrow import parquet
 
     try:
         with fsspec.open(url, "rb") as file:
             metadata = parquet.ParquetFile(file).metadata
-    except Exception as error:  # each of fsspec's file systems has exceptions of its own
+    except Exception as error:  # each of fsspec's file systems raises its own exceptions
         raise CorpusError(f"{url}: cannot be read: {_line(error)}") from None
     described = json.dumps(metadata.to_dict(), default=str, sort_keys=True)
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -155,5 +155,5 @@ def _blocks(url: str, rows: list[int]) -> list[Block]:
 
 
 def _line(error: Exception) -> str:
-    """The kind of an error and what it says, on one line."""
+    """The class and message of an error, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

@@ -1,4 +1,4 @@
-"""Reading token data: the manifest that `ddl data` writes, and the sequences that models see."""
+"""Read token data: the manifest that `ddl data` writes, and the sequences that models see."""
 
 import json
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from ddl.data.shard_format import DataError, check_range, open_shard, read_shard
 from ddl.files import sha256_file
 from ddl.layout import SPLITS
 
-FULL_CHECK_BYTES = 2**30  # of one split
+FULL_CHECK_BYTES = 2**30  # a split of up to this size is read and checked when it is opened
 
 
 def load_manifest(path: Path) -> dict[str, Any]:
-    """Read and check the structure of a data manifest; see the module for what it holds.
+    """Read a data manifest, as `ddl.data.build` writes it, and check its structure.
 
     Raises:
-        DataError: no such file, or a key that is missing.
+        DataError: the file is missing or not JSON, or a key is missing or has the wrong type.
     """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ def load_manifest(path: Path) -> dict[str, Any]:
             for shard in manifest["splits"][split]["shards"]:
                 _typed(shard, file=str, tokens=int, sha256=str)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: `ddl data` makes it") from None
+        raise DataError(f"{path}: {error.strerror}: `ddl data` creates it") from None
     except KeyError as error:
         raise DataError(f"{path}: missing key {error}") from None
     except (ValueError, TypeError) as error:
@@ -45,19 +45,19 @@ def _typed(entry: dict[str, Any], **types: type) -> None:
 class TokenSequences:
     """The sequences of one split: windows of `sequence_length + 1` tokens that start every `sequence_length` tokens.
 
-    Input and target of a window are its tokens without the last and without the first. Windows do not cross shards;
-    up to `sequence_length` tokens at the end of a shard are not used.
+    The input of a window is all its tokens but the last; the target is all but the first. Windows do not cross shards,
+    so up to `sequence_length` tokens at the end of a shard are unused.
     """
 
     def __init__(self, manifest_path: Path, split: str, sequence_length: int) -> None:
         """Open the shards and check them against the manifest.
 
-        A split of up to `FULL_CHECK_BYTES` is read once: checksum and token range of every shard. Of a larger one
-        only headers and sizes are checked here, because reading 100 GB would delay every start by minutes; the token
-        range is then checked batch by batch.
+        A split of up to `FULL_CHECK_BYTES` is read once, to check the checksum and token range of every shard. For a
+        larger split, only headers and sizes are checked here, because reading 100 GB would delay every start by
+        minutes; its token range is checked batch by batch.
 
         Raises:
-            DataError: a shard is missing, damaged or not the one of the manifest, or there is no whole sequence.
+            DataError: a shard is missing, damaged or not the listed one, or no shard holds a whole sequence.
         """
         manifest = load_manifest(manifest_path)
         if split not in SPLITS:
@@ -100,7 +100,7 @@ class TokenSequences:
 
 
 def _open_listed(path: Path, entry: dict[str, Any], vocab_size: int, full: bool) -> np.ndarray:
-    """Open a shard that a manifest lists and check that it is the listed one."""
+    """Open a shard and check that it is the one that the manifest lists."""
     tokens = read_shard(path, vocab_size) if full else open_shard(path)
     if len(tokens) != entry["tokens"]:
         raise DataError(f"{path}: expected {entry['tokens']} tokens (manifest.json), found {len(tokens)}")
@@ -110,5 +110,5 @@ def _open_listed(path: Path, entry: dict[str, Any], vocab_size: int, full: bool)
 
 
 def sequence_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of `range(count)`, int64, that depends on the arguments and nothing else."""
+    """A permutation of `range(count)`, int64, that depends on the arguments alone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(count)

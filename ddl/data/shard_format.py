@@ -1,6 +1,7 @@
-"""The shard format: tokens on disk as llm.c and modded-nanogpt keep them.
+"""The shard format: tokens on disk as llm.c and modded-nanogpt store them.
 
-A shard is 256 little-endian int32 (20240520, version 1, number of tokens, zeros) and then the tokens as uint16.
+A shard is a header of 256 little-endian int32 (20240520, version 1, number of tokens, zeros), followed by the tokens
+as little-endian uint16.
 """
 
 from pathlib import Path
@@ -16,14 +17,14 @@ HEADER_BYTES = 256 * 4
 
 
 class DataError(UserError):
-    """Token data that is missing, damaged or of another kind: the message names the file."""
+    """Token data that is missing, damaged or of the wrong type; the message names the file."""
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
     """Write tokens, integers [n], as one shard.
 
     Raises:
-        DataError: a token does not fit into 16 bits, or the file cannot be written whole; then there is none.
+        DataError: a token does not fit into 16 bits, or the file cannot be written; no partial file remains.
     """
     check_range(tokens, 1 << 16, path)
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
@@ -37,13 +38,13 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """Map the tokens of a shard read-only, after checking its header and size.
+    """Memory-map the tokens of a shard read-only, after checking its header and size.
 
     Returns:
         uint16 [tokens], on disk.
 
     Raises:
-        DataError: naming the shard and what is wrong with it.
+        DataError: the file is missing, truncated or damaged, or is not a shard of this version.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such shard")
@@ -57,16 +58,16 @@ def open_shard(path: Path) -> np.ndarray:
         raise DataError(f"{path}: unsupported shard version: expected {VERSION}, found {version}")
     if count < 1 or size != HEADER_BYTES + 2 * count:
         raise DataError(
-            f"{path}: damaged: the header counts {count} tokens, the file holds {(size - HEADER_BYTES) / 2:g}"
+            f"{path}: damaged: the header states {count} tokens, the file holds {(size - HEADER_BYTES) / 2:g}"
         )
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
 def read_shard(path: Path, vocab_size: int) -> np.ndarray:
-    """`open_shard`, and every token is checked to be below `vocab_size`.
+    """Open a shard as `open_shard` does, and check that every token is below `vocab_size`.
 
     Raises:
-        DataError: naming the shard and what is wrong with it.
+        DataError: as for `open_shard`, or a token is out of range.
     """
     tokens = open_shard(path)
     check_range(tokens, vocab_size, path)
@@ -74,7 +75,11 @@ def read_shard(path: Path, vocab_size: int) -> np.ndarray:
 
 
 def check_range(tokens: np.ndarray, vocab_size: int, path: Path) -> None:
-    """Refuse tokens, integers [n > 0], that are not below `vocab_size`, in the name of the shard at `path`."""
+    """Check that tokens, integers [n > 0], are below `vocab_size`.
+
+    Raises:
+        DataError: one is not; the message names the shard at `path`.
+    """
     largest = int(tokens.max())
     if largest >= vocab_size:
         raise DataError(f"{path}: expected tokens below the vocabulary size {vocab_size}, found {largest}")

@@ -1,7 +1,7 @@
-"""Writing the shards of a split so that an interruption loses none that is finished.
+"""Write the shards of a split so that an interrupted build keeps its finished shards.
 
-A journal says for each finished shard where the next one starts in the documents. A build that finds a journal of the
-same documents, tokenizer, settings and code keeps the shards that are there and whole, and goes on behind them.
+A journal records, for each finished shard, where the next one starts in the documents. A build that finds a journal
+made from the same documents, tokenizer, settings and code keeps the intact shards and continues after them.
 """
 
 import json
@@ -20,7 +20,7 @@ from ddl.files import sha256_file, write_json
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """The next token of a split: its batch, its document in the batch, its place in the document."""
+    """Position of the next token of a split: batch, document within the batch, token within the document."""
 
     batch: int = 0
     document: int = 0
@@ -29,7 +29,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split holds: documents (also a part of one), their bytes of text, and duplicates that were left out."""
+    """Counts for a split: documents (one cut at the limit included), their bytes of text, and removed duplicates."""
 
     documents: int = 0
     bytes: int = 0
@@ -37,21 +37,21 @@ class Counts:
 
 
 class Journal:
-    """`journal.json` of a data folder: what its shards are made from, and the finished ones of each split in order."""
+    """`journal.json` of a data folder: the origin of its shards, and the finished shards of each split in order."""
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
-        """Open the journal at `path`, or begin it anew if it is not of this `origin`: settings, sources and code."""
+        """Open the journal at `path`, or start a new one if its `origin` (settings, sources and code) differs."""
         self.path = path
         self.record: dict[str, Any] = {"origin": origin, "splits": {}}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return  # none, or none any more
+            return  # there is none, or it is damaged
         if found.get("origin") == origin:
             self.record = found
 
     def finished(self, split: str) -> list[dict[str, Any]]:
-        """The entries of a split up to the first whose shard is not there as it was written."""
+        """The entries of a split, up to the first whose shard is missing or changed."""
         entries: list[dict[str, Any]] = self.record["splits"].get(split, [])
         for number, entry in enumerate(entries):
             path = self.path.parent / entry["file"]
@@ -60,17 +60,17 @@ class Journal:
         return entries
 
     def keep(self, split: str, entries: list[dict[str, Any]]) -> None:
-        """Note that these are the finished shards of a split."""
+        """Record `entries` as the finished shards of a split."""
         self.record["splits"][split] = entries
         write_json(self.path, self.record)
 
 
 class SplitWriter:
-    """Writes `<split>_000000.bin`, ... of exactly `shard_tokens` tokens, the last one shorter.
+    """Writes shards `<split>_000000.bin`, ... of exactly `shard_tokens` tokens; the last may be shorter.
 
     Args:
-        limit: of the tokens of the split.
-        start: of the split, when the journal holds no shard of it.
+        limit: largest number of tokens in the split.
+        start: where the split starts if the journal lists no shard of it.
     """
 
     def __init__(self, journal: Journal, split: str, shard_tokens: int, limit: int, start: Place) -> None:
@@ -93,13 +93,13 @@ class SplitWriter:
 
     @property
     def shards(self) -> list[dict[str, Any]]:
-        """What the manifest says of the finished shards."""
+        """The manifest entries of the finished shards."""
         return [{key: entry[key] for key in ("file", "tokens", "sha256")} for entry in self._entries]
 
     def write(self, batch: int, encoded: Encoded, wanted: Callable[[bytes], bool]) -> None:
-        """Add those documents of a batch, by its number, that are `wanted` (asked with their `text_key`).
+        """Add the documents of batch number `batch` for which `wanted`, called with the `text_key`, returns true.
 
-        What lies before the place at which the writer was made, or behind the limit, is passed over.
+        Documents before the writer's start and after the limit are skipped.
         """
         first = self._first
         rows = zip(encoded.keys, encoded.sizes, encoded.tokens, strict=True)
@@ -129,10 +129,10 @@ class SplitWriter:
                 self._finish_shard()
 
     def close(self) -> None:
-        """Write the last shard and remove higher-numbered ones of an earlier build.
+        """Write the last shard, and remove higher-numbered shards that an earlier build left.
 
         Raises:
-            DataError: there are no tokens at all.
+            DataError: the split has no tokens.
         """
         if self._pending:
             self._finish_shard()

@@ -3,9 +3,9 @@
 - `bpe`: byte-level byte-pair encoding trained on the training split only. Id 0 is the end-of-text token.
 - `gpt2`: the published tokenizer, from the Hugging Face hub at a pinned revision; its end-of-text token is 50256.
 
-Either may be read from files of one's own instead.
+Either may be read from local files instead (`tokenizer.path`).
 
-`save_tokenizer` puts it beside a model in the files that `AutoTokenizer` of transformers reads.
+`save_tokenizer` writes the tokenizer beside a model, in the files that `AutoTokenizer` of transformers reads.
 """
 
 from collections.abc import Iterable
@@ -24,14 +24,14 @@ GPT2_TOKENS = 50_257
 
 
 class TokenizerError(UserError):
-    """A tokenizer that cannot be made or read: the message says why and what helps."""
+    """A tokenizer that cannot be made or read; the message names the fault."""
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE of exactly `vocab_size` tokens: the end-of-text token, the 256 bytes, the merges.
 
     Raises:
-        TokenizerError: the texts do not hold that many different pairs to merge.
+        TokenizerError: the texts contain too few different pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,10 +52,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def ready_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
-    """The tokenizer of these settings where it is not to be trained: the one at `config.path`, or the published one.
+    """The tokenizer at `config.path`, or the published one for "gpt2"; None if it has to be trained.
 
     Raises:
-        TokenizerError: it cannot be found, or is not of the expected size.
+        TokenizerError: the tokenizer cannot be found or read, or does not have the expected size.
     """
     if config.path:
         where, tokenizer = config.path, read_tokenizer(Path(config.path))
@@ -73,10 +73,10 @@ def ready_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
 
 
 def download_gpt2() -> Path:
-    """The tokenizer.json of GPT-2 at its pinned revision, from the hub or its cache.
+    """Path of GPT-2's tokenizer.json at the pinned revision, from the hub's cache or downloaded.
 
     Raises:
-        TokenizerError: it is not in the cache and cannot be reached.
+        TokenizerError: it is not cached and cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
@@ -90,10 +90,10 @@ def download_gpt2() -> Path:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json, or a folder with one or with the vocab.json and merges.txt of a byte-level BPE.
+    """Read a tokenizer.json, or a folder that holds one or the vocab.json and merges.txt of a byte-level BPE.
 
     Raises:
-        TokenizerError: as `load_tokenizer`.
+        TokenizerError: as for `load_tokenizer`.
     """
     vocabulary, merges = path / "vocab.json", path / "merges.txt"
     if not path.is_dir():
@@ -103,7 +103,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     except Exception as error:  # the library raises nothing more specific
-        raise TokenizerError(f"{path}: no byte-level BPE: {' '.join(str(error).split())}") from None
+        raise TokenizerError(f"{path}: not a byte-level BPE: {' '.join(str(error).split())}") from None
     if tokenizer.token_to_id(END_OF_TEXT) is None:
         raise TokenizerError(f"{vocabulary}: expected a token {END_OF_TEXT}, found none")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -116,7 +116,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json.
 
     Raises:
-        TokenizerError: no such file, no tokenizer, or one without an end-of-text token.
+        TokenizerError: the file is missing, is not a tokenizer, or has no end-of-text token.
     """
     if not path.is_file():
         raise TokenizerError(f"{path}: no such tokenizer file")
@@ -132,21 +132,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def end_of_text_id(tokenizer: Tokenizer) -> int:
     """The id of the token that starts each document."""
     identifier = tokenizer.token_to_id(END_OF_TEXT)
-    assert identifier is not None, "load_tokenizer and train_bpe see to it"
+    assert identifier is not None, "load_tokenizer and train_bpe ensure this token"
     return identifier
 
 
 def save_tokenizer(path: Path, directory: Path) -> None:
-    """Put a tokenizer.json into a folder, with what transformers wants to know about it beside it.
+    """Copy a tokenizer.json into a folder, and write the configuration files that transformers reads beside it.
 
-    The end-of-text token begins a document, ends it and pads it. Padding is on the left, where generation needs it.
+    The end-of-text token begins, ends and pads a document. Padding is on the left, as generation needs it.
 
     Args:
-        path: of the tokenizer.json.
+        path: the tokenizer.json.
         directory: where `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` are written.
 
     Raises:
-        TokenizerError: as `load_tokenizer`.
+        TokenizerError: as for `load_tokenizer`.
     """
     identifier = end_of_text_id(load_tokenizer(path))
     with atomic(directory / "tokenizer.json") as temporary:
@@ -158,7 +158,7 @@ def save_tokenizer(path: Path, directory: Path) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             **dict.fromkeys(roles, END_OF_TEXT),
             "padding_side": "left",
-            "split_special_tokens": True,  # as `_plain`: a text that spells out the token stays text
+            "split_special_tokens": True,  # like `_plain`: a text that spells out the token stays text
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
         },
@@ -167,6 +167,6 @@ def save_tokenizer(path: Path, directory: Path) -> None:
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
-    """Let a text that spells out the end-of-text token (documentation does) be text, not the end of a document."""
+    """Encode a text that spells out the end-of-text token, as documentation does, as text and not as that token."""
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -1,8 +1,8 @@
-"""Split documents into training and validation, with nothing of validation in training.
+"""Split documents into training and validation, and remove duplicates across the split.
 
-The split hashes the normalised text of a document, so exact duplicates always fall on the same side, and a document
-stays on its side when others join the corpus. Near duplicates across the split are found exactly, not by sketches: a
-validation document goes when too many of its word shingles occur anywhere in training.
+The split hashes the normalised text of a document. Exact duplicates are therefore always on the same side, and a
+document stays on its side when the corpus grows. Near duplicates across the split are found exactly, not by sketches: a
+validation document is removed if too many of its word shingles occur anywhere in training.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from ddl.data.documents import Document
 from ddl.data.ngrams import ngram_hashes
 
 SHINGLE_WORDS = 8
-MAX_SHARED = 0.5  # of the distinct shingles of a validation document
+MAX_SHARED = 0.5  # a validation document that shares this fraction of its distinct shingles with training is removed
 
 EXACT_DEFINITION = (
     "exact: documents that agree up to case and white space; one of them is kept, and the split is by a hash of "
@@ -33,7 +33,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides and how many documents were left out."""
+    """The two sides of the split, and the numbers of removed documents."""
 
     train: list[Document]
     val: list[Document]
@@ -41,7 +41,7 @@ class Split:
     near_removed: int
 
     def report(self) -> dict[str, Any]:
-        """What was removed, for the manifest."""
+        """The manifest's record of what was removed."""
         return {
             "near_definition": NEAR_DEFINITION,
             "exact_removed": self.exact_removed,
@@ -50,12 +50,12 @@ class Split:
 
 
 def text_key(text: str) -> bytes:
-    """A 16-byte hash of the text without case and with single spaces: equal for exact duplicates."""
+    """A 16-byte hash of the lower-case text with single spaces: equal for exact duplicates."""
     return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
 
 
 def in_validation(key: bytes, val_fraction: float) -> bool:
-    """Whether a document with this `text_key` is held out; true for `val_fraction` of all keys."""
+    """Whether a document with this `text_key` is held out, which is so for `val_fraction` of all keys."""
     return int.from_bytes(key[:8], "big") < val_fraction * 2**64
 
 
@@ -63,7 +63,7 @@ def split_documents(documents: Iterable[Document], val_fraction: float) -> Split
     """Split by hash and remove duplicates; see `NEAR_DEFINITION`. The order of the documents is kept.
 
     Args:
-        val_fraction: expected share of validation before its near duplicates are removed, in (0, 1).
+        val_fraction: expected fraction of documents in validation, in (0, 1), before near duplicates are removed.
     """
     train: list[Document] = []
     val: list[Document] = []
@@ -81,7 +81,7 @@ def split_documents(documents: Iterable[Document], val_fraction: float) -> Split
 
 
 def shared_fractions(texts: list[str], reference: list[str]) -> np.ndarray:
-    """For each text the share of its distinct shingles that occur in any reference text, float64 [len(texts)]."""
+    """For each text, the fraction of its distinct shingles that occur in any reference text, float64 [len(texts)]."""
     hasher = _ShingleHasher()
     known = np.unique(np.concatenate([np.empty(0, np.uint64), *(hasher(text) for text in reference)]))
     fractions = np.zeros(len(texts))
@@ -94,10 +94,13 @@ def shared_fractions(texts: list[str], reference: list[str]) -> np.ndarray:
 
 
 class _ShingleHasher:
-    """Text -> uint64 hashes of its shingles, with repeats; a shorter text is one shingle of all its words."""
+    """Maps a text to the uint64 hashes of its shingles, with repeats.
+
+    A text with fewer than `SHINGLE_WORDS` words is one shingle of all its words.
+    """
 
     def __init__(self) -> None:
-        self._hashes: dict[str, int] = {}  # Python's own hash differs from run to run
+        self._hashes: dict[str, int] = {}  # Python's own `hash` differs between runs
 
     def __call__(self, text: str) -> np.ndarray:
         words = np.fromiter((self._word(word) for word in _WORD.findall(text.lower())), dtype=np.uint64)

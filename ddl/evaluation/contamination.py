@@ -1,10 +1,10 @@
-"""What of the evaluation items a model may have seen: n-grams of tokens that occur in the training shards.
+"""Measure contamination: which token n-grams of the evaluation items occur in the training shards.
 
-`ddl contamination --scale laptop --data results/laptop/data --out results/laptop` writes contamination.json,
-the shares of each task, and contamination.parquet with a row an item, so that scores can be had of clean items alone.
+`ddl contamination --scale laptop --data results/laptop/data --out results/laptop` writes contamination.json, with the
+fractions for each task, and contamination.parquet, with one row per item, from which clean items can be scored alone.
 
-An item counts with its right answer. Eight tokens in a row are often a turn of phrase; thirteen, the length that others
-use for words, are rarely shared by accident. An item may still be known in other words, which no n-gram shows.
+The text of an item includes its correct answer. Eight tokens in a row are often a common phrase. Thirteen, a length
+that is often used with words, are rarely shared by chance. Paraphrases of an item are not detected by n-grams.
 """
 
 from pathlib import Path
@@ -23,15 +23,15 @@ from ddl.files import atomic, write_json
 from ddl.provenance import provenance
 
 NGRAMS = (8, 13)
-CHUNK = 1 << 22  # tokens of a shard at a time
-TABLE_BITS = 24  # a first look at a table of bits spares nearly all n-grams of the corpus the search
+CHUNK = 1 << 22  # tokens of a shard that are hashed at a time
+TABLE_BITS = 24  # a table with 2^24 entries rejects nearly all n-grams of the corpus before the exact lookup
 
 
 class Seen:
-    """Which of some n-grams occur in a corpus.
+    """A record of which of the `wanted` n-grams occur in a corpus.
 
     Args:
-        wanted: uint64 hashes of n-grams, in any order, repeated or not.
+        wanted: uint64 hashes of n-grams, in any order, possibly with repeats.
     """
 
     def __init__(self, wanted: np.ndarray) -> None:
@@ -42,28 +42,29 @@ class Seen:
         self.table[self.wanted >> self.shift] = True
 
     def look(self, corpus: np.ndarray) -> None:
-        """Note which are among the hashes of a stretch of the corpus."""
+        """Record the wanted n-grams that occur in `corpus`, the uint64 hashes of one part of the corpus."""
         candidates = np.unique(corpus[self.table[corpus >> self.shift]])
         self.found |= np.isin(self.wanted, candidates, assume_unique=True)
 
     def of(self, item: np.ndarray) -> np.ndarray:
-        """bool: whether each n-gram of an item was found."""
+        """For each n-gram of an item, which must be among the wanted ones, whether it was found; bool."""
         return self.found[np.searchsorted(self.wanted, item)]
 
 
 def measure(texts: dict[str, list[str]], data: Path) -> pd.DataFrame:
-    """How much of each text occurs in the training split.
+    """Measure how much of each text occurs in the training split.
 
     Args:
         texts: task -> texts of its items.
-        data: the folder of `ddl.data.build`.
+        data: the folder that `ddl.data.build` wrote.
 
     Returns:
-        Rows of task, item (its place), and for each n `share_<n>` of its n-grams (NaN where it is shorter).
+        One row per item: task, item (its index), and for each n `share_<n>`, the fraction of its n-grams that occur in
+        training (NaN if the text has fewer than n tokens).
 
     Raises:
         DataError: a shard is missing or damaged.
-        TokenizerError: the tokenizer is.
+        TokenizerError: the tokenizer is missing or damaged.
     """
     manifest = load_manifest(data / "manifest.json")
     tokenizer = load_tokenizer(data / manifest["tokenizer"]["file"])
@@ -85,7 +86,12 @@ def measure(texts: dict[str, list[str]], data: Path) -> pd.DataFrame:
 
 
 def summarize(items: pd.DataFrame) -> dict[str, Any]:
-    """Task -> n -> items long enough to have an n-gram, and the shares of them with any, and with all in training."""
+    """Summarise each task for each n.
+
+    Returns:
+        Task -> n -> items (those with at least one n-gram), any and all: the fractions of these items with any and with
+        all of their n-grams in training.
+    """
     summary: dict[str, Any] = {}
     for task, found in items.groupby("task", sort=False):
         summary[str(task)] = {}
@@ -104,7 +110,7 @@ def write_contamination(scale: Scale, data: Path, out: Path) -> None:
         out: folder of the two files.
 
     Raises:
-        DataError, TokenizerError, HarnessError: shards, tokenizer or items that are missing or changed.
+        DataError, TokenizerError, HarnessError: shards, tokenizer or items are missing or damaged.
     """
     prepare_environment()
     with open_tasks(task_folder(scale, data)) as tasks:
@@ -116,4 +122,4 @@ def write_contamination(scale: Scale, data: Path, out: Path) -> None:
     write_json(out / "contamination.json", {"tasks": summary, "provenance": provenance()})
     for task, found in summary.items():
         parts = [f"{n} tokens {100 * found[str(n)].get('any', 0):.1f} % of {found[str(n)]['items']}" for n in NGRAMS]
-        print(f"{task}: items with an n-gram that is in training: {', '.join(parts)}")
+        print(f"{task}: items with an n-gram that occurs in training: {', '.join(parts)}")

@@ -1,10 +1,10 @@
-"""How lm-evaluation-harness sees a model.
+"""The model interface of lm-evaluation-harness.
 
     ddl lm-eval --model ddl --model_args pretrained=RUN --tasks arc_easy
 
-The harness makes prompts and computes accuracies; it asks a model for log-likelihoods, which
-`ddl.evaluation.loglikelihood` computes. Importing this module registers the model "ddl" with the harness, whose own
-import takes seconds, so others import it inside the functions that need it.
+The harness makes prompts and computes accuracies. It asks the model for log-likelihoods, which
+`ddl.evaluation.loglikelihood` computes. Importing this module registers the model "ddl" with the harness. The import
+takes seconds, because it imports the harness, so other modules import this one inside the functions that need it.
 """
 
 import functools
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lm_eval.models  # noqa: F401 - the harness registers its own models later only if no other is registered yet
+import lm_eval.models  # noqa: F401 - registers the harness's models, which it later does only if none is registered
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -32,16 +32,16 @@ Encode = Callable[[str], list[int]]
 class DDL(TemplateLM):
     """A model of this package, or any causal model of transformers, in fp32.
 
-    A prompt gets no token in front; an empty one is the end-of-text token (for a foreign model its first token, where
-    it has one).
+    No token is prepended to a prompt. An empty prompt becomes the end-of-text token, or, for another model of
+    transformers, its beginning-of-sequence token if it has one.
 
     Args:
-        pretrained: a model, or a folder with one: a run of `ddl.training.run` or what `save_pretrained` wrote.
-        tokenizer: tokenizer.json; None for the one in the folder.
-        batch_tokens: of one forward pass, padding included.
+        pretrained: a model, or a folder with one: a run of `ddl.training.run` or a folder that `save_pretrained` wrote.
+        tokenizer: path of a tokenizer.json; None for the tokenizer in the folder.
+        batch_tokens: tokens per forward pass, padding included.
         device: e.g. "cuda:1"; None for a GPU if there is one.
         share: whether the choices of a question share the computation of their context.
-        unused: what the harness passes to every model; a batch here is measured in tokens, not in requests.
+        unused: other arguments of the harness, such as a batch size in requests, which are ignored.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DDL(TemplateLM):
         return self.scorer.score(pairs, progress=not disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, cut into stretches of the model's length."""
+        """Log-likelihoods of whole texts, cut into windows of the model's sequence length."""
         length, stretches = self.scorer.model.sequence_length, []
         for index, request in enumerate(requests):
             tokens = self._encode(request.args[0])
@@ -89,16 +89,16 @@ class DDL(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        raise NotImplementedError("--model ddl scores texts; for tasks that generate one use --model hf")
+        raise NotImplementedError("--model ddl only scores texts; use --model hf for tasks that generate text")
 
 
 def load(
     pretrained: str | Path | LanguageModel, tokenizer: str | Path | None, device: torch.device
 ) -> tuple[Scored, Encode, int, int]:
-    """A model on its device, its tokenizer's encoder, end-of-text token, and the token that an empty prompt becomes.
+    """Load a model onto its device; returns it with its encoder, end-of-text token and token for an empty prompt.
 
     Raises:
-        ModelFileError: the folder holds no whole model.
+        ModelFileError: the folder does not contain a complete model.
         TokenizerError: the tokenizer is missing or not readable.
     """
     if isinstance(pretrained, LanguageModel):
@@ -109,7 +109,7 @@ def load(
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):
-        raise ModelFileError(f"{folder / 'config.json'}: not found or no model config, expected a model") from None
+        raise ModelFileError(f"{folder / 'config.json'}: not found or not a model config, expected a model") from None
     if kind == "ddl":
         return _own(load_model(folder, device), Path(tokenizer or folder / "tokenizer.json"))
     return _foreign(folder, tokenizer, device)
@@ -128,7 +128,7 @@ def _foreign(folder: Path, tokenizer: str | Path | None, device: torch.device) -
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         found = AutoTokenizer.from_pretrained(Path(tokenizer).parent if tokenizer else folder)
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{folder}: no causal model that transformers can read: {str(error).strip()}") from None
+        raise ModelFileError(f"{folder}: not a causal model that transformers can read: {str(error).strip()}") from None
 
     def encode(text: str) -> list[int]:
         return found.encode(text, add_special_tokens=False)
@@ -138,7 +138,7 @@ def _foreign(folder: Path, tokenizer: str | Path | None, device: torch.device) -
 
 
 def _encoder(tokenizer: Tokenizer) -> Encode:
-    @functools.lru_cache(maxsize=1024)  # the choices of an item follow one another and share their prompt
+    @functools.lru_cache(maxsize=1024)  # consecutive requests are choices of one item, with the same prompt
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 

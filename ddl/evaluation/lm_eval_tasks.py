@@ -1,8 +1,9 @@
-"""The tasks of a folder as lm-evaluation-harness runs them.
+"""Run the tasks of a folder with lm-evaluation-harness.
 
-A folder holds items and a manifest; `ddl tasks` makes one offline, `ddl benchmarks` one of the paper's eight.
-The harness makes prompts from them by its own task definitions, asks the model, and computes the accuracies. It is
-imported inside the functions that need it, because that takes seconds and reads the environment.
+The folder holds items and a manifest. `ddl tasks` makes one offline; `ddl benchmarks` makes one with the paper's eight
+benchmarks. The harness makes prompts from the items by its task definitions, queries the model, and computes the
+accuracies. It is imported inside the functions that need it, because its import takes seconds and reads the
+environment.
 """
 
 import io
@@ -23,6 +24,7 @@ import torch
 
 from ddl.config import Scale
 from ddl.errors import UserError
+from ddl.evaluation.columns import by_column
 from ddl.evaluation.paper_benchmarks import FOLDER
 from ddl.files import sha256_file
 
@@ -30,16 +32,16 @@ if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.task import ConfigurableTask
 
-SEED = 1234  # of the demonstrations and of the global generators, the harness' own default
+SEED = 1234  # seed of the demonstrations and of the global generators: the harness's default
 
 
 class HarnessError(UserError):
-    """Tasks that cannot be run: the message says what is missing or does not fit."""
+    """Tasks that cannot be run; the message names what is missing or wrong."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One column of the tables: by which metric it is scored, what guessing scores, and the harness' task."""
+    """A task: its column in the tables, its metric, its chance level, and the task object of the harness."""
 
     column: str
     metric: str
@@ -48,10 +50,10 @@ class Task:
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of tasks, once every file is the one it lists.
+    """Read the manifest of a folder of tasks, and check that every file is the listed one.
 
     Raises:
-        HarnessError: naming the file that is missing or changed, and the command that makes it.
+        HarnessError: a file is missing or changed; the message names it and the command that makes it.
     """
     path = folder / "manifest.json"
     remedy = "run ddl tasks"
@@ -61,7 +63,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         entries = [task[split] for task in manifest["tasks"].values() for split in ("train", "test")]
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise HarnessError(f"{path}: not found or no manifest of tasks: {remedy}") from None
+        raise HarnessError(f"{path}: not found or not a manifest of tasks: {remedy}") from None
     for entry in entries:
         file = folder / entry["file"]
         if not file.is_file():
@@ -72,24 +74,24 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def task_folder(scale: Scale, data: Path) -> Path:
-    """Where the tasks of a scale are; `data` is results/<scale>/data."""
+    """The folder of the tasks of a scale; `data` is results/<scale>/data."""
     return data / "tasks" if scale.evaluation.tasks == "offline" else FOLDER
 
 
 def prepare_environment() -> None:
-    """Quiet libraries and no network; read when `datasets` is imported, so call this before."""
+    """Make libraries quiet and keep them off the network; call this before anything imports `datasets`."""
     os.environ |= {"LMEVAL_LOG_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 @contextmanager
 def open_tasks(folder: Path, names: Sequence[str] = ()) -> Iterator[dict[str, Task]]:
-    """The tasks of a folder, name -> task, in the paper's column order; their caches live as long as the block.
+    """Open the tasks of a folder as name -> task, in the paper's column order; the block owns their caches.
 
     Args:
-        names: those wanted; all if there are none.
+        names: names of the tasks to open; all if empty.
 
     Raises:
-        HarnessError: items that are missing or changed, or a name that the folder does not have.
+        HarnessError: items are missing or changed, or the folder has no task of a given name.
     """
     import datasets
     from lm_eval.tasks import TaskManager
@@ -102,11 +104,11 @@ def open_tasks(folder: Path, names: Sequence[str] = ()) -> Iterator[dict[str, Ta
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="ddl-tasks-") as temporary:
         for name, entry in wanted.items():
-            # JSON is YAML, and needs no care with quotes. A cache of its own: the shared one serves old items for a
-            # file of equal size and date.
+            # JSON is valid YAML and needs no quoting by hand. The cache is temporary, because the shared one returns
+            # old items for a changed file of equal size and date.
             text = json.dumps({"task": name, **definition(folder, entry, f"{temporary}/cache")})
             Path(temporary, f"{name}.yaml").write_text(text)
-        # Without the harness' own definitions, of which there are thousands, this takes no time.
+        # This is fast only without the thousands of definitions in the harness.
         manager = TaskManager(include_path=temporary, include_defaults=False)
         loaded = manager.load(list(wanted))["tasks"]
         yield {
@@ -116,7 +118,7 @@ def open_tasks(folder: Path, names: Sequence[str] = ()) -> Iterator[dict[str, Ta
 
 
 def definition(folder: Path, entry: dict[str, Any], cache: str) -> dict[str, Any]:
-    """How the harness is to read a task of a manifest: a benchmark by its own definition, with other files."""
+    """The harness's configuration for a task of a manifest; a benchmark keeps its definition but reads our files."""
     import lm_eval
 
     shipped = Path(lm_eval.__file__).parent / "tasks"
@@ -148,25 +150,26 @@ def run_tasks(lm: "TemplateLM", tasks: dict[str, Task], shots: int) -> tuple[dic
     """Evaluate every task with `shots` demonstrations.
 
     Returns:
-        "tasks": task -> column, metric, value, stderr, n, chance, acc, acc_norm; "average": value, stderr, chance;
-        all fractions, standard errors of the items' mean as the harness has them. And a row an item: task, item (its
-        place in the split), gold, correct (by the task's metric), log_likelihoods of the choices in nats.
+        Results, and a table of the items. The results are "tasks": task -> column, metric, value, stderr, n, chance,
+        acc, acc_norm; and "average": value, stderr, chance. Scores are fractions; standard errors are the harness's
+        standard errors of the mean over items. The table has one row per item: task, item (its index in the split),
+        gold, correct (by the task's metric), log_likelihoods of the choices in nats.
     """
     from lm_eval import evaluate
 
     for task in tasks.values():
         task.task.set_config(key="num_fewshot", value=shots)
-        task.task.set_fewshot_seed(seed=SEED)  # the sampler has a state: a second model would see other prompts
-    random.seed(0)  # as the harness' command line does, for tasks that draw from the global generators
+        task.task.set_fewshot_seed(seed=SEED)  # reset the sampler, so that every model sees the same prompts
+    random.seed(0)  # the seeds of the harness's command line, for tasks that draw from the global generators
     np.random.seed(SEED)
     torch.manual_seed(SEED)
-    # `simple_evaluate` does the same after a second of asking for the versions of everything installed.
-    with redirect_stderr(io.StringIO()):  # progress bars without a switch; errors are exceptions and come through
+    # `simple_evaluate` would do the same, but first spends a second on the versions of all installed packages.
+    with redirect_stderr(io.StringIO()):  # hides progress bars that have no switch; errors are exceptions
         output = evaluate(
             lm=lm,
             task_dict={"tasks": {name: task.task for name, task in tasks.items()}, "groups": {}, "group_map": {}},
             log_samples=True,
-            bootstrap_iters=1,  # standard errors of means have a closed form, but 0 would switch them off
+            bootstrap_iters=1,  # 0 would disable standard errors, although those of means need no bootstrap
         )
     results = {}
     for name, task in tasks.items():
@@ -179,7 +182,7 @@ def run_tasks(lm: "TemplateLM", tasks: dict[str, Task], shots: int) -> tuple[dic
             "n": output["n-samples"][name]["effective"],
             "chance": task.chance,
             "acc": found["acc,none"],
-            "acc_norm": found.get("acc_norm,none"),  # tasks in the form of WinoGrande and Social IQA have none
+            "acc_norm": found.get("acc_norm,none"),  # WinoGrande, tasks in its form, and Social IQA have none
         }
     rows = [
         {
@@ -196,28 +199,29 @@ def run_tasks(lm: "TemplateLM", tasks: dict[str, Task], shots: int) -> tuple[dic
 
 
 def gold_index(task: "ConfigurableTask", doc: dict[str, Any]) -> int:
-    """Which choice of an item is right, as the harness finds it."""
+    """Index of the correct choice of an item, determined as the harness does."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     return gold if isinstance(gold, int) else task.doc_to_choice(doc).index(gold)
 
 
 def solved(task: "ConfigurableTask", doc: dict[str, Any]) -> str:
-    """The text of an item with its right answer, as a model without demonstrations sees it."""
+    """The text of an item with its correct answer, as a model without demonstrations sees it."""
     choice = task.doc_to_choice(doc)[gold_index(task, doc)]
     before, after = (choice, task.doc_to_target(doc)) if task.multiple_input else (task.doc_to_text(doc), choice)
     return f"{before}{task.config.target_delimiter}{after}"
 
 
 def average(results: list[dict[str, Any]]) -> dict[str, float]:
-    """The unweighted mean over tasks, as in the tables of the paper.
+    """The unweighted mean over columns, as in the tables of the paper; a column may have several tasks (`by_column`).
 
-    Its standard error takes the errors of the tasks for independent, which holds as far as no item serves two tasks;
-    between two models on the same items errors are correlated, so it does not bound their difference
-    (`ddl.reporting.statistics` does).
+    The standard error assumes that the errors of the columns are independent, which holds if no item serves two tasks.
+    It does not bound the difference between two models, whose errors on the same items are correlated; see
+    `ddl.reporting.statistics`.
     """
-    n = len(results)
+    columns = by_column(results).values()
+    n = len(columns)
     return {
-        "value": math.fsum(result["value"] for result in results) / n,
-        "stderr": math.sqrt(math.fsum(result["stderr"] ** 2 for result in results)) / n,
-        "chance": math.fsum(result["chance"] for result in results) / n,
+        "value": math.fsum(column["value"] for column in columns) / n,
+        "stderr": math.sqrt(math.fsum(column["stderr"] ** 2 for column in columns)) / n,
+        "chance": math.fsum(column["chance"] for column in columns) / n,
     }

@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations under a language model: what every task of the evaluation is made of.
+"""Compute log-likelihoods of continuations under a language model; every evaluation task is scored with them.
 
-A multiple-choice question asks for several continuations of one context. Two things are therefore done once instead of
-once a request: inputs that are equal (choices that differ in their last token only), and the prefix that the inputs of
-a question share, which the model reads once and remembers (`ddl.model.cache`). Everything is computed in fp32.
+A multiple-choice question asks for several continuations of one context, so its requests share work. Equal inputs (of
+choices that differ in their last token only) are computed once. The prefix that the inputs of a question share is read
+once and kept in a cache (`ddl.model.cache`). Everything is computed in fp32.
 """
 
 import math
@@ -22,39 +22,39 @@ from ddl.errors import UserError
 from ddl.model.cache import Cache
 from ddl.model.language_model import LanguageModel
 
-BATCH_TOKENS = 4096  # of one forward pass where no scale says otherwise; near the optimum of small models on a CPU
-HEAD_TOKENS = 1024  # at a time: the logits of a whole batch are gigabytes at GPT-2's vocabulary
-SHORTEST_PREFIX = 8  # tokens; the second pass of a shorter one costs more than it saves
-LARGEST_GROUP = 8  # inputs that share a prefix
-SIMILAR = 0.85  # lengths of one batch are at least about this share of its longest: more is lost to padding
-SMALL = 1 / 4  # of a full batch: one that is smaller takes what is next, alike or not
+BATCH_TOKENS = 4096  # tokens per forward pass without a scale's settings; near the optimum of small models on a CPU
+HEAD_TOKENS = 1024  # positions per call of the head: with GPT-2's vocabulary, logits of a whole batch take gigabytes
+SHORTEST_PREFIX = 8  # tokens; sharing a shorter prefix saves less than the second pass costs
+LARGEST_GROUP = 8  # most inputs that share one prefix
+SIMILAR = 0.85  # a batch takes only lengths of at least about this fraction of its longest, to limit padding
+SMALL = 1 / 4  # a batch below this fraction of `batch_tokens` also takes groups of dissimilar length
 
 Pair = tuple[list[int], list[int]]
 Ids = tuple[int, ...]
 
 
 class ScoringError(UserError):
-    """A request that no model can answer."""
+    """A request that cannot be scored: it is empty or too long."""
 
 
 class Scored(Protocol):
-    """What `Scorer` asks of a model."""
+    """The interface that `Scorer` needs from a model."""
 
     sequence_length: int
     device: torch.device
 
     def new_cache(self) -> Cache | None:
-        """An empty memory, or None for a model that is always given whole inputs."""
+        """An empty cache, or None for a model that always reads whole inputs."""
 
     def hidden(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        """int64 [B, T], the tokens after those of the cache -> [B, T, d]."""
+        """Token ids int64 [B, T] that follow those in the cache -> [B, T, d]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, d] -> fp32 [N, vocab_size]."""
 
 
 class OwnModel:
-    """A `LanguageModel`, which remembers prefixes."""
+    """A `LanguageModel`, which can reuse shared prefixes through its cache."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model.eval()
@@ -72,10 +72,10 @@ class OwnModel:
 
 
 class ForeignModel:
-    """Any causal model of transformers. Its memory has no common form, so it reads whole inputs.
+    """Any causal model of transformers. Caches differ between such models, so it always reads whole inputs.
 
     Args:
-        model: `AutoModelForCausalLM`, in fp32.
+        model: an `AutoModelForCausalLM` in fp32.
     """
 
     def __init__(self, model: Any) -> None:
@@ -87,7 +87,7 @@ class ForeignModel:
         return None
 
     def hidden(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        return self.model(ids, use_cache=False).logits  # some models do more than a product after their last state
+        return self.model(ids, use_cache=False).logits  # some heads do more than one matrix product
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden.float()
@@ -95,52 +95,53 @@ class ForeignModel:
 
 @dataclass(frozen=True)
 class Group:
-    """Inputs that begin with the same `prefix` tokens."""
+    """Inputs whose first `prefix` tokens are the same."""
 
     prefix: int
     inputs: tuple[Ids, ...]
 
     @property
     def rest(self) -> int:
-        """Tokens of the longest input after the prefix."""
+        """Number of tokens after the prefix, in the longest input."""
         return max(len(ids) for ids in self.inputs) - self.prefix
 
 
 def grade(prefix: int) -> int:
-    """Lengths of the same grade differ by less than `SIMILAR`; no prefix is a grade of its own."""
+    """Length class of a prefix: within a class, the shortest is more than `SIMILAR` times the longest; -1 for none."""
     return math.ceil(math.log(prefix, 1 / SIMILAR)) if prefix else -1
 
 
 class Scorer:
-    """Scores requests.
+    """Scores requests with a model.
 
     Args:
-        model: on the device where it is to run.
-        batch_tokens: of one forward pass, padding included.
-        share: whether inputs share the computation of their prefix, if the model can.
+        model: the model, on the device where it runs.
+        batch_tokens: tokens per forward pass, padding included.
+        share: whether inputs share the computation of their prefix, if the model supports it.
     """
 
     def __init__(self, model: Scored, batch_tokens: int, share: bool = True) -> None:
         self.model, self.batch_tokens, self.share = model, batch_tokens, share
 
     def score(self, pairs: Sequence[Pair], progress: bool = False) -> list[tuple[float, bool]]:
-        """Score (context, continuation) token ids, neither of them empty.
+        """Score requests (context, continuation) of token ids.
 
-        What does not fit the model loses context on the left.
+        A request that is longer than the model's sequences loses context on the left.
 
         Args:
-            pairs: the requests.
-            progress: whether to show a bar, on a terminal only.
+            pairs: the requests; neither context nor continuation may be empty.
+            progress: whether to show a progress bar, on a terminal only.
 
         Returns:
-            For each pair, in order: (log p(continuation | context) in nats, whether greedy decoding would produce it).
+            For each request, in order: log p(continuation | context) in nats, and whether greedy decoding would
+            produce the continuation.
 
         Raises:
             ScoringError: an empty context, or a continuation that is empty or longer than the model's sequences.
         """
         length = self.model.sequence_length
-        # Two pairs can make the same input and split it at different places: one row serves both, but each is scored
-        # at its own positions.
+        # Two requests can have the same input and split it at different places. They share one row and are scored at
+        # different positions.
         members: dict[Ids, list[int]] = {}
         for index, (context, continuation) in enumerate(pairs):
             if not context or not 1 <= len(continuation) <= length:
@@ -149,7 +150,7 @@ class Scorer:
                     f"found {len(context)} and {len(continuation)}"
                 )
             members.setdefault(tuple((context + continuation)[-length - 1 : -1]), []).append(index)
-        # A prefix ends where the first scored position begins.
+        # A shared prefix must end before the first scored position.
         shares = self.share and self.model.new_cache() is not None
         limits = {
             ids: min(len(ids) - len(pairs[index][1]) for index in found) if shares else 0
@@ -168,12 +169,12 @@ class Scorer:
         return results
 
     def batches(self, groups: list[Group]) -> Iterator[list[Group]]:
-        """Groups of similar lengths, the longest first, as many at a time as fit; the order of `groups` is no matter.
+        """Form batches of groups with similar lengths, the longest first; the order of `groups` does not matter.
 
-        A batch reads the shortest of its prefixes once a group, and every row is padded to the longest.
+        In a batch, each group reads a prefix as long as the shortest one, and every row is padded to the longest.
         """
         batch: list[Group] = []
-        prefix = rest = rows = size = 0  # the shortest prefix, the longest rest, rows and tokens of the batch
+        prefix = rest = rows = size = 0  # of the batch: shortest prefix, longest rest, number of rows and of tokens
         for group in sorted(groups, key=lambda group: (-grade(group.prefix), -group.rest, -group.prefix, group.inputs)):
             shorter, longer = min(prefix, group.prefix), max(rest + prefix, group.rest + group.prefix)
             tokens = (len(batch) + 1) * shorter + (rows + len(group.inputs)) * (longer - shorter)
@@ -194,8 +195,8 @@ class Scorer:
     def forward(self, batch: list[Group], rows: list[int], targets: list[list[int]]) -> list[tuple[float, bool]]:
         """Score `targets[i]` at the last positions of input number `rows[i]` of the batch.
 
-        Padding stands on the right, where a causal model does not see it. The head is applied to the scored positions
-        only: it is the larger part of the work of a small model.
+        Padding is on the right, where a causal model does not see it. The head is applied only to the scored positions,
+        because it is the larger part of a small model's work.
         """
         inputs = [ids for group in batch for ids in group.inputs]
         prefix, width = min(group.prefix for group in batch), max(len(ids) for ids in inputs)
@@ -219,12 +220,12 @@ class Scorer:
         return list(zip(totals.tolist(), hits.tolist(), strict=True))
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
-        """Integers on the model's device."""
+        """Make an integer tensor on the model's device."""
         return torch.tensor(values, device=self.model.device)
 
 
 def head(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and targets, `HEAD_TOKENS` at a time.
+    """Yield logits and targets for `HEAD_TOKENS` positions at a time.
 
     Args:
         logits: [n, d] -> fp32 [n, vocab_size].
@@ -239,17 +240,18 @@ def head(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) ->
 
 
 def group_inputs(limits: dict[Ids, int]) -> list[Group]:
-    """Partition inputs into groups of a common prefix such that the most tokens need not be read again.
+    """Partition inputs into groups with a common prefix so that the groups save the most tokens.
 
-    In alphabetical order the inputs that share most stand side by side, so a partition is a way to cut that list; a
-    group of m inputs with a common prefix of p tokens saves (m - 1) p, and the best cuts follow one after another.
+    In lexicographic order, inputs with long common prefixes are neighbours, so a partition cuts the sorted list into
+    runs. A group of m inputs with a common prefix of p tokens saves (m - 1) p tokens. Dynamic programming over the
+    sorted list finds the best cuts.
 
     Args:
-        limits: input -> tokens that a prefix of it may have at most.
+        limits: input -> largest number of tokens that its prefix may have.
     """
     ordered = sorted(limits)
     shared = [0, *(min(limits[a], limits[b], common(a, b)) for a, b in pairwise(ordered))]
-    saved, starts = [0], [0]  # by the best partition of the first j inputs, and where its last group starts
+    saved, starts = [0], [0]  # for the best partition of the first j inputs: tokens saved, start of its last group
     for j in range(1, len(ordered) + 1):
         best, start, prefix = saved[j - 1], j - 1, sys.maxsize
         for i in range(j - 2, max(-1, j - 1 - LARGEST_GROUP), -1):

@@ -1,7 +1,8 @@
-"""The paper's eight benchmarks, fetched once: `ddl benchmarks` writes results/benchmarks/.
+"""Download the paper's eight benchmarks once: `ddl benchmarks` writes results/benchmarks/.
 
-Every split is kept as Parquet with a manifest, in the layout of the offline tasks, so that evaluations
-need no network and read the same bytes everywhere. The task definitions are those of lm-evaluation-harness.
+The training and the scored split of each benchmark are stored as Parquet with a manifest, in the layout of the offline
+tasks. Evaluations therefore need no network and read the same bytes everywhere. The task definitions are those of
+lm-evaluation-harness.
 """
 
 from dataclasses import dataclass
@@ -19,28 +20,29 @@ FOLDER = Path("results/benchmarks")
 
 
 class PrefetchError(UserError):
-    """A dataset that cannot be had, or that is not the pinned one."""
+    """A dataset that cannot be downloaded, or that is not the pinned one."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of the eight: its column, its harness task and metric, and the pinned dataset behind it."""
+    """A benchmark: its table column, its harness task and metric, and its pinned dataset."""
 
     column: str
     task: str
     metric: str
     chance: float
-    definition: str  # of the harness, below lm_eval/tasks
+    definition: str  # the harness's task definition: a path below lm_eval/tasks
     dataset: str
     configuration: str | None
     revision: str
-    split: str  # that is scored, in full
-    items: int
+    split: str  # the split that is scored, in full
+    items: int  # number of items in that split
 
 
 ARC = ("allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453")
-# In the paper's column order. Accuracy is normalised by the length of the answer where the harness offers that, which
-# is the same authors' custom; chance of ARC counts its few questions with three or five choices as four.
+# In the paper's column order. Accuracy is normalised by the length of the answer if the harness offers that, which is
+# the custom of the paper's authors. The chance level of ARC counts its few questions with three or five choices as
+# having four.
 BENCHMARKS = (
     Benchmark(
         "ARC-C", "arc_challenge", "acc_norm", 1 / 4, "arc/arc_challenge.yaml",
@@ -78,13 +80,13 @@ BENCHMARKS = (
 
 
 def prefetch(folder: Path, benchmarks: tuple[Benchmark, ...] = BENCHMARKS) -> dict[str, Any]:
-    """Write `<task>.{train,test}.parquet` and `manifest.json`; "test" is the split that is scored, whatever its name.
+    """Write `<task>.{train,test}.parquet` and `manifest.json`; "test" is the split that is scored, under any name.
 
     Returns:
-        The manifest, whose form `ddl.evaluation.offline_tasks.build` has too.
+        The manifest, in the same form as that of `ddl.evaluation.offline_tasks.build`.
 
     Raises:
-        PrefetchError: naming the dataset and revision that cannot be reached, or the number of its items that differs.
+        PrefetchError: a dataset cannot be reached at its revision, or its number of items differs.
     """
     tasks = {}
     for benchmark in benchmarks:
@@ -120,10 +122,10 @@ def prefetch(folder: Path, benchmarks: tuple[Benchmark, ...] = BENCHMARKS) -> di
 
 
 def download(benchmark: Benchmark, split: str) -> "Dataset":
-    """One split, from the hub or its cache.
+    """Load one split from the hub or its cache.
 
     Raises:
-        PrefetchError: it is in neither.
+        PrefetchError: the split is neither cached nor reachable.
     """
     from datasets import load_dataset
 

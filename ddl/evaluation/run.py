@@ -1,17 +1,19 @@
 """Evaluate a model: the eight tasks (Tables 1, 2, 7, 8) and, with the data of a scale, the validation loss (Table 3).
 
-A folder with a model of this package or of transformers, on the paper's benchmarks or on the offline tasks of a scale:
+To evaluate any folder with a model of this package or of transformers, on the paper's benchmarks or on the offline
+tasks of a scale:
 
     ddl evaluate --run DIR
     ddl evaluate --run DIR --items results/laptop/data/tasks --tasks doc_order,doc_pair --shots 0 --out D
 
-As the workflow does it, with the settings, data and tokenizer of a scale, validation loss included:
+To evaluate with the settings, data and tokenizer of a scale, validation loss included, as the workflow does:
 
     ddl evaluate --scale laptop --data results/laptop/data --run results/laptop/runs/small/ddl-cc/seed0 \\
         --out D
 
-In place of `--run`, `--random-init --size small --variant baseline` evaluates untrained weights there: a control that
-has to come out at chance. `--out` gets `<n>shot.json`, `<n>shot.parquet` with a row an item, and validation.json.
+In the second form, `--random-init --size small --variant baseline` in place of `--run` evaluates untrained weights, a
+control that must score at chance. The folder `--out` receives `<n>shot.json`, `<n>shot.parquet` with one row per item,
+and validation.json.
 """
 
 import math
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class EvaluationError(UserError):
-    """A model and data that do not belong together."""
+    """A model and data that do not match."""
 
 
 @torch.inference_mode()
@@ -50,7 +52,7 @@ def validation_loss(
     """Mean loss per token over the whole split, in nats.
 
     Returns:
-        val_loss; val_loss_stderr, from the spread of the sequences' means, which takes sequences for independent;
+        val_loss; val_loss_stderr, from the spread of the means of the sequences, assuming independent sequences;
         val_perplexity; tokens, the number of predictions.
     """
     device = model.embedding.weight.device
@@ -78,13 +80,13 @@ def validation_loss(
 def evaluate_tasks(
     lm: "TemplateLM", folder: Path, out: Path | None, names: Sequence[str] = (), shots: Iterable[int] = SHOTS
 ) -> dict[int, dict[str, Any]]:
-    """Run the tasks of a folder, print a line for every number, and write the files if there is an `out`.
+    """Run the tasks of a folder, print one line per task, and write the result files if `out` is given.
 
     Returns:
         Number of demonstrations -> result of `ddl.evaluation.lm_eval_tasks.run_tasks`.
 
     Raises:
-        HarnessError: items that are missing or changed.
+        HarnessError: items are missing or changed.
     """
     results = {}
     with open_tasks(folder, names) as tasks:
@@ -99,13 +101,13 @@ def evaluate_tasks(
 
 
 def write_items(path: Path, items: "pd.DataFrame") -> None:
-    """Write one row per item (of `run_tasks`) as compressed Parquet: equal items, equal bytes."""
+    """Write the items of `run_tasks` as compressed Parquet, one row per item; equal items give equal bytes."""
     with atomic(path) as temporary:
         items.to_parquet(temporary, engine="pyarrow", compression="zstd", index=False)
 
 
 def report(shots: int, result: dict[str, Any], seconds: float) -> None:
-    """Print a line for every task and one for the average."""
+    """Print one line per task and one for the average."""
     for name, task in result["tasks"].items():
         print(
             f"{shots}-shot {name} ({task['column']}): {task['metric']} {100 * task['value']:.1f} "
@@ -120,12 +122,12 @@ def report(shots: int, result: dict[str, Any], seconds: float) -> None:
 
 
 def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, out: Path) -> None:
-    """Everything that a scale wants to know of a model: its tasks, and the loss on the whole validation split.
+    """Evaluate a model on the tasks of a scale and on its whole validation split, and write the result files.
 
-    Tasks come first: if their items are missing, that shows at once.
+    Tasks come first, so that missing items are reported at once.
 
     Raises:
-        EvaluationError: the model is not of this scale.
+        EvaluationError: the vocabulary or sequence length of the model is not that of the scale.
     """
     from ddl.evaluation.lm_eval_model import DDL
 
@@ -150,10 +152,11 @@ def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, 
 
 
 def evaluate_run(run: Path, items: Path | None, out: Path | None, names: Sequence[str], shots: Iterable[int]) -> None:
-    """Run the tasks of a folder, by default the paper's benchmarks, on the model in another folder.
+    """Run the tasks in the folder `items`, by default the paper's benchmarks, on the model in the folder `run`.
 
     Raises:
-        ModelFileError, TokenizerError, HarnessError, ScoringError: a model or items that do not serve.
+        ModelFileError, TokenizerError: the model or its tokenizer cannot be read.
+        HarnessError, ScoringError: the items are missing, changed or too long for the model.
     """
     prepare_environment()
     from ddl.evaluation.lm_eval_model import DDL
@@ -167,11 +170,12 @@ def evaluate_in_scale(scale: Scale, source: Path | tuple[str, str], data: Path, 
     Args:
         source: folder of a trained model, or size and variant of an untrained one.
         data: results/<scale>/data.
-        items: folder of tasks; None for the scale's own.
+        items: folder of tasks; None for the tasks of the scale.
+        out: folder of the result files.
 
     Raises:
         ConfigError, DataError, ModelFileError, TokenizerError, HarnessError, ScoringError, EvaluationError:
-            settings, a model, data or items that do not serve.
+            the settings, data, model, tokenizer or items are missing, invalid or do not match.
     """
     prepare_environment()
     torch.set_num_threads(scale.training.threads)

@@ -1,16 +1,16 @@
-"""What a model remembers of the tokens it has read, so that each further token costs the work of one.
+"""The cache for generation: stores what a model has computed, so that each new token is processed alone.
 
-Every place where a token looks back has a store of its own:
+Each operation that looks back in time has a separate store:
 
-- attention: keys, rotated and normalised as they enter the product, and values;
-- each use of a TC compressor: the K - 1 newest states that its kernel still reaches. The two sublayers of a block share
-  one compressor but read two different states, so a block has two of them, and the readout has one;
+- attention: values, and keys after rotation and normalisation;
+- each use of a TC compressor: the K - 1 newest states, which its kernel still reaches. The two sublayers of a block
+  share one compressor but read two different states, so a block has two such stores; the readout has one;
 - EC: the K - 1 newest embeddings.
 
-A sequence that is shorter than the others of its batch is padded on the left. A padded position holds the zero state:
-its embedding is set to zero, and zero passes through every sublayer as zero, because none has a bias and the direction
-of a zero vector is zero. So causal convolutions see behind the first token what they see in a sequence of its own,
-nothing; attention is masked; and positions count from the first token.
+A sequence that is shorter than the others in its batch is padded on the left. A padded position holds the zero state:
+its embedding is set to zero, and every sublayer maps zero to zero, because no sublayer has a bias and the direction of
+a zero vector is zero. Padding therefore does not change the result: causal convolutions read zeros before the first
+token, as they do without padding; attention masks the padding; and positions count from the first token.
 """
 
 import torch
@@ -22,17 +22,17 @@ class CacheError(ValueError):
 
 
 class Window:
-    """The newest inputs of one causal convolution over tokens; before the first token they are zero."""
+    """The newest inputs of one causal convolution over tokens; inputs before the first token are zero."""
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None
 
     def extend(self, x: Tensor, count: int) -> Tensor:
-        """Put the `count` inputs before x in front of it, and remember its newest for the next call.
+        """Prepend the `count` preceding inputs to x, and store the newest ones for the next call.
 
         Args:
             x: (B, T, ...), inputs of the new tokens.
-            count: K - 1, how far back the kernel reaches.
+            count: K - 1, the number of earlier inputs that the kernel reaches.
 
         Returns:
             (B, count + T, ...).
@@ -48,13 +48,13 @@ class Window:
 
 
 class KeyValues:
-    """Keys and values of one attention sublayer, of all tokens so far."""
+    """The keys and values of one attention sublayer, for all tokens read."""
 
     def __init__(self) -> None:
         self.stored: tuple[Tensor, Tensor] | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) keys and values of the new tokens; returns those of all tokens."""
+        """Append the keys and values (B, H, T, D) of the new tokens, and return the keys and values of all tokens."""
         if self.stored is not None:
             k, v = torch.cat((self.stored[0], k), dim=2), torch.cat((self.stored[1], v), dim=2)
         self.stored = k, v
@@ -66,7 +66,7 @@ class KeyValues:
 
 
 class BlockCache:
-    """The stores of one block: what its two sublayers read through the compressor, and attention."""
+    """The stores of one block: the compressor inputs of both sublayers, and the keys and values of attention."""
 
     def __init__(self) -> None:
         self.attention_input = Window()
@@ -75,32 +75,32 @@ class BlockCache:
 
 
 class Cache:
-    """The memory of a model for one batch of sequences; `LanguageModel.hidden` reads it and adds to it.
+    """All stores of a model for one batch of sequences; `LanguageModel.hidden` reads and extends them.
 
     Args:
-        layers: of the model.
+        layers: number of blocks in the model.
     """
 
     def __init__(self, layers: int) -> None:
         self.length = 0  # tokens read, padding included
-        self.real: Tensor | None = None  # bool (B, length), False where padding; None as long as there is none
+        self.real: Tensor | None = None  # bool (B, length), False for padding; None while there is no padding
         self.embedding = Window()
         self.blocks = [BlockCache() for _ in range(layers)]
         self.readout = Window()
 
     def advance(self, ids: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Take note of new tokens, before the model reads them.
+        """Record new tokens before the model reads them, and return their positions and attention mask.
 
         Args:
             ids: int64 (B, T), the new tokens.
-            real: bool (B, T), False where a new token is padding; None where none is.
+            real: bool (B, T), False where a new token is padding; None if none is.
 
         Returns:
-            positions (T,), or (B, 1, T) if anything is padded; and which of all S tokens each new one attends to,
-            bool (T, S) or (B, 1, T, S), None where the causal mask of new tokens alone says it.
+            The positions: (T,), or (B, 1, T) with padding. The mask: bool (T, S), or (B, 1, T, S) with padding, True
+            where a new token attends to one of all S tokens; None if the causal mask of the new tokens suffices.
 
         Raises:
-            CacheError: tokens that follow padding which follows tokens.
+            CacheError: a continued sequence has padding after its first token.
         """
         past, (B, T) = self.length, ids.shape
         self.length += T
@@ -118,11 +118,11 @@ class Cache:
         if past and (self.real[:, :-1] & ~self.real[:, 1:]).any():
             raise CacheError("padding: expected before the first token of a sequence, found some after it")
         positions = (self.real.cumsum(1) - 1).clamp(min=0)[:, past:].unsqueeze(1)
-        # A padded row attends to itself, to zeros: a softmax over nothing has no value.
+        # A padded row attends to itself, whose values are zero: a softmax over no tokens is undefined.
         return positions, (causal & self.real[:, None, None]) | (column == row.unsqueeze(-1))
 
     def reorder(self, rows: Tensor) -> None:
-        """Let sequence i go on from what sequence rows[i] was, as beam search needs it.
+        """Let sequence i continue sequence rows[i], as beam search needs it.
 
         Args:
             rows: int64 (B,).

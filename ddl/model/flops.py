@@ -1,4 +1,4 @@
-"""What the models of a scale are and what they cost, before anything is trained: `ddl describe --scale paper`."""
+"""Count the parameters, FLOPs and state memory of the models of a scale: `ddl describe --scale paper`."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ DASH = "–"
 
 
 class Flops(NamedTuple):
-    """FLOPs for one token; `state` is None for a rule whose operations nobody has counted."""
+    """FLOPs per token; `state` is None for a rule that does not count its operations."""
 
     backbone: int  # projections, attention and head
     state: int | None  # expansion, compressors, generators and rewrites
 
 
 def flops_per_token(config: ModelConfig) -> Flops:
-    """Floating-point operations of one forward pass for one token, a multiply-add counting two.
+    """Floating-point operations per token in the forward pass; a multiply-add counts as two.
 
-    Attention is counted over half of the sequence, as the mean over causal positions. Norms and activations are left
-    out, as is usual; the work on the residual state is not, because it is what the variants differ in.
+    Attention is counted over half of the sequence, the mean over causal positions. Norms and activations are omitted,
+    as is usual. The work on the residual state is counted, because the variants differ in it.
     """
     d, T = config.width, config.sequence_length
     block = 2 * (4 * d * d + 3 * d * config.mlp_hidden) + 2 * 2 * d * T // 2
@@ -29,15 +29,15 @@ def flops_per_token(config: ModelConfig) -> Flops:
     counted = [flops for flops in rules if flops is not None]
     if len(counted) < len(rules):
         return Flops(backbone, None)
-    readouts = (len(rules) + 1) * model.compress.flops()  # of each sublayer, and the last
+    readouts = (len(rules) + 1) * model.compress.flops()  # one per sublayer, and the final one
     return Flops(backbone, sum(counted) + readouts + model.expand.flops())
 
 
 def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[str, int]:
-    """Bytes that the residual state of one token takes.
+    """Bytes of residual state per token.
 
     Returns:
-        state: one copy. stored: one copy a sublayer, as autograd keeps them for the backward pass.
+        state: one copy. stored: one copy per sublayer, as autograd keeps them for the backward pass.
     """
     state = config.width * config.value_channels * bytes_per_number
     return {"state": state, "stored": state * 2 * config.layers}
@@ -49,7 +49,7 @@ def describe(scale: Scale) -> str:
     width = 2 if recipe.dtype == "bfloat16" else 4
     lines = [
         f"scale {scale.name}: {len(scale.seeds)} seed(s), {recipe.steps:,} steps x {recipe.batch_sequences} sequences "
-        f"x {scale.sequence_length} tokens = {scale.tokens:,} tokens a run, {recipe.dtype}",
+        f"x {scale.sequence_length} tokens = {scale.tokens:,} tokens per run, {recipe.dtype}",
         f"{'size':7} {'variant':12} {'params':>12} {'embedding':>11} {'MFLOP/token':>12} {'of it state':>12} "
         f"{'state B/token':>14} {'stored B/token':>15} {'train FLOP':>12}",
     ]
@@ -71,6 +71,6 @@ def describe(scale: Scale) -> str:
                 f"{size:7} {variant:12} {counts['total']:12,} {counts['total'] - counts['non_embedding']:11,} "
                 f"{forward:>12} {share:>12} {memory['state']:14,} {memory['stored']:15,} {training:>12}"
             )
-    lines.append("FLOPs are of the forward pass; training counts three of them (forward, and twice that backward).")
+    lines.append("FLOPs are those of the forward pass; training counts three times as many (the backward pass: twice).")
     lines += [f"{DASH}: the rule {name!r} does not count its FLOPs (Rule.flops)." for name in sorted(uncounted)]
     return "\n".join(lines)

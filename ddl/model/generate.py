@@ -16,29 +16,29 @@ from ddl.model.run_files import load_model
 
 
 class GenerationError(UserError):
-    """A request that cannot be served: the message says what fits."""
+    """A request that cannot be served; the message names the limit."""
 
 
 def generate(
     model: LanguageModel, ids: Tensor, tokens: int, temperature: float = 0.0, seed: int = 0, use_cache: bool = True
 ) -> Iterator[Tensor]:
-    """Tokens that continue prompts, one after another as they are asked for.
+    """Continue prompts token by token; each token is computed when the iterator is asked for it.
 
     Args:
-        model: in evaluation mode.
-        ids: int64 (B, T), prompts of one length, on the model's device.
-        tokens: how many to produce.
-        temperature: of the distribution that a token is drawn from; at 0 it is the likeliest.
-        seed: of the draws.
-        use_cache: keep what was computed for the tokens before; else all of them are read again for each token.
+        model: the model, in evaluation mode.
+        ids: int64 (B, T), prompts of equal length, on the model's device.
+        tokens: number of tokens to generate per prompt.
+        temperature: sampling temperature; 0 takes the most likely token.
+        seed: seed of the random draws.
+        use_cache: reuse the work on earlier tokens; otherwise the whole sequence is read again for each token.
 
     Returns:
         an iterator over int64 (B, 1), the next token of each sequence.
 
     Raises:
-        GenerationError: prompt and tokens are longer than the model's sequences.
+        GenerationError: prompt and continuation are longer than the model's sequences.
     """
-    limit = model.config.sequence_length - ids.shape[1] + 1  # the last token is not read
+    limit = model.config.sequence_length - ids.shape[1] + 1  # the model does not read the last token
     if tokens > limit:
         raise GenerationError(f"tokens: expected at most {limit} after a prompt of {ids.shape[1]}, found {tokens}")
     cache = Cache(model.config.layers) if use_cache else None
@@ -60,12 +60,13 @@ def _tokens(
 
 
 def write_on(run: Path, prompt: str, tokens: int, temperature: float, seed: int, use_cache: bool) -> None:
-    """Print the prompt and its continuation as it is produced, and how fast that was.
+    """Print the prompt, its continuation as it is generated, and the speed.
 
-    The prompt begins a document, as those of the training text do; at the end of the document the text ends.
+    An end-of-text token before the prompt starts a new document, as in training. The text stops at the next one.
 
     Raises:
-        GenerationError, ModelFileError, TokenizerError: a request or a folder that does not serve.
+        GenerationError: the prompt and continuation are too long.
+        ModelFileError, TokenizerError: the model or the tokenizer in `run` cannot be read.
     """
     model = load_model(run, "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(run / "tokenizer.json")
@@ -79,7 +80,7 @@ def write_on(run: Path, prompt: str, tokens: int, temperature: float, seed: int,
         count += 1
         if token.item() == end:
             break
-        print(stream.step(tokenizer, int(token)) or "", end="", flush=True)  # None: part of a character so far
+        print(stream.step(tokenizer, int(token)) or "", end="", flush=True)  # None: an incomplete character
     seconds = time.perf_counter() - start
     with_cache = "with" if use_cache else "without"
     print(f"\n[{count} tokens in {seconds:.2f} s, {count / seconds:,.0f} tokens/s {with_cache} the cache]")

@@ -1,8 +1,8 @@
-"""The language model of the paper (Sec. 3, 4.1), one file for all variants.
+"""The language model of the paper (Sec. 3, 4.1), in one file for all variants.
 
-Decoder-only, pre-norm. Each sublayer compresses the residual state to width d, processes it with attention or SwiGLU,
-and hands its output to the residual rule, which rewrites the state. The baseline is the same model whose state is a
-vector and whose rule is addition.
+The model is a decoder-only, pre-norm transformer. Each sublayer compresses the residual state to width d, processes it
+with attention or SwiGLU, and passes its output to the residual rule, which rewrites the state. The baseline is the same
+model with a vector as its state and addition as its rule.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from ddl.ops.fused_rewrite import Rebuilding
 
 
 class RMSNorm(nn.RMSNorm):
-    """weight x / sqrt(mean(x^2) + eps) in the dtype of x: PyTorch's fused kernels take no weight of another dtype."""
+    """weight x / sqrt(mean(x^2) + eps) in the dtype of x; PyTorch's fused kernels need the weight in that dtype too."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class OutputProjection(nn.Linear):
-    """The last matrix of a sublayer; it starts smaller, because the outputs of all sublayers add up in the state."""
+    """The last matrix of a sublayer; its initial values are smaller, because the state sums all sublayer outputs."""
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions, then RMSNorm of queries and keys."""
+    """Causal multi-head attention; queries and keys are rotated by position and then RMS-normalised."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         past: KeyValues | None = None,
     ) -> Tensor:
-        """(B, T, d) -> (B, T, d); `mask` says what attends to what where plain causal attention does not."""
+        """(B, T, d) -> (B, T, d); `mask` replaces the causal mask, `past` holds keys and values of earlier tokens."""
         B, T, d = c.shape
         q, k, v = self.qkv(c).view(B, T, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # each [B, H, T, d/H]
         q, k = self.query_norm(rotate(q, rotation)).to(v.dtype), self.key_norm(rotate(k, rotation)).to(v.dtype)
@@ -75,7 +75,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Compress, process, rewrite; twice: with attention and with the MLP. Both share one compressor."""
+    """An attention and an MLP sublayer with a shared compressor; each compresses, processes and rewrites the state."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -107,9 +107,10 @@ class LanguageModel(nn.Module):
     """Embedding, expansion to the state, blocks, readout, and the head tied to the embedding.
 
     Args:
-        config: the point in config space.
-        seed: of the initial weights. Every matrix draws from a stream of its own, named after it, so the backbones of
-            all variants start from the same numbers; what a new rule draws in its constructor depends on it too.
+        config: the model settings.
+        seed: seed of the initial weights. Each matrix draws from its own random stream, derived from its name, so the
+            backbones of all variants start from the same numbers. Draws in the constructor of a rule depend on the
+            seed too.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -126,7 +127,7 @@ class LanguageModel(nn.Module):
         self.init_matrices(seed)
 
     def rules(self) -> list[Rule]:
-        """The residual rule of each sublayer, in their order."""
+        """The residual rules, one per sublayer, in order."""
         return [module for module in self.modules() if isinstance(module, Rule)]
 
     @torch.no_grad()
@@ -134,7 +135,7 @@ class LanguageModel(nn.Module):
         """muP-style: embedding N(0, 0.02^2), matrices N(0, (0.5/sqrt(d))^2), output projections / sqrt(layers)."""
         config = self.config
         if self.embedding.weight.is_meta:
-            return  # a shape without numbers, as parameter_count builds it
+            return  # `without_numbers` builds shapes only
         outputs = {id(module.weight) for module in self.modules() if isinstance(module, OutputProjection)}
         for name, weight in self.named_matrices():
             std = config.matrix_std_factor / config.width**0.5
@@ -147,7 +148,7 @@ class LanguageModel(nn.Module):
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def named_matrices(self) -> list[tuple[str, Tensor]]:
-        """Weights of linear layers and of the embedding: what is drawn at random and what weight decay acts on."""
+        """Weights of linear layers and of the embedding: they are drawn at random and subject to weight decay."""
         return [
             (f"{name}.weight", module.weight)
             for name, module in self.named_modules()
@@ -155,18 +156,18 @@ class LanguageModel(nn.Module):
         ]
 
     def hidden(self, ids: Tensor, real: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Token ids -> the normalised readout of the last state.
+        """Compute the normalised readout of the last state from token ids.
 
         Args:
             ids: int64 (B, T).
-            real: bool (B, T), False where a token is padding (its own readout then means nothing); None for no padding.
-            cache: of the tokens before; these are added to it.
+            real: bool (B, T), False where a token is padding, whose readout is meaningless; None for no padding.
+            cache: cache of the preceding tokens; the new ones are added to it.
 
         Returns:
             (B, T, d).
         """
         if cache is None and real is not None:
-            cache = Cache(self.config.layers)  # it knows about padding
+            cache = Cache(self.config.layers)  # the cache handles padding
         length = ids.shape[1] + (cache.length if cache else 0)
         if length > self.config.sequence_length:
             raise ValueError(f"expected at most {self.config.sequence_length} tokens, found {length}")
@@ -187,7 +188,7 @@ class LanguageModel(nn.Module):
         return self.norm(self.compress(X, cache and cache.readout))
 
     def fused_hidden(self, X: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """The blocks one after another and the readout, with all that lies between two sublayers in one operation."""
+        """Run the blocks and the readout, with everything between two sublayers fused into one operation."""
         sublayers: list[tuple[Any, Any]] = []
         readers: list[tuple[Any, nn.RMSNorm]] = []
         for block in self.blocks:
@@ -200,13 +201,13 @@ class LanguageModel(nn.Module):
         c = norm(compress(X))
         rebuilding = None
         if self.config.state_memory == "rebuilt" and torch.is_grad_enabled():
-            X, rebuilding = X.clone(), Rebuilding()  # the first readout keeps the first state
+            X, rebuilding = X.clone(), Rebuilding()  # a copy, because the first readout saves the first state
         for (process, rule), (compress, norm) in zip(sublayers, readers[1:], strict=True):
             X, c = rule.rewrite_and_read(X, c, process(c), compress.taps(), norm, rebuilding)
         return c
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Readouts (..., d) -> logits (..., vocab_size) in fp32, by the head that is the embedding."""
+        """Readouts (..., d) -> logits (..., vocab_size) in fp32; the head is the embedding matrix."""
         return F.linear(hidden, self.embedding.weight).float()
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ class LanguageModel(nn.Module):
         return self.logits(self.hidden(ids))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of the targets (B, T), a scalar in fp32."""
+        """Mean cross-entropy of the targets (B, T) in nats, an fp32 scalar."""
         hidden, weight = self.hidden(ids), self.embedding.weight
         if self.config.kernels == "reference":
             return linear_cross_entropy_reference(hidden, weight, targets)
@@ -222,7 +223,7 @@ class LanguageModel(nn.Module):
 
 
 def rotary(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles at the positions (..., T), each (..., T, head_dim / 2), fp32."""
+    """cos and sin of the rotary angles at the positions (..., T): two tensors (..., T, head_dim / 2), fp32."""
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions.float().unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()
@@ -236,13 +237,13 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def parameter_count(config: ModelConfig) -> dict[str, int]:
-    """Parameters in all, and without the embedding that the head shares; nothing is allocated."""
+    """Number of parameters, in total and without the embedding (which is also the head); allocates no weights."""
     model = without_numbers(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     return {"total": total, "non_embedding": total - model.embedding.weight.numel()}
 
 
 def without_numbers(config: ModelConfig) -> LanguageModel:
-    """A model with the shapes of its parameters alone, which takes no memory."""
+    """A model on the meta device: its parameters have shapes but no memory."""
     with torch.device("meta"):
         return LanguageModel(config)

@@ -1,15 +1,15 @@
 """Residual rules: how the output of a sublayer enters the residual state.
 
-A rule is a module that is built from a `ModelConfig` and maps (X, x_in, c, h) to the next state:
+A rule is a module built from a `ModelConfig`. It maps (X, x_in, c, h) to the next state:
 
     X     the state, (B, T, d) for a scalar state, (B, T, d, d_v) for an expanded one
-    x_in  (B, T, d), what the sublayer read from the state (`Compress`)
+    x_in  (B, T, d), the compressed state that the sublayer reads (Compress)
     c     (B, T, d), RMSNorm(x_in), the input of the sublayer
     h     (B, T, d), the output of the sublayer
 
-A new rule is a subclass of `Rule` with this `forward`, one line in `RULES` and one entry in config/variants.yaml. What
-the rest of the package has to know about a rule is an attribute or method of `Rule`, with a default that is always
-right. `Expand` and the compressors count their FLOPs in the same way.
+To add a rule, write a subclass of `Rule` with this `forward`, one line in `RULES` and one entry in
+config/variants.yaml. The rest of the package learns about a rule through the attributes and methods of `Rule`, whose
+defaults are safe for any rule. `Expand` and the compressors count their FLOPs in the same way.
 """
 
 import abc
@@ -27,25 +27,25 @@ from ddl.ops.expand import expand_embedding, expand_reference, repeat_embedding
 from ddl.ops.fused_rewrite import Rebuilding, fused_rewrite, fused_rewrite_in_place
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 
-GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: gates of 0 and 2 are reached to fp32 rounding and stay trainable
+GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: a gate can start close to 0 or 2 and is still trainable
 
 
 class Rule(nn.Module):
-    """How the output of a sublayer enters the state: a subclass defines `__init__(config)` and `forward`.
+    """Base class of residual rules; a subclass defines `__init__(config)` and `forward`.
 
-    A rule that cannot work with some settings raises ConfigError in its constructor. Matrices are drawn by the model
-    (`LanguageModel.init_matrices`); what else a rule starts from is set in its constructor.
+    The constructor raises ConfigError for settings that the rule does not support. The model draws the matrices
+    (`LanguageModel.init_matrices`); the constructor initialises all other parameters.
     """
 
     fp32: ClassVar[tuple[str, ...]] = ()  # submodules that stay in fp32 when the model is converted to bf16
-    fused = False  # whether the rule also goes on to the input of the next sublayer in one operation, as `Delta` does
+    fused = False  # whether the rule has `rewrite_and_read`, which also computes the input of the next sublayer
 
     def flops(self) -> int | None:
-        """Floating-point operations for one token, a multiply-add counting two; None where nobody has counted."""
+        """Floating-point operations per token, a multiply-add counting as two; None if they have not been counted."""
         return None
 
     def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
-        """The next state, of the shape of X."""
+        """The next state, with the shape of X."""
         raise NotImplementedError
 
 
@@ -71,7 +71,7 @@ class Delta(Rule):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.width, self.value_channels = config.width, config.value_channels
-        # The fused operation reads c alone; a value that reads x_in has none.
+        # The fused operation does not keep x_in, so it cannot serve a value that reads x_in.
         self.fused = config.kernels != "reference" and config.value_input != "compressed"
         self.reference = config.kernels == "reference"
         self.eps = config.direction_eps
@@ -81,7 +81,7 @@ class Delta(Rule):
 
     def flops(self) -> int:
         rewrite = 4 * self.width * self.value_channels  # readout and rank-one write
-        rewrite += 3 * self.width  # norm of the direction
+        rewrite += 3 * self.width  # normalisation of the direction
         direction = 0 if self.direction is None else self.direction.flops()
         return rewrite + direction + self.gate.flops() + self.value.flops()
 
@@ -97,16 +97,16 @@ class Delta(Rule):
     def rewrite_and_read(
         self, X: Tensor, c: Tensor, h: Tensor, taps: Tensor | None, norm: nn.RMSNorm, rebuilding: Rebuilding | None
     ) -> tuple[Tensor, Tensor]:
-        """Rewrite, compress with `taps` and normalise with `norm`: what comes between two sublayers, in one operation.
+        """Rewrite, compress with `taps` and normalise with `norm`: all work between two sublayers, in one operation.
 
         Args:
-            taps: of the compressor that reads the next state, as `fused_rewrite` takes them.
-            rebuilding: of a state that is overwritten; None for one that is left as it is.
+            taps: taps of the compressor that reads the next state, as `fused_rewrite` takes them.
+            rebuilding: overwrite X and rebuild it in the backward pass; None keeps X unchanged.
 
         Returns:
             the next state, and the input of the next sublayer (B, T, d).
         """
-        v, beta = self.value(c, c, h), self.gate(c)  # value_input "compressed" cannot be fused: x_in is not kept
+        v, beta = self.value(c, c, h), self.gate(c)  # c replaces x_in, which only value_input "compressed" would read
         assert norm.eps is not None
         arguments = (X, self.direction_of(X, h), v, beta, taps, norm.weight, self.eps, norm.eps)
         if rebuilding is None:
@@ -114,7 +114,7 @@ class Delta(Rule):
         return fused_rewrite_in_place(*arguments, rebuilding)
 
     def direction_of(self, X: Tensor, h: Tensor) -> Tensor:
-        """k_tilde (B, T, d)."""
+        """The direction before normalisation, k_tilde (B, T, d)."""
         return h if self.direction is None else self.direction(X)
 
     def generate(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +128,7 @@ RULES: dict[str, type[Rule]] = {"additive": Additive, "delta": Delta}
 
 
 class Gate(nn.Module):
-    """beta = 2 sigmoid(Linear(c)), or 2 sigmoid(Linear(tanh(Linear(c)))), logits at least in fp32 (App. A.2)."""
+    """beta = 2 sigmoid(Linear(c)), or 2 sigmoid(Linear(tanh(Linear(c)))), with logits in fp32 or wider (App. A.2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -145,16 +145,16 @@ class Gate(nn.Module):
     def forward(self, c: Tensor) -> Tensor:
         """(B, T, d) -> (B, T) in (0, 2)."""
         with torch.autocast(c.device.type, enabled=False):
-            c = c.to(self.logit.weight.dtype)  # which stays fp32 when the model computes in bf16
+            c = c.to(self.logit.weight.dtype)  # this weight stays in fp32 when the model computes in bf16
             if self.hidden is not None:
                 c = torch.tanh(self.hidden(c))
             return 2 * torch.sigmoid(self.logit(c).squeeze(-1))
 
 
 class Value(nn.Module):
-    """The target v in R^{d_v}, a linear function with bias of the configured input (Sec. 3.1, App. A.2).
+    """The target v in R^{d_v}: a linear function, with bias, of the configured input (Sec. 3.1, App. A.2).
 
-    The bias starts at `value_bias_init`; with `sigmoid4` the output is 4 sigmoid(.) instead.
+    The bias starts at `value_bias_init`. With `sigmoid4`, v is 4 sigmoid(.) of the linear function.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -174,7 +174,7 @@ class Value(nn.Module):
 
 
 class MLPDirection(nn.Module):
-    """k_tilde = MLP(Pool(X)), Pool the mean over the value channels or all of them side by side (App. A.1)."""
+    """k_tilde = MLP(Pool(X)), where Pool is the mean or the concatenation over the value channels (App. A.1)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class MLPDirection(nn.Module):
 
 
 class Expand(nn.Module):
-    """From the embedding to the state: nothing, repetition, or the embedding convolution EC (App. A.3)."""
+    """Maps the embedding to the state: unchanged, repeated, or by the embedding convolution EC (App. A.3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class Expand(nn.Module):
 
 
 class NoCompressor(nn.Module):
-    """A scalar state is its own readout."""
+    """The compressor of a scalar state: the readout is the state."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class NoCompressor(nn.Module):
         return 0
 
     def taps(self) -> None:
-        """No taps: the readout is the state."""
+        """None: there are no taps."""
 
     def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
         return X
@@ -239,7 +239,7 @@ class NoCompressor(nn.Module):
 class Compressor(nn.Module, abc.ABC):
     """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; subclasses define `taps`."""
 
-    kernel: nn.Parameter  # a multiply-add for each of its numbers and token
+    kernel: nn.Parameter  # each entry costs one multiply-add per token
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -250,15 +250,15 @@ class Compressor(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def taps(self) -> Tensor:
-        """(K, d_v, d)."""
+        """The taps (K, d_v, d)."""
 
     def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
-        """`window` holds the states before X."""
+        """(B, T, d, d_v) -> (B, T, d); `window` holds the states before X."""
         taps = self.taps().to(X.dtype)
         before = taps.shape[0] - 1
         if window is None or before == 0:
             return self.compress(X, taps)
-        X = window.extend(X.mT, before).mT  # joined with features innermost, as they lie in memory
+        X = window.extend(X.mT, before).mT  # features are innermost in memory, so join in that layout
         return self.compress(X, taps)[:, before:]
 
 
@@ -293,10 +293,10 @@ COMPRESSORS: dict[str, type[NoCompressor] | type[Compressor]] = {
 
 
 def make_rule(config: ModelConfig) -> Rule:
-    """The rule that `config.residual` names, one for each sublayer.
+    """Build the rule that `config.residual` names, for one sublayer.
 
     Raises:
-        ConfigError: no such rule.
+        ConfigError: there is no such rule.
     """
     if config.residual not in RULES:
         raise ConfigError(f"residual: expected one of {', '.join(RULES)}, found {config.residual!r}")
@@ -304,12 +304,12 @@ def make_rule(config: ModelConfig) -> Rule:
 
 
 def linear_flops(module: nn.Module) -> int:
-    """FLOPs for one token of all linear layers in a module."""
+    """FLOPs per token of all linear layers in a module."""
     return sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def identity_taps(width: int, channels: int, taps: int) -> Tensor:
-    """(d, d_v, K) kernel that passes the current token through: tap 0 is one, the others zero."""
+    """A kernel (d, d_v, K) that passes the current token through: tap 0 is one, the others are zero."""
     kernel = torch.zeros(width, channels, taps)
     kernel[..., 0] = 1.0
     return kernel

@@ -1,4 +1,4 @@
-"""A model as the files of a run directory: config.json and model.safetensors."""
+"""Save and load a model as the files of a run directory: config.json and model.safetensors."""
 
 import json
 from pathlib import Path
@@ -11,26 +11,26 @@ from ddl.errors import UserError
 from ddl.files import atomic, write_json
 from ddl.model.language_model import LanguageModel
 
-# What config.json holds besides the settings: read and written by transformers, without effect on the model.
+# Keys of config.json that are not settings: transformers reads and writes them, and they do not affect the model.
 TRANSFORMERS_KEYS = ("model_type", "architectures", "dtype", "transformers_version")
 
 
 def read_settings(values: dict[str, Any], where: str) -> ModelConfig:
-    """The model settings of a config.json.
+    """Read the model settings from the contents of a config.json.
 
     Raises:
-        ConfigError: naming `where` and a key that is unknown, missing or does not fit.
+        ConfigError: a key is unknown, missing or has an invalid value; the message begins with `where`.
     """
     return from_mapping(ModelConfig, {key: v for key, v in values.items() if key not in TRANSFORMERS_KEYS}, where)
 
 
 class ModelFileError(UserError):
-    """A run directory that does not hold a whole model."""
+    """A run directory that does not contain a complete model."""
 
 
 def save_model(model: LanguageModel, directory: Path) -> None:
-    """Write `model.safetensors` and `config.json` whole."""
-    from safetensors.torch import save  # here, as below: a machine with PyTorch alone can still build and time models
+    """Write `model.safetensors` and `config.json`, each whole or not at all."""
+    from safetensors.torch import save  # imported here: a machine with PyTorch alone can still build and time models
 
     with atomic(directory / "model.safetensors") as temporary:
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}

@@ -1,8 +1,8 @@
-"""The model as transformers sees it: `AutoModelForCausalLM.from_pretrained(run)` reads what training wrote.
+"""The model with the interface of transformers: `AutoModelForCausalLM.from_pretrained(run)` loads a trained run.
 
-`DDLConfig` holds the settings of `ddl.config.ModelConfig` and `DDLForCausalLM` holds a `LanguageModel`; both use the
-names of transformers and compute nothing of their own. The files are those of `save_model` and `load_model` in both
-directions. `import ddl.model.transformers_model` registers the two classes.
+`DDLConfig` wraps the settings of `ddl.config.ModelConfig`, and `DDLForCausalLM` wraps a `LanguageModel`. They translate
+names and leave all computation to the wrapped objects. They read and write the same files as `save_model` and
+`load_model`. `import ddl.model.transformers_model` registers both classes.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from ddl.model.run_files import TRANSFORMERS_KEYS, ModelFileError, read_settings
 
 
 class DDLConfig(PretrainedConfig):
-    """The settings of a model as attributes, under the names of `ModelConfig` and under the usual ones.
+    """The settings of a model as attributes, under the names of `ModelConfig` and those usual in transformers.
 
     Raises:
-        ConfigError: a setting that is missing or does not fit; in a file also one that is unknown.
+        ConfigError: a setting is missing or invalid, or a file contains an unknown key.
     """
 
     model_type = "ddl"
@@ -47,32 +47,32 @@ class DDLConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build the config of a file, strictly: a misspelt key would otherwise become an attribute, read by nobody."""
-        found = {key: value for key, value in config_dict.items() if not key.startswith("_")}  # its own notes
+        """Build the config of a file, strictly: otherwise a misspelt key would become an attribute nobody reads."""
+        found = {key: value for key, value in config_dict.items() if not key.startswith("_")}  # "_": internal keys
         read_settings(found, str(Path(kwargs.get("name_or_path", "")) / "config.json"))
         return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to config.json: every setting, and the keys of transformers that `load_model` knows."""
+        """The contents of config.json: every setting, and the keys of transformers that `load_model` ignores."""
         head = super().to_diff_dict()
         return {key: head[key] for key in TRANSFORMERS_KEYS if key in head} | to_mapping(self.settings())
 
     def settings(self) -> ModelConfig:
-        """The settings as the model takes them."""
+        """The settings as a `ModelConfig`."""
         names = [field.name for field in dataclasses.fields(ModelConfig)]
         return from_mapping(ModelConfig, {name: getattr(self, name) for name in names}, type(self).__name__)
 
     def __eq__(self, other: object) -> bool:
-        return PretrainedConfig.__eq__(self, other)  # a dataclass would compare the fields of its base only
+        return PretrainedConfig.__eq__(self, other)  # the dataclass method compares only the fields of the base class
 
 
 class DDLCache(Cache):
-    """`Cache` as `generate` wants it. It cannot be shortened: the windows hold only what the next token needs."""
+    """A `Cache` with the methods that `generate` calls. It cannot be cropped: windows keep no older inputs."""
 
     is_compileable = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens read so far, padding included."""
+        """Number of tokens read, padding included."""
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -83,10 +83,10 @@ class DDLForCausalLM(PreTrainedModel, GenerationMixin):
     """A `LanguageModel` with the interface of transformers: forward with `CausalLMOutputWithPast`, and `generate`."""
 
     config_class = DDLConfig
-    base_model_prefix = "model"  # files name the weights as LanguageModel does; from_pretrained adds this in front
+    base_model_prefix = "model"  # files use the weight names of LanguageModel; from_pretrained adds this prefix
     _input_embed_layer = "embedding"
     _supports_sdpa = True
-    _is_stateful = True  # a cache cannot go back, so assisted decoding is refused
+    _is_stateful = True  # the cache cannot be cropped, so transformers refuses assisted decoding
 
     def __init__(self, config: DDLConfig) -> None:
         super().__init__(config)
@@ -96,15 +96,15 @@ class DDLForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the constructor has drawn the weights, and a file that lacks one is refused."""
+        """Do nothing: the constructor has drawn the weights, and a file without one of them is refused."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """Read a run directory.
 
         Raises:
-            ConfigError: its config.json does not fit.
-            ModelFileError: its weights are not those of its config.
+            ConfigError: its config.json is invalid.
+            ModelFileError: its weights do not match its config.json.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -127,7 +127,7 @@ class DDLForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # keys and values alone are not enough: `forward` makes the cache
+        return False  # the default stores only keys and values, so `forward` makes a DDLCache
 
     @can_return_tuple
     def forward(
@@ -139,16 +139,16 @@ class DDLForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         logits_to_keep: int = 0,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss if there are labels.
+        """Compute the logits, and the loss if labels are given.
 
         Args:
-            input_ids: (B, T), the tokens after those of the cache.
-            attention_mask: (B, T), or with the tokens of the cache in front; 0 where a token is padding. Padding
-                stands on the left when a cache is used. Positions follow from it.
-            past_key_values: what an earlier call returned.
-            labels: (B, T), compared with the logits one place earlier; -100 is left out.
+            input_ids: (B, T), the tokens that follow those in the cache.
+            attention_mask: (B, T), or (B, S) for all S tokens including those in the cache; 0 for padding. With a
+                cache, padding must be on the left. Positions count from the first token that is not padding.
+            past_key_values: the cache that an earlier call returned.
+            labels: (B, T), compared with the logits of the preceding token; -100 is ignored.
             use_cache: return a cache for the next call.
-            logits_to_keep: of the last so many tokens only; 0 for all.
+            logits_to_keep: compute logits for only this many last tokens; 0 for all.
         """
         if past_key_values is not None and not isinstance(past_key_values, DDLCache):
             raise TypeError(f"past_key_values: expected a DDLCache, found a {type(past_key_values).__name__}")
@@ -165,7 +165,7 @@ class DDLForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        # Declared as the Cache of transformers, but `generate` asks for no more than DDLCache has.
+        # The field is declared as the Cache of transformers, but `generate` calls only the methods of DDLCache.
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""What the paper's six designs will take at a scale: GPU-hours from a measured or published throughput, and disk."""
+"""What the paper's six designs take at a scale: GPU-hours from a measured or published throughput, and disk."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from ddl.model.language_model import parameter_count
 from ddl.reporting.read_results import gpu_cost, published
 
 PAPER_GPUS = 4  # H200 (Sec. 4.1); Tables 4 and 5 are read as the throughput of all of them
-# The paper has no throughput of these; they are counted at that of the model here, which does the same and more.
+# The paper has no throughput for these. Each is taken to be as fast as a slower design that does all its work and more.
 STANDS_FOR = {"ddl-tc-noec": "ddl-tc", "ddl-cc-noec": "ddl-cc", "ddl-dv1": "ddl-cc"}
 CHECKPOINT_BYTES = 3 * 4  # a parameter: itself and two moments, in fp32
 WEIGHT_BYTES = 4
@@ -19,7 +19,7 @@ TOKEN_BYTES = 2
 
 @dataclass(frozen=True)
 class Throughput:
-    """Training tokens per second and GPU of the paper's designs, those that another stands for, and the source."""
+    """Training tokens per second and GPU of the paper's designs, which of these are bounds, and the source."""
 
     tok_per_s: dict[str, float]
     bounds: set[str]
@@ -40,12 +40,13 @@ def throughput(size: str) -> Throughput:
     return Throughput(
         speeds | {variant: speeds[STANDS_FOR[variant]] for variant in bounds},
         bounds,
-        f"the throughput that the paper publishes (Tables 4 and 5), read as that of its {PAPER_GPUS} H200 together",
+        "the throughput that the paper publishes (Tables 4 and 5), which is taken to be that of its "
+        f"{PAPER_GPUS} H200 GPUs together",
     )
 
 
 def gpu_hours(scale: Scale, size: str, variant: str) -> float:
-    """Of the trainings of one of the paper's designs, for all seeds."""
+    """GPU-hours of the trainings of one of the paper's designs at one size, over all seeds."""
     return len(scale.seeds) * scale.tokens / throughput(size).tok_per_s[variant] / 3600
 
 
@@ -62,7 +63,7 @@ def disk_bytes(scale: Scale) -> dict[str, int]:
 
 
 def budget_part(names: Iterable[str] = ("h200", "paper")) -> str:
-    """The README's table of GPU-hours, and its sentences on what they rest on and on disk."""
+    """The table of GPU-hours, what the hours rest on, and the disk space."""
     scales = [load_scale(name) for name in names]
     columns = [(scale, size) for scale in scales for size in scale.sizes]
     heads = [f"`{scale.name}`, {size}" for scale, size in columns]
@@ -76,12 +77,15 @@ def budget_part(names: Iterable[str] = ("h200", "paper")) -> str:
     lines += [f"| all six | {' | '.join(f'{hours:,.0f}' for hours in sums)} |", ""]
     for source in dict.fromkeys(throughput(size).source for _, size in columns):
         sizes = " and ".join(size for size in scales[0].sizes if throughput(size).source == source)
-        lines.append(f"Not run: computed for the {sizes} models from {source}.")
+        lines.append(f"Not run: the hours of the {sizes} models are computed from {source}.")
     if any(throughput(size).bounds for _, size in columns):
-        lines.append("Designs without a published number (≤) are counted at that of one which does the same and more.")
+        lines.append(
+            "The paper publishes no throughput for the entries marked ≤. Each is computed with the throughput of a "
+            "slower design that does all of its work and more."
+        )
     disks = []
     for scale in scales:
         parts = [f"{count / 1e9:,.0f} GB of {kind}" for kind, count in disk_bytes(scale).items()]
-        disks.append(f"`{scale.name}` {', '.join(parts)}")
-    lines += ["Validation and evaluation come on top.", "", f"Disk for all twelve runs: {'; '.join(disks)}."]
+        disks.append(f"`{scale.name}` needs {', '.join(parts)}")
+    lines += ["Validation and evaluation are not included.", "", f"Disk for all twelve runs: {'; '.join(disks)}."]
     return "\n".join(lines)

@@ -36,7 +36,7 @@ KEPT = (
 STAGES = {  # benchmark files -> stage, in the order of the workflow
     "data.tsv": "corpus, tokenizer, shards",
     "tasks.tsv": "offline tasks",
-    "train/*.tsv": "twelve trainings",
+    "train/*.tsv": "trainings",
     "evaluate/*.tsv": "evaluations",
     "contamination.tsv": "contamination check",
     "cost/*.tsv": "cost measurements",

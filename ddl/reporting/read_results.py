@@ -15,6 +15,7 @@ import pandas as pd
 
 from ddl.config import Scale, load_scale, paper_variants, scale_names, to_mapping
 from ddl.errors import UserError
+from ddl.evaluation.columns import by_column
 from ddl.layout import BASELINE, ROOT
 
 PUBLISHED_DIR = ROOT / "paper" / "published"
@@ -126,17 +127,17 @@ class Results:
         items = pd.read_parquet(self.path / f"{name}.parquet", columns=["task", "correct"])
         tasks = self._json(f"{name}.json")["tasks"]
         return {
-            tasks[task]["column"]: found["correct"].to_numpy().astype(np.int8)
-            for task, found in items.groupby("task", sort=False)
+            str(column): found["correct"].to_numpy().astype(np.int8)
+            for column, found in items.groupby(items["task"].map(lambda task: tasks[task]["column"]), sort=False)
         }
 
     def _tasks(self, name: str) -> list[Record]:
         found = self._json(name)
-        tasks = {entry["column"]: {**entry, "task": task} for task, entry in found.get("tasks", {}).items()}
-        tasks["Avg."] = found.get("average", {})
+        columns = by_column({**entry, "task": task} for task, entry in found.get("tasks", {}).items())
+        columns["Avg."] = found.get("average", {})
         rows = []
         for column in (*TASK_COLUMNS, "Avg."):
-            entry = tasks.get(column, {})
+            entry = columns.get(column, {})
             reason = "" if "value" in entry else self._reason(name, column)
             rows.append({"column": column, **entry, "reason": reason})
         return rows

@@ -1,4 +1,7 @@
-"""The parts of README.md that come from files: results of kept runs, and the workflow's picture."""
+"""The generated parts of README.md and docs/*.md, from results of kept runs, the settings and the Snakefile.
+
+A part stands between `<!-- begin X -->` and `<!-- end X -->` in one of the pages; `ddl readme` writes them all.
+"""
 
 import csv
 import json
@@ -8,54 +11,116 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddl.config import load_scale, load_variants
+import yaml
+
+from ddl.config import load_scale, load_variants, scale_names
 from ddl.files import write_text
 from ddl.layout import BASELINE, ROOT
+from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
 from ddl.reporting.keep_reference import REFERENCE, KeepError
+from ddl.reporting.statistics import Z
+
+SCALAR = "ddl-dv1"  # the design without an expanded state
 
 
 def readme(name: str) -> None:
-    """Write the marked parts of README.md.
+    """Write the generated parts of all pages.
 
     Raises:
-        KeepError: no such reference results, or a mark is missing.
+        KeepError: no such reference results; a part without its marks, or marks without their part.
     """
     folder = REFERENCE / name
     if not folder.is_dir():
         known = ", ".join(sorted(path.name for path in REFERENCE.glob("*"))) or "none"
         raise KeepError(f"results/reference/{name}: not found; there are: {known}")
-    path = ROOT / "README.md"
-    text = path.read_text()
-    for part, content in readme_parts(folder).items():
-        text = replace_part(text, part, content)
-    write_text(path, text)
-    print(f"README.md shows results/reference/{name}")
+    pages = read_pages()
+    changed = {page: text for page, text in fill(pages, readme_parts(folder)).items() if text != pages[page]}
+    for page, text in changed.items():
+        write_text(ROOT / page, text)
+    print(f"{', '.join(changed) or 'no page'} changed; the pages show results/reference/{name}")
+
+
+def read_pages() -> dict[str, str]:
+    """The text of README.md and of every page in docs/, by path."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+
+
+def fill(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
+    """The pages with each part between its marks, wherever they stand.
+
+    Raises:
+        KeepError: a part whose marks are missing or there more than once, or marks of an unknown part.
+    """
+    for page, text in pages.items():
+        for part in re.findall(r"<!-- (?:begin|end) (\S+) -->", text):
+            if part not in parts:
+                raise KeepError(f"{page}: marks of {part}: expected one of {', '.join(parts)}")
+    filled = dict(pages)
+    for part, content in parts.items():
+        begin, end = f"<!-- begin {part} -->", f"<!-- end {part} -->"
+        counts = {page: (text.count(begin), text.count(end)) for page, text in pages.items()}
+        holders = [page for page, count in counts.items() if count != (0, 0)]
+        if [counts[page] for page in holders] != [(1, 1)]:
+            found = ", ".join(holders) or "no page"
+            raise KeepError(f"expected the marks {begin} and {end} once in README.md and docs/, found them in {found}")
+        before, rest = filled[holders[0]].split(begin)
+        filled[holders[0]] = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    return filled
 
 
 def readme_parts(folder: Path) -> dict[str, str]:
-    """The marked parts that come from reference results, and the workflow's picture."""
+    """Name of each generated part -> its text."""
     numbers = json.loads((folder / "numbers.json").read_text())
+    spent = json.loads((folder / "times.json").read_text())
     return {
+        "headline": headline_part(numbers),
         "results": results_part(folder, numbers),
-        "times": times_part(json.loads((folder / "times.json").read_text()), numbers),
+        "clock": clock_part(spent, numbers),
+        "times": times_part(spent),
+        "scales": scales_part(),
         "budget": budget_part(),
         "bias": bias_part(REFERENCE / "value-bias", numbers),
         "rate": rate_part(REFERENCE / "learning-rate"),
         "kernels": kernels_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
+        "scoring": scoring_part(REFERENCE / "scoring.csv"),
+        "gains": gains_part(),
         "claims": claims_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
     }
 
 
-def replace_part(text: str, part: str, content: str) -> str:
-    """Put content between `<!-- begin part -->` and `<!-- end part -->`."""
-    begin, end = f"<!-- begin {part} -->", f"<!-- end {part} -->"
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise KeepError(f"README.md: expected the marks {begin} and {end} once each")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+def headline_part(numbers: dict[str, Any]) -> str:
+    """How the rewrite designs compare with the baseline, and how much of that one value channel reaches."""
+    sizes = list(numbers["runs"])
+    ours = {size: numbers["comparison"][size]["ours"] for size in sizes}
+    paper = {size: numbers["comparison"][size]["published"] for size in sizes}
+    shares, paper_shares = (
+        [kept[size][SCALAR]["delta"] / best[size]["best_delta"] for size in sizes]
+        for kept, best in ((numbers["runs"], ours), (numbers["published"], paper))
+    )
+    counts = " and ".join(f"{ours[size]['lower_loss']} of {ours[size]['compared']} {size}" for size in sizes)
+    gains, paper_gains = (
+        _by_size(sizes, [f"{-best[size]['best_delta']:.{digits}f} nats" for size in sizes])
+        for best, digits in ((ours, 3), (paper, 4))
+    )
+    seeds = len(numbers["scale"]["seeds"])
+    sentences = [
+        f"**At the {numbers['scale']['phrase']}** ({numbers['training']['tokens']:,} tokens per run, {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}) {counts} rewrite designs end at a lower validation loss than the "
+        "baseline.",
+        f"The largest gain is {gains}.",
+        f"DDL with one value channel reaches {_by_size(sizes, [f'{share:.0%}' for share in shares])} of it.",
+        f"In the paper, after {numbers['paper']['tokens'] / 1e9:.2f} billion tokens, the largest gain is {paper_gains} "
+        f"and one value channel reaches {_by_size(sizes, [f'{share:.0%}' for share in paper_shares])} of it.",
+    ]
+    if min(shares) > 1 / 2 > max(paper_shares):
+        sentences.append(
+            "So most of the gain here needs no expanded state, whereas most of the paper's gain needs one."
+        )
+    return " ".join(sentences)
 
 
 def results_part(folder: Path, numbers: dict[str, Any]) -> str:
@@ -90,25 +155,49 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
     place = folder.relative_to(ROOT)
     lines += [
         "",
-        f"Scale `{numbers['scale']['name']}`: {numbers['training']['tokens']:,} tokens a run, "
-        f"{len(numbers['scale']['seeds'])} seed; {source['device']}, torch {source['versions'].get('torch')}, "
-        f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). Columns in italics are the paper's own, "
-        f"from models trained on {paper_run['tokens'] / 1e9:.2f} B tokens: they are shown for their sign and order, "
-        "the absolute numbers of the two scales do not compare. A dash is a number that the paper does not give.",
+        f"Scale `{numbers['scale']['name']}`: {numbers['training']['tokens']:,} tokens per run; number of seeds: "
+        f"{len(numbers['scale']['seeds'])}; {source['device']}, torch {source['versions'].get('torch')}, "
+        f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). The ± is the standard error over items. "
+        "Columns in italics are the paper's, from models trained on "
+        f"{paper_run['tokens'] / 1e9:.2f} billion tokens. Their signs and their order can be compared with ours, their "
+        "sizes cannot. A dash is a number that the paper does not give.",
     ]
     return "\n".join(lines)
 
 
-def times_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
+def clock_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
+    """Time and disk that the reference run took."""
+    return (
+        f"The reference run took {spent['wall_seconds'] / 60:.0f} minutes on {spent['cores']} cores "
+        f"({numbers['provenance']['device']}). Its results take {spent['results_bytes'] / 1e6:,.0f} MB, and the "
+        f"environment {spent['environment_bytes'] / 1e9:.1f} GB with a build of torch that has no CUDA packages."
+    )
+
+
+def times_part(spent: dict[str, Any]) -> str:
     """How long each stage took in the reference run."""
-    lines = ["| stage | jobs | seconds of work |", "|---|--:|--:|"]
+    lines = ["| stage | jobs | seconds, summed over jobs |", "|---|--:|--:|"]
     lines += [f"| {row['stage']} | {row['jobs']} | {row['seconds']:,.1f} |" for row in spent["stages"]]
-    lines += [
-        "",
-        f"By the clock {spent['wall_seconds'] / 60:.0f} minutes on {spent['cores']} cores "
-        f"({numbers['provenance']['device']}). The results took {spent['results_bytes'] / 1e6:,.0f} MB, the "
-        f"environment {spent['environment_bytes'] / 1e9:.1f} GB, with a build of torch that has no CUDA packages.",
-    ]
+    lines += ["", f"The whole run took {spent['wall_seconds'] / 60:.0f} minutes on {spent['cores']} cores."]
+    return "\n".join(lines)
+
+
+def scales_part() -> str:
+    """The scales, from the least tokens to the most."""
+    scales = sorted(map(load_scale, scale_names()), key=lambda scale: scale.tokens)
+    default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"]
+    lines = ["| scale | layers | width | corpus | tokens per run | GPUs per run |", "|---|---|---|---|--:|--:|"]
+    for scale in scales:
+        sizes = scale.sizes.values()
+        cells = [
+            f"`{scale.name}`{' (default)' if scale.name == default else ''}",
+            " and ".join(str(size.layers) for size in sizes),
+            " and ".join(f"{size.width:,}" for size in sizes),
+            f"`{scale.corpus.name}`",
+            f"{scale.tokens:,}",
+            str(scale.training.gpus),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -119,15 +208,15 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
     small, ours = numbers["runs"]["small"], numbers["model"]["value_bias_init"]
     place = folder.relative_to(ROOT)
     return (
-        "The paper does not publish the initial bias of the value branch (`value_bias_init`). It matters this early: "
-        f"with {settings['value_bias_init']:g} instead of {ours:g} the small DDL-CC ends at {other:.3f} nats, not "
-        f"{small['ddl-cc']['val_loss']:.3f}, the baseline at {small[BASELINE]['val_loss']:.3f} "
-        f"([`{place}`]({place}), one run)."
+        "The paper does not publish the initial bias of the value branch (`value_bias_init`). At the laptop scale it "
+        f"matters: with a bias of {ours:g}, as used here, the small DDL-CC ends at {small['ddl-cc']['val_loss']:.3f} "
+        f"nats. With {settings['value_bias_init']:g} it ends at {other:.3f} nats. The baseline ends at "
+        f"{small[BASELINE]['val_loss']:.3f} nats. Each is a single run; files in {_link(place)}."
     )
 
 
 def generation_part(path: Path) -> str:
-    """Tokens a second of text generation, from the newest rows that benchmarks/generation.py wrote."""
+    """Tokens per second of text generation, from the newest rows that benchmarks/generation.py wrote."""
     rows = newest_rows(path)
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     columns = [(size, cache) for size in sizes for cache in ("True", "False")]
@@ -141,25 +230,58 @@ def generation_part(path: Path) -> str:
     return "\n".join(lines)
 
 
+def scoring_part(path: Path) -> str:
+    """How fast the evaluation scores tasks beside the harness' own adapter, from benchmarks/scoring.py."""
+    rows = newest_rows(path)
+    ratios = [float(row["ratio_to_hf"]) for row in rows if row["adapter"] == "shared"]
+    return (
+        "The choices of a question share the computation of their context. This scores "
+        f"{min(ratios):.2f} to {max(ratios):.2f} times as many requests per second as the harness' own adapter "
+        f"(laptop models on one core, {rows[0]['device']}; `benchmarks/scoring.py`, rows in "
+        f"{_link(path.relative_to(ROOT))})."
+    )
+
+
+def gains_part() -> str:
+    """How many of the paper's gains in accuracy exceed their noise."""
+    cells, averages = (published_gains()[name] for name in ("cells", "averages"))
+    return (
+        f"In single tasks, {cells['higher']} of {cells['compared']} published accuracies are above the baseline's. Of "
+        f"these gains, {cells['higher_beyond_noise']} exceed {Z:g} standard errors of the difference between "
+        f"two independent models. Of the {averages['compared']} averages over tasks, {averages['higher']} are above "
+        f"the baseline's, and {averages['higher_beyond_noise']} of these gains exceed that noise."
+    )
+
+
 def rate_part(folder: Path) -> str:
     """Validation losses over the learning rate, from a kept sweep."""
     with open(folder / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     scale, labels = load_scale(rows[0]["scale"]), load_variants()
     rates = sorted({float(row["learning_rate"]) for row in rows})
+    rate = scale.training.learning_rate
     losses = {
         (row["size"], row["variant"], float(row["learning_rate"])): float(row["val_loss"] or "inf") for row in rows
     }
     lines = [
-        f"| validation loss after {int(rows[0]['tokens']):,} tokens | {' | '.join(f'{rate:g}' for rate in rates)} |",
+        f"| validation loss after {int(rows[0]['tokens']):,} tokens | {' | '.join(f'{tried:g}' for tried in rates)} |",
         f"|---|{'--:|' * len(rates)}",
     ]
     for size, variant in dict.fromkeys((row["size"], row["variant"]) for row in rows):
-        found = [losses[size, variant, rate] for rate in rates]
+        found = [losses[size, variant, tried] for tried in rates]
         cells = [f"**{loss:.3f}**" if loss == min(found) else f"{loss:.3f}" for loss in found]
         lines.append(f"| {size}, {labels[variant].label} | {' | '.join(cells)} |")
     place = folder.relative_to(ROOT)
-    lines += ["", f"One seed; the scale trains at {scale.training.learning_rate:g}; files in [`{place}`]({place})."]
+    lost = [
+        f"{losses[size, variant, rate] - min(losses[size, variant, other] for other in rates):.3f} "
+        f"({size} {labels[variant].label})"
+        for size, variant in dict.fromkeys((row["size"], row["variant"]) for row in rows)
+    ]
+    lines += [
+        "",
+        f"One seed; the lowest loss of each row is bold; files in {_link(place)}. At the shared rate, {rate:g}, the "
+        f"runs lose against the best rate of their row, in nats: {', '.join(lost)}.",
+    ]
     return "\n".join(lines)
 
 
@@ -232,6 +354,15 @@ def rulegraph() -> str:
     named = sorted((names[a], names[b]) for a, b in edges if names[b] != "all")
     apart = sorted(set(names.values()) - {name for edge in named for name in edge} - {"all"})
     return "\n".join(["flowchart TB", *(f"  {a} --> {b}" for a, b in named), *(f"  {name}" for name in apart)])
+
+
+def _link(place: Path) -> str:
+    """A link to a path of the repository, for a page in docs/."""
+    return f"[`{place}`](../{place})"
+
+
+def _by_size(sizes: list[str], values: list[str]) -> str:
+    return " and ".join(f"{value} ({size})" for size, value in zip(sizes, values, strict=True))
 
 
 def _number(value: float | None, form: str, factor: float = 1) -> str:

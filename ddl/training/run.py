@@ -1,4 +1,4 @@
-"""Train one of the twelve models: `ddl train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
+"""Train one of the models of a scale: `ddl train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
 
 The same seed, machine and thread count give the same loss curve and weights to the bit, also across an interruption at
 any moment: the order of the data is a function of (seed, step), nothing else in training is random, and a checkpoint

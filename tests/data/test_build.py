@@ -1,4 +1,4 @@
-"""Token data: repeatable to the byte, refused when damaged, cut into sequences without a token lost or shared."""
+"""Token data: builds are repeatable to the byte, damage is refused, and sequences neither lose nor share tokens."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def text_scale(tmp_path) -> Scale:
 
 @pytest.fixture
 def listed(tmp_path):
-    """A function that writes shards and a manifest as somebody with shards of their own would; gives its path."""
+    """A function that writes given tokens as shards, with a manifest that lists them, and returns its path."""
 
     def make(train: list[np.ndarray], val: list[np.ndarray], vocab_size: int = 1000):
         splits = {}
@@ -157,7 +157,7 @@ def test_corpus_too_small_to_split_is_refused(tmp_path):
 
 @pytest.fixture
 def stream_scale(tmp_path, monkeypatch) -> Scale:
-    """A scale whose corpus is 300 documents and their repeats, in parquet files as those of FineWeb-Edu."""
+    """A scale whose corpus is 300 documents and their repeats, in parquet files like those of FineWeb-Edu."""
     monkeypatch.setattr(hub, "BLOCK_ROWS", 20)
     texts = [prose(seed) for seed in range(300)]
     corpus = write_fineweb(tmp_path / "hub", [texts[:150], texts[150:] + texts], rows=10)
@@ -185,7 +185,7 @@ def test_stream_holds_out_its_first_tokens_and_their_repeats(stream_scale, tmp_p
     stream = [text for block in blocks for text in block.texts()]
     val, train = documents_of(out, "val"), documents_of(out, "train")
     assert manifest["splits"]["val"]["tokens"] == 5_000
-    last = next(number for number, text in enumerate(stream) if text.startswith(val[-1]))  # it is cut at the limit
+    last = next(number for number, text in enumerate(stream) if text.startswith(val[-1]))  # val[-1] is cut at the limit
     assert val[:-1] == list(dict.fromkeys(stream[:last]))
     assert train == [text for text in stream[last + 1 :] if text not in stream[: last + 1]]
     removed = len(stream) - len(val) - len(train)
@@ -252,6 +252,7 @@ from ddl.data import build, parquet_blocks
 from ddl.config import Scale, from_mapping
 parquet_blocks.BLOCK_ROWS = 20
 scale = from_mapping(Scale, json.loads(Path(sys.argv[1]).read_text()), "test")
+build.code_identity("ddl.data.build")  # cached here, as in the process that times the whole build
 print("started", flush=True)
 build.build(scale, Path(sys.argv[2]), 1)
 """
@@ -317,9 +318,9 @@ def test_existing_shards_that_do_not_fit_are_refused_by_name(shard_scale, tmp_pa
         corpus = dataclasses.replace(shard_scale.corpus, **changes)
         data.build(dataclasses.replace(shard_scale, corpus=corpus), tmp_path / "data", 1)
 
-    with pytest.raises(DataError, match=r"corpus\.val_shards: no file is called /no/such/\*\.bin"):
+    with pytest.raises(DataError, match=r"corpus\.val_shards: no file matches /no/such/\*\.bin"):
         build(val_shards="/no/such/*.bin")
-    with pytest.raises(DataError, match=r"val_000000\.bin: both in corpus\.train_shards and in corpus\.val_shards"):
+    with pytest.raises(DataError, match=r"val_000000\.bin: listed in both corpus\.train_shards and corpus\.val_shards"):
         build(train_shards=str(tmp_path / "there" / "*.bin"))
     write_shard(tmp_path / "there" / "fineweb_train_000003.bin", np.array([VOCAB]))
     with pytest.raises(DataError, match=r"train_000003\.bin: expected tokens below the vocabulary size 300, found 300"):
@@ -392,11 +393,11 @@ def header(magic: int = 20240520, version: int = 1, count: int = 4) -> bytes:
         (header()[:-1], "truncated: expected a header of 1024 bytes, found 1023 bytes"),
         (header(magic=20240801) + bytes(8), "not a token shard: expected magic number 20240520, found 20240801"),
         (header(version=2) + bytes(8), "unsupported shard version: expected 1, found 2"),
-        (header() + bytes(6), "damaged: the header counts 4 tokens, the file holds 3"),
-        (header() + bytes(7), "damaged: the header counts 4 tokens, the file holds 3.5"),
-        (header() + bytes(10), "damaged: the header counts 4 tokens, the file holds 5"),
-        (header(count=0), "damaged: the header counts 0 tokens, the file holds 0"),
-        (header(count=-1), "damaged: the header counts -1 tokens"),
+        (header() + bytes(6), "damaged: the header states 4 tokens, the file holds 3"),
+        (header() + bytes(7), "damaged: the header states 4 tokens, the file holds 3.5"),
+        (header() + bytes(10), "damaged: the header states 4 tokens, the file holds 5"),
+        (header(count=0), "damaged: the header states 0 tokens, the file holds 0"),
+        (header(count=-1), "damaged: the header states -1 tokens"),
         (header() + b"\x09\x00\x0a\x00\x00\x00\x01\x00", "expected tokens below the vocabulary size 10, found 10"),
     ],
 )
@@ -412,7 +413,7 @@ def test_damaged_shard_is_refused_by_name(tmp_path, content, message):
 
 
 def test_windows_follow_each_other_and_stay_in_their_shard(listed):
-    # 4-token windows need one token more: 9 tokens hold 2, 8 hold 1, 4 hold none, 5 hold 1.
+    # A window of 4 tokens also needs the token after it: 9 tokens hold 2 windows, 8 hold 1, 4 hold none, 5 hold 1.
     arrays = [np.arange(0, 9), np.arange(100, 108), np.arange(200, 204), np.arange(300, 305)]
     sequences = TokenSequences(listed(arrays, [np.arange(9)]), "train", 4)
     assert len(sequences) == 4

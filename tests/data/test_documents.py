@@ -1,4 +1,4 @@
-"""Documents: the same on every machine, of the pinned versions, and never on both sides of the split."""
+"""Documents are the same on every machine, come from the pinned versions, and are never on both sides of the split."""
 
 import ast
 import json
@@ -78,7 +78,7 @@ Used elsewhere."""
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed distribution `prose` 1.2 with one documented module; a function that replaces its files."""
+    """Install a distribution `prose` 1.2 with two documented modules; returns a function that changes its files."""
     site = tmp_path / "site"
     info = site / "prose-1.2.dist-info"
     info.mkdir(parents=True)
@@ -110,7 +110,7 @@ def documents(*texts: str) -> list[Document]:
 
 
 def on_side(val: bool, make, fraction: float = 0.3) -> str:
-    """The first text of make(0), make(1), ... that the split puts on the wanted side."""
+    """The first text of make(0), make(1), ... that falls on the wanted side of the split."""
     return next(text for text in map(make, range(1000)) if dedup.in_validation(dedup.text_key(text), fraction) is val)
 
 
@@ -197,7 +197,7 @@ def test_committed_manifest_describes_an_installed_package():
 
 
 def test_extraction_needs_no_version_dependent_helper():
-    """`ast.unparse`, `ast.get_docstring` and `inspect` write differently in different Python versions."""
+    """`ast.unparse`, `ast.get_docstring` and `inspect` give different output in different Python versions."""
     tree = ast.parse((ROOT / "ddl" / "data" / "documents.py").read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not used & {"unparse", "get_docstring", "cleandoc", "get_source_segment"}
@@ -252,7 +252,7 @@ def test_missing_or_empty_path_is_refused(tmp_path):
 
 
 def naive_shared(texts: list[str], reference: list[str]) -> list[float]:
-    """The definition in words and sets."""
+    """The definition, computed with sets of words."""
 
     def shingles(text: str) -> set[tuple[str, ...]]:
         found = re.findall(r"\w+", text.lower())

@@ -1,4 +1,4 @@
-"""Hashes of n-grams: equal for equal n-grams, different for others."""
+"""Hashes of n-grams are equal for equal n-grams and differ for different ones."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Parallel tokenisation: the same results in the same order for any number of processes, and none left behind."""
+"""Parallel tokenisation gives equal results in equal order for any number of workers, and leaves none running."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_more_documents_than_fit_a_call_of_the_tokenizer(tokenizer):
 
 @dataclass(frozen=True)
 class Fatal:
-    """A batch whose reader dies."""
+    """A batch that kills the process that reads it."""
 
     def texts(self) -> list[str]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -56,7 +56,7 @@ class Fatal:
 
 
 def test_a_worker_that_dies_ends_the_build_with_a_sentence(tokenizer):
-    with pytest.raises(DataError, match="a tokenising process was ended from outside"):
+    with pytest.raises(DataError, match="a tokenising process was killed"):
         list(encode_in_order([*BATCHES[:2], Fatal(), *BATCHES], tokenizer, 2))
 
 
@@ -71,7 +71,7 @@ def test_workers_end_when_their_parent_is_killed(tokenizer):
     assert process.wait(60) == -signal.SIGKILL
     for _ in range(600):
         try:
-            os.killpg(process.pid, 0)  # whether the group still has a member
+            os.killpg(process.pid, 0)  # raises when the group has no members left
         except ProcessLookupError:
             return
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Parquet datasets: one code for the hub, a web server and a folder; every document once, in one mixed order."""
+"""Parquet datasets: a web server and a folder give the same blocks; every document occurs once, in random order."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ FILES = [[f"{number}: {prose(row, 9)}" for row in range(40 + number)] for number
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of two row groups of five."""
+    """A corpus whose blocks hold two row groups of five documents."""
     monkeypatch.setattr(hub, "BLOCK_ROWS", 10)
 
 
@@ -75,7 +75,7 @@ def test_unreachable_hub_says_what_to_fetch_and_where_to_point(corpus, monkeypat
     with pytest.raises(CorpusError) as error:
         open_dataset(dataclasses.replace(corpus, dataset="owner/name"))
     assert str(error.value) == (
-        "hf://datasets/owner/name@abc/sample/100BT: not reachable (ConnectionError: no route): where there is a "
+        "hf://datasets/owner/name@abc/sample/100BT: not reachable (ConnectionError: no route): on a machine with a "
         "network, fetch its files with `hf download owner/name --repo-type dataset --revision abc --include "
         "'sample/100BT/*' --local-dir DIR`, then set corpus.dataset to DIR"
     )
@@ -83,7 +83,7 @@ def test_unreachable_hub_says_what_to_fetch_and_where_to_point(corpus, monkeypat
 
 def test_a_place_without_parquet_files_is_refused(corpus):
     for changes in ({"folder": "sample/elsewhere"}, {"dataset": "http://127.0.0.1:9"}):
-        with pytest.raises(CorpusError, match=r"no \.parquet files found there"):
+        with pytest.raises(CorpusError, match=r"no \.parquet files found"):
             open_dataset(dataclasses.replace(corpus, **changes))
 
 

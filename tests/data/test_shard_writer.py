@@ -1,4 +1,4 @@
-"""Shards of a split: full to the token, and the same whatever interrupts their writing."""
+"""Shards of a split are exactly as long as they should be, and interruptions do not change them."""
 
 import random
 
@@ -15,7 +15,7 @@ START = Place()
 
 
 def batches(seed: int) -> list[Encoded]:
-    """Batches of documents of 1 to 30 different tokens. Those with a key that ends in 0 are unwanted."""
+    """Batches of documents of 1 to 29 tokens, all different; documents with a key that ends in 0 are unwanted."""
     generator, token, made = random.Random(seed), 0, []
     for batch in range(15):
         encoded = Encoded([], [], [])
@@ -34,7 +34,7 @@ def wanted(key: bytes) -> bool:
 
 
 def write(folder, documents: list[Encoded], limit: int = 10**6, shards: int | None = None, start: Place = START):
-    """Write a split, stopping as if killed when there are `shards` finished shards."""
+    """Write a split, or stop, as if killed, once `shards` shards are finished."""
     writer = SplitWriter(Journal(folder / "journal.json", {"code": "mine"}), "train", SHARD, limit, start)
     first = writer.place.batch
     for number, encoded in enumerate(documents[first:], first):

@@ -1,4 +1,4 @@
-"""Tokenizers: lossless, repeatable, of exactly the size asked for, and clear about what is missing."""
+"""Tokenizers are lossless, repeatable and of exactly the requested size; errors name what is missing."""
 
 import random
 import re
@@ -122,7 +122,7 @@ def test_tokenizer_files_of_ones_own_that_do_not_fit_are_refused_by_name(tmp_pat
     with pytest.raises(TokenizerError, match=r"gpt2: tokenizer\.vocab_size is 257, found 300 tokens"):
         ready_tokenizer(TokenizerConfig("bpe", 257, path=str(folder)))
     (folder / "vocab.json").write_text('{"a": 0}')
-    with pytest.raises(TokenizerError, match=r"gpt2: no byte-level BPE: "):
+    with pytest.raises(TokenizerError, match=r"gpt2: not a byte-level BPE: "):
         read_tokenizer(folder)
     (folder / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(TokenizerError, match=re.escape(f"vocab.json: expected a token {END_OF_TEXT}, found none")):

@@ -1,4 +1,4 @@
-"""n-grams of evaluation items in training shards."""
+"""Contamination: the n-grams of evaluation items that occur in training shards."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def corpus(data, tmp_path):
-    """A copy of the data whose training shard is one text; returns (folder, write(text))."""
+    """A copy of the data, and a function that makes given texts its training shards, one shard per text."""
     for name in ("manifest.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((data / name).read_bytes())
 
@@ -74,7 +74,7 @@ def test_shares_agree_with_a_search_by_hand(corpus, monkeypatch, chunk):
     for row in found.itertuples():
         tokens = encode(texts[row.task][row.item]).ids
         for n in NGRAMS:
-            # No text shares n-grams with both shards, so the larger share is the share.
+            # No text shares n-grams with both shards, so the share over both is the larger of the two.
             expected = [naive(tokens, encode(text).ids, n) for text in shards]
             share = getattr(row, f"share_{n}")
             assert share == pytest.approx(max(expected)) or (math.isnan(share) and math.isnan(expected[0]))
@@ -101,7 +101,7 @@ def test_command_line_writes_the_shares_of_every_task(data, tmp_path, monkeypatc
     assert items.groupby("task", sort=False).size().to_dict() == {task.name: 20 for task in TASKS}
     summary = json.loads((tmp_path / "first" / "contamination.json").read_text())["tasks"]
     assert list(summary) == [task.name for task in TASKS]
-    assert capsys.readouterr().out.count("items with an n-gram that is in training") == 16
+    assert capsys.readouterr().out.count("items with an n-gram that occurs in training") == 16
 
 
 def test_an_item_that_was_trained_on_is_found_whole(data, corpus):

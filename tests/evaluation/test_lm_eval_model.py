@@ -1,4 +1,4 @@
-"""The harness' own command line with our models registered."""
+"""The command line of the harness, with our model registered."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.benchmarks.test_benchmarks import _offline, folder, rows, run, source
 
 
 def lm_eval_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    """`ddl lm-eval *arguments` in a process of its own, because the harness reads the environment when imported."""
+    """Run `ddl lm-eval *arguments` in a new process, because the harness reads the environment when imported."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ddl", "lm-eval", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=cwd)
@@ -21,7 +21,7 @@ def lm_eval_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def task(folder, tmp_path):  # noqa: F811
-    """Options that name a task of the harness' own definition, on local files."""
+    """Options that select a task with the harness's definition and local files."""
     shipped = os.path.join(os.path.dirname(lm_eval.__file__), "tasks", "piqa", "piqa.yaml")
     files = {"train": str(folder / "piqa.train.parquet"), "validation": str(folder / "piqa.test.parquet")}
     text = f"include: {shipped}\ntask: piqa_local\ndataset_path: parquet\ndataset_kwargs: {{data_files: {files}}}\n"
@@ -40,7 +40,7 @@ def test_the_harness_evaluates_a_run_through_our_model_and_through_transformers(
 def test_a_folder_without_a_model_is_one_line(task, tmp_path):
     done = lm_eval_command("--model", "ddl", "--model_args", "pretrained=nowhere", *task, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: nowhere/config.json: not found or no model config")
+    assert done.stderr.splitlines()[-1].startswith("error: nowhere/config.json: not found or not a model config")
     assert "Traceback" not in done.stderr
 
 

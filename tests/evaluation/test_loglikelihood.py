@@ -1,4 +1,4 @@
-"""Log-likelihoods: against one request at a time, against the harness' own adapter, and what is shared on the way."""
+"""Log-likelihoods agree with one request at a time and with the harness's adapter; prefixes are shared."""
 
 import random
 
@@ -8,6 +8,7 @@ from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import ddl.evaluation.loglikelihood
+import ddl.model.transformers_model  # registers with AutoModelForCausalLM
 from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_bpe
 from ddl.evaluation.lm_eval_model import DDL, load
 from ddl.evaluation.loglikelihood import Group, OwnModel, Scorer, ScoringError, grade, group_inputs
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def spread(model):
-    """The model with weights large enough that its predictions differ, on evaluation."""
+    """The model in evaluation mode, with weights large enough that its predictions differ."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
@@ -28,7 +29,7 @@ def spread(model):
 
 
 def naive(model, context, continuation):
-    """One request by itself: log-probability of each token of the continuation from the whole prefix before it."""
+    """Score one request on its own, with one forward pass over the whole prefix for each token of the continuation."""
     total, greedy = 0.0, True
     length = model.config.sequence_length
     for position, token in enumerate(continuation):
@@ -41,7 +42,7 @@ def naive(model, context, continuation):
 
 
 def assert_same(found, expected):
-    """1e-5 nats, or as much of a long continuation's as fp32 resolves."""
+    """Compare scores to 1e-5 nats, or to 1e-6 of a large score, which is what fp32 resolves."""
     assert len(found) == len(expected)
     for (score, greedy), (expected_score, expected_greedy) in zip(found, expected, strict=True):
         assert score == pytest.approx(expected_score, abs=1e-5, rel=1e-6)
@@ -50,7 +51,7 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def requests():
-    """Questions with several answers, some that begin alike, splits at other places, and requests too long to fit."""
+    """Questions with several answers, some with common beginnings or other splits, and requests that are too long."""
     rng = random.Random(0)
 
     def draw(low, high):
@@ -61,11 +62,11 @@ def requests():
         context, stem = draw(1, 14), draw(0, 3)
         answers = [stem + draw(1, 3) for _ in range(4)]
         pairs += [(context, answer) for answer in answers]
-        pairs.append((context, [*answers[0][:-1], (answers[0][-1] + 1) % 61]))  # the same input, another last token
+        pairs.append((context, [*answers[0][:-1], (answers[0][-1] + 1) % 61]))  # the same input, another last target
         whole = context + answers[1]
         pairs += [(whole[:split], whole[split:]) for split in range(1, len(whole)) if len(whole) - split <= 16]
     pairs += [(draw(30, 40), draw(1, 16)) for _ in range(4)]
-    for _ in range(4):  # of equal length, so that a batch holds several questions
+    for _ in range(4):  # equal lengths, so that a batch holds several questions
         context = draw(10, 11)
         pairs += [(context, draw(3, 4)) for _ in range(4)]
     rng.shuffle(pairs)
@@ -101,7 +102,7 @@ def test_groups_save_the_most_tokens():
     a, b = tuple(range(20)), tuple(range(100, 120))
     inputs = {(*a, 1): 20, (*a, 2): 20, (*b, 1): 20, (*b, 2, 3): 20, (*b[:9], 7): 9, (50,): 0}
     found = sorted((group.prefix, len(group.inputs)) for group in group_inputs(inputs))
-    assert found == [(0, 1), (0, 1), (20, 2), (20, 2)]  # three of b would share nine tokens only
+    assert found == [(0, 1), (0, 1), (20, 2), (20, 2)]  # all three inputs with b would share only nine tokens
     assert group_inputs({(1, 2): 0}) == [Group(0, ((1, 2),))]
     assert group_inputs({}) == []
 
@@ -138,7 +139,7 @@ def test_long_prompts_lose_their_left_end(tiny_config):
     long, short, shorter = scorer.score(
         [(tokens[:37], tokens[37:]), (tokens[23:37], tokens[37:]), (tokens[24:37], tokens[37:])]
     )
-    assert long == short  # 17 tokens: 16 inputs and the last target
+    assert long == short  # 17 tokens: 16 input tokens and the last target
     assert long != shorter
 
 
@@ -168,7 +169,7 @@ def a_run(folder, variant, tiny_config, tokenizer, **settings):
 
 
 def texts():
-    """Harness requests of four choices a question, some contexts empty, some too long."""
+    """Harness requests with four choices per question; some contexts are empty, some too long."""
     rng = random.Random(1)
 
     def words(low, high):
@@ -191,7 +192,7 @@ def test_scores_agree_with_the_harness_own_adapter(tiny_config, tokenizer, tmp_p
         batch_size=32,
         device="cpu",
         max_length=LENGTH,
-        logits_cache=False,  # it mixes up requests that share an input and split it at different places
+        logits_cache=False,  # this cache confuses requests that split the same input at different places
     )
     expected = theirs.loglikelihood(texts(), disable_tqdm=True)
     assert_same(DDL(folder, device="cpu").loglikelihood(texts(), disable_tqdm=True), expected)

@@ -1,4 +1,4 @@
-"""The offline tasks: that their items are what they claim to be, on real documents."""
+"""The items of the offline tasks, built from real documents, have the properties that the tasks claim."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def gold(task, row):
 
 
 def continued(task, row):
-    """The query with its gold choice, as it stands in the document."""
+    """The query with its gold choice, as in the document."""
     choice = choices(task, row)[gold(task, row)]
     return row["sentence"].replace("_", choice) if task.winogrande else f"{row['query']} {choice}"
 
@@ -101,7 +101,7 @@ def test_no_line_serves_two_items(data, built):
                 ending = continued(task, row).split("\n")[-1].strip()
                 found = [text for text in texts[row["document"]] if text.startswith(ending)]
                 assert found
-                if len(found) == 1:  # two lines of a document may start alike
+                if len(found) == 1:  # two lines of a document may have the same beginning
                     used += found
     assert len(used) > 0.9 * len(TASKS) * ITEMS
     assert len(set(used)) == len(used)
@@ -171,7 +171,7 @@ def test_distractors_leave_the_gold_at_every_rank_equally_often():
         assert slot == sum(other < chosen for other in others)
         slots[slot] += 1
     assert all(abs(slots[slot] / 4000 - 0.25) < 3 * chance_stderr(0.25, 4000) for slot in range(4))
-    # Near an end whatever the toss: refusing by toss would shift the balance.
+    # Words near an end are refused for every draw: refusing only for some draws would bias the slots.
     assert all(items.near(words, words[2], 3, rng) is None for _ in range(20))
 
 
@@ -242,7 +242,7 @@ def test_changed_or_missing_items_are_refused_by_name(data, built, tmp_path):
     changed.unlink()
     with pytest.raises(HarnessError, match=r"doc_order\.test\.jsonl: not found"):
         load_manifest(tmp_path)
-    with pytest.raises(HarnessError, match=r"no manifest of tasks: run ddl tasks"):
+    with pytest.raises(HarnessError, match=r"not a manifest of tasks: run ddl tasks"):
         load_manifest(tmp_path / "nowhere")
 
 

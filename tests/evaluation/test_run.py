@@ -1,4 +1,4 @@
-"""Validation loss, log-likelihoods for the harness, and what the harness makes of them."""
+"""Evaluation: the validation loss, and the accuracies that the harness computes from our log-likelihoods."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    """Untrained, with weights large enough that its predictions differ."""
+    """An untrained model with weights large enough that its predictions differ."""
     model = LanguageModel(offline_scale(ITEMS).model("small", "baseline"))
     with torch.no_grad():
         model.embedding.weight.mul_(20)
@@ -58,7 +58,7 @@ def results(data, model):
 
 
 def naive(model, context, continuation):
-    """Log-probability of a continuation, from one forward pass of its own."""
+    """Log-probability of a continuation, from a separate forward pass."""
     log_p = model(torch.tensor([context + continuation[:-1]]))[0, len(context) - 1 :].double().log_softmax(1)
     return float(log_p[torch.arange(len(continuation)), torch.tensor(continuation)].sum())
 
@@ -68,7 +68,7 @@ def rows(data, name):
 
 
 def accuracy(data, model, task):
-    """Of a task without demonstrations, from the item file, by the naive score."""
+    """Accuracy of a task without demonstrations, from its item file and the naive scores."""
     encode = load_tokenizer(data / "tokenizer.json").encode
     hits = 0
     for row in rows(data, task.name):
@@ -108,9 +108,11 @@ def test_average_is_the_plain_mean(results):
     found = results[1]
     values = [task["value"] for task in found["tasks"].values()]
     assert found["average"]["value"] == pytest.approx(sum(values) / 8)
-    assert average([{"value": 0.5, "stderr": 0.3, "chance": 0.25}, {"value": 1.0, "stderr": 0.4, "chance": 0.5}]) == (
-        pytest.approx({"value": 0.75, "stderr": 0.25, "chance": 0.375})
-    )
+    two = [
+        {"column": "ARC-E", "value": 0.5, "stderr": 0.3, "chance": 0.25},
+        {"column": "WG", "value": 1.0, "stderr": 0.4, "chance": 0.5},
+    ]
+    assert average(two) == pytest.approx({"value": 0.75, "stderr": 0.25, "chance": 0.375})
 
 
 def test_demonstrations_precede_the_item_and_nothing_is_cut_off(data, model):
@@ -175,7 +177,7 @@ def test_new_items_under_the_same_size_and_date_are_seen(data, model, tmp_path):
         write_json(tmp_path / "manifest.json", {"tasks": {"doc_order": entry}})
         found = evaluate_tasks(harness_model(data, model), tmp_path, None, shots=[0])
         values.append(found[0]["tasks"]["doc_order"]["value"])
-    assert sum(values) == pytest.approx(1.0)  # every prediction is right once
+    assert sum(values) == pytest.approx(1.0)  # each prediction is correct under exactly one of the four shifts
     assert len(set(values)) > 1
 
 
@@ -204,7 +206,7 @@ def test_the_data_card_shows_checks_and_overlaps(data, model, tmp_path, monkeypa
 
 def test_validation_loss_is_the_mean_over_all_sequences(tiny_config, tmp_path):
     model = LanguageModel(tiny_config("ddl-cc")).eval()
-    tokens = np.random.default_rng(0).integers(0, 61, 16 * 5 + 9).astype(np.uint16)  # five windows and a rest
+    tokens = np.random.default_rng(0).integers(0, 61, 16 * 5 + 9).astype(np.uint16)  # five windows and a remainder
     for split in ("train", "val"):
         write_shard(tmp_path / f"{split}_000000.bin", tokens)
     entry = {"file": "val_000000.bin", "tokens": len(tokens), "sha256": sha256_file(tmp_path / "val_000000.bin")}
@@ -237,7 +239,7 @@ def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):
         trained, control = (json.loads((tmp_path / run / name).read_text()) for run in ("trained", "random"))
         assert trained.pop("provenance")["versions"]["lm_eval"]
         control.pop("provenance")
-        assert trained == control  # the saved weights are the untrained ones
+        assert trained == control  # the saved weights are untrained too
     assert control["shots"] == 1
     assert list(control["tasks"]["doc_pair"]) == [
         "column", "metric", "value", "stderr", "n", "chance", "acc", "acc_norm",

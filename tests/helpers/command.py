@@ -1,8 +1,8 @@
-"""The command line, in this process."""
+"""Run the command line in this process."""
 
 from ddl.cli import main
 
 
 def ddl(*arguments: object, code: int = 0) -> None:
-    """Run `ddl *arguments` and check the exit code; what it prints is in pytest's `capsys`."""
+    """Run `ddl *arguments` and check the exit code; pytest's `capsys` captures the output."""
     assert main([str(argument) for argument in arguments]) == code

@@ -1,4 +1,4 @@
-"""Made-up results in the layout that the stages write, for tests of what reads them."""
+"""Invented results in the layout of real ones, for tests of the code that reads results."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import pandas as pd
 from ddl.config import SHOTS, load_scale
 from ddl.reporting.read_results import TASK_COLUMNS
 
-N = 400  # items of a task
+N = 400  # items per task
 TASKS = dict(
     zip(
         TASK_COLUMNS,
@@ -41,7 +41,7 @@ PROVENANCE = {
 
 
 def write(root: Path, scale_name: str = "laptop") -> Path:
-    """Fill `root/<scale_name>` with results of every run, the same at each call, and return that folder."""
+    """Fill `root/<scale_name>` with results of every run and return that folder; every call writes the same results."""
     scale, results = load_scale(scale_name), root / scale_name
     random = np.random.default_rng(0)
     for size_index, size in enumerate(scale.sizes):
@@ -85,7 +85,7 @@ def _curve(training: Any, length: int, final: float, random: np.random.Generator
 
 
 def _evaluation(folder: Path, shots: int, index: int, random: np.random.Generator) -> None:
-    """`<shots>shot.json` and `.parquet`; the answers to the easier items are the same in all runs."""
+    """Write `<shots>shot.json` and `.parquet`; all runs give the same answers to the easier items."""
     tasks, items = {}, []
     for column, (name, chance) in TASKS.items():
         value = round(chance + 0.1 + 0.01 * index + 0.02 * random.standard_normal(), 4)

@@ -1,4 +1,4 @@
-"""Small parquet files of the form of FineWeb-Edu's, tokenizer files of the form of GPT-2's, and a server for them."""
+"""Small parquet files in the form of FineWeb-Edu, tokenizer files in the form of GPT-2, and a server for them."""
 
 import http.server
 import json
@@ -27,7 +27,7 @@ def prose(seed: int, count: int = 60) -> str:
 
 
 def write_fineweb(folder: Path, files: list[list[str]], rows: int) -> ParquetDataset:
-    """Write each list of texts as a file with row groups of `rows`; the corpus of these files."""
+    """Write each list of texts as a file with row groups of `rows` texts, and return the corpus of these files."""
     for number, texts in enumerate(files):
         columns = {
             "text": texts,
@@ -48,7 +48,7 @@ def write_fineweb(folder: Path, files: list[list[str]], rows: int) -> ParquetDat
 
 
 def write_gpt2_files(folder: Path) -> Path:
-    """A vocab.json and a merges.txt of `VOCAB` tokens, with the end-of-text token last, as GPT-2's has it."""
+    """Write a vocab.json and a merges.txt with `VOCAB` tokens; the end-of-text token is last, as in GPT-2."""
     model = json.loads(train_bpe([prose(seed) for seed in range(30)], VOCAB).to_str())["model"]
     end, *tokens = sorted(model["vocab"], key=model["vocab"].get)
     folder.mkdir(parents=True)
@@ -60,7 +60,7 @@ def write_gpt2_files(folder: Path) -> Path:
 
 
 class _Ranges(http.server.SimpleHTTPRequestHandler):
-    """A folder with parts of files on request, as web servers for data give them."""
+    """Serves a folder and answers range requests, as web servers for data do."""
 
     def do_GET(self) -> None:
         path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range")
@@ -82,7 +82,7 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """A web server for a folder on the loopback address; gives its URL."""
+    """Serve a folder on the loopback address; yields the URL."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

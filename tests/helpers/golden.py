@@ -1,6 +1,6 @@
-"""The loss curves that runs of the smoke scale must follow: tests/golden/smoke.json, explained in the README beside it.
+"""The loss curves that runs of the smoke scale must reproduce: tests/golden/smoke.json; the README beside it explains.
 
-python -m tests.helpers.golden results/smoke    # keep the curves of these results
+python -m tests.helpers.golden results/smoke    # store the curves of these results
 """
 
 import json
@@ -13,11 +13,11 @@ from ddl.layout import ROOT
 
 KEPT = ROOT / "tests/golden/smoke.json"
 RUNS = ("small/ddl-cc", "medium/ddl-tc")
-TOLERANCE = 1e-4  # nats; why is in tests/golden/README.md
+TOLERANCE = 1e-4  # nats; tests/golden/README.md gives the reason
 
 
 def curve(run: Path) -> dict[str, list[float]]:
-    """Losses of a run in nats, by name, one for each record that has it."""
+    """The training and validation losses of a run in nats: name -> one value per record that contains it."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         name: [round(record[name], 6) for record in records if record[name] is not None]
@@ -26,13 +26,13 @@ def curve(run: Path) -> dict[str, list[float]]:
 
 
 def shards(data: Path) -> dict[str, str]:
-    """SHA-256 of the token shards in a data folder, by name."""
+    """File name -> SHA-256 of the token shards in a data folder."""
     splits = json.loads((data / "manifest.json").read_text())["splits"]
     return {shard["file"]: shard["sha256"] for split in splits.values() for shard in split["shards"]}
 
 
 def collect(results: Path) -> dict[str, Any]:
-    """What is kept of the results of a scale."""
+    """Collect the shards and curves that are stored from the results of a scale."""
     return {
         "shards": shards(results / "data"),
         "curves": {run: curve(results / "runs" / run / "seed0") for run in RUNS},

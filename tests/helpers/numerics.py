@@ -1,7 +1,7 @@
-"""Whether a result in low precision is as accurate as it can be, measured against the same computation in fp64.
+"""Check that a low-precision result is as accurate as possible, compared with the same computation in fp64.
 
-An absolute tolerance lets small gradients be anything. Here every error is relative to fp64, and what is allowed
-follows from what plain PyTorch reaches in the same dtype: twice its error, or four roundings if that is more.
+An absolute tolerance would accept any value for small gradients. Here every error is relative to fp64. The limit
+follows from the error of plain PyTorch in the same dtype: twice that error, or four roundings if that is more.
 """
 
 import math
@@ -9,22 +9,22 @@ import math
 import torch
 from torch import Tensor
 
-# However bad the yardstick is: what is 5 % off is wrong.
+# A result that is off by 5 % is wrong, however large the error of plain PyTorch is.
 LARGEST_LIMIT = 0.04
-# The norm of a shorter row can be small by chance; its error is then measured by the typical row.
+# The norm of a shorter row can be small by chance; its error is then relative to the norm of a typical row.
 SHORT_ROW = 16
 
 
 def relative_error(y: Tensor, exact: Tensor) -> tuple[float, float]:
-    """|y - exact| / |exact| over the whole tensor, and in the worst of its rows (along the last axis).
+    """The relative error |y - exact| / |exact|, over the whole tensor and in its worst row (along the last axis).
 
-    Rows shorter than 16 numbers, and the numbers of a vector, are measured by the root mean square of all row norms
-    where their own norm is smaller. Where `exact` is zero the error is zero or infinite; if it is zero everywhere, the
-    error is the largest number in y.
+    The error of a row shorter than 16 numbers, or of one number of a vector, is relative to the root mean square of all
+    row norms if its own norm is smaller. Where a row of `exact` is zero, the error is zero or infinite. If `exact` is
+    zero everywhere, the error is the largest absolute value in y.
 
     Args:
-        y: what was computed, any float dtype.
-        exact: fp64, of the same shape.
+        y: the computed values, any float dtype.
+        exact: the exact values, fp64, of the same shape.
     """
     exact = exact.detach().cpu()
     rows = exact.unsqueeze(-1) if exact.dim() <= 1 else exact.flatten(0, -2)
@@ -40,16 +40,16 @@ def relative_error(y: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def assert_as_accurate(name: str, got: Tensor, eager: Tensor, exact: Tensor) -> None:
-    """Require that `got` is finite and no less accurate than PyTorch, over the tensor and in its worst row.
+    """Require that `got` is finite and about as accurate as PyTorch, over the tensor and in its worst row.
 
-    The error may be up to the larger of twice eager's and 4 eps(dtype), and never above 4 %. The figures are printed
-    (pytest -s).
+    The limit is twice the error of `eager`, at most 4 %, or 4 eps(dtype) if that is more. The errors and limits are
+    printed; `pytest -s` shows them.
 
     Args:
-        name: of the quantity, for the message.
-        got: what is tested.
-        eager: the same from plain PyTorch operations in the same dtype.
-        exact: the same in fp64.
+        name: name of the quantity, for the message.
+        got: the values under test.
+        eager: the values from plain PyTorch operations in the same dtype.
+        exact: the values in fp64.
     """
     assert exact.dtype == torch.float64, f"{name}: the exact values are {exact.dtype}, expected fp64"
     assert got.shape == eager.shape == exact.shape, f"{name}: shapes {got.shape}, {eager.shape}, {exact.shape}"

@@ -1,4 +1,4 @@
-"""A data folder as `ddl data` writes it, made in a second from the documentation of three installed packages."""
+"""A data folder like that of `ddl data`, made in a second from the documentation of three installed packages."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ SHARD_TOKENS = 700
 
 @functools.cache
 def documents() -> dict[str, list[Document]]:
-    """Every fourth module is held out."""
+    """The documents of three packages; every fourth module is held out."""
     found = [document for package in ("networkx", "nltk", "numpy") for document in read_package(package)]
     return {
         "train": [document for index, document in enumerate(found) if index % 4],
@@ -28,13 +28,13 @@ def documents() -> dict[str, list[Document]]:
 
 
 def offline_scale(items: int) -> Scale:
-    """The smoke scale with `items` items a task."""
+    """The smoke scale with `items` items per task."""
     scale = load_scale("smoke")
     return dataclasses.replace(scale, evaluation=dataclasses.replace(scale.evaluation, items_per_task=items))
 
 
 def write_data(folder: Path, splits: dict[str, list[Document]]) -> Path:
-    """Documents, tokenizer, manifest, and the first tokens of each split as a shard."""
+    """Write documents, tokenizer, manifest, and the first tokens of each split as a shard."""
     tokenizer = train_bpe([document.text for document in splits["train"][::4]], VOCAB_SIZE)
     write_text(folder / "tokenizer.json", tokenizer.to_str())
     files, shards = {}, {}

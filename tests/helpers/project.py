@@ -1,4 +1,4 @@
-"""A copy of the project, for tests that build something in it."""
+"""Copy the project, for tests that build something in it."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from ddl.layout import ROOT
 
 
 def copy_project(folder: Path) -> Path:
-    """The files that git tracks or would track, as they are now."""
+    """Copy the files that git tracks or would track, with their present contents, and return the folder."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The checker of accuracy rejects what is wrong: a test that a zero gradient passes shows nothing."""
+"""The accuracy check rejects wrong results: a check that accepts a zero gradient proves nothing."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def sample(dtype: torch.dtype, scale: float = 1.0, shape: tuple[int, ...] = (63, 4, 100)) -> tuple[Tensor, Tensor]:
-    """Exact values and their rounding: the best that a computation in this dtype can return."""
+    """Exact values and their rounding, the best possible result of a computation in this dtype."""
     exact = scale * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return exact, exact.to(dtype)
 

@@ -1,4 +1,4 @@
-"""A run that trains in a second: random tokens of a 64-entry vocabulary, and a model of a few thousand parameters."""
+"""A run that trains in a second, on random tokens of a 64-entry vocabulary with a few thousand parameters."""
 
 import dataclasses
 import multiprocessing
@@ -15,13 +15,13 @@ from ddl.data.tokenizer import END_OF_TEXT
 from ddl.files import sha256_file, write_json
 
 STEPS = 12
-# A server that has imported everything once, and forks a process for every run.
+# The server imports everything once and forks a process for each run.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ddl.training.run", "ddl.data.build", "torch._dynamo", "torch.distributed.fsdp"])
 
 
 def write_data(folder: Path) -> Path:
-    """Shards, tokenizer and manifest; returns the manifest."""
+    """Write shards, tokenizer and manifest, and return the path of the manifest."""
     folder.mkdir()
     splits = {}
     for split, tokens in (("train", 2000), ("val", 500)):
@@ -37,7 +37,7 @@ def write_data(folder: Path) -> Path:
 
 
 def tiny_scale(**recipe) -> Scale:
-    """The smoke scale made smaller; keyword arguments change the training recipe."""
+    """A smaller version of the smoke scale; keyword arguments change the training recipe."""
     smoke = load_scale("smoke")
     settings = {"steps": STEPS, "batch_sequences": 4, "micro_batch_sequences": 2, "warmup_steps": 2}
     intervals = {"val_interval": 5, "val_sequences": 8, "log_interval": 3, "checkpoint_interval": 4}
@@ -54,6 +54,6 @@ def free_port() -> int:
 
 
 def become(rank: int, count: int, port: int) -> None:
-    """Give this process the environment that torchrun gives."""
+    """Set the environment variables that torchrun sets for this process."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})

@@ -1,4 +1,4 @@
-"""Incremental decoding gives the numbers of the whole sequence, for every variant; and what is printed of it."""
+"""Incremental decoding gives the same logits as the whole sequence, for every variant; the command prints the text."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ DESIGNS = [(slug, generators) for slug in SLUGS for generators in (GENERATORS if
 
 @pytest.fixture(scope="module")
 def build(tiny_config):
-    """A model of a variant away from its initial point; keyword arguments override its settings."""
+    """A function that builds a model with perturbed weights; keyword arguments override the variant's settings."""
 
     def make(variant, **overrides):
         return perturbed(LanguageModel(tiny_config(variant, **overrides))).eval().requires_grad_(False)
@@ -27,7 +27,7 @@ def build(tiny_config):
 
 
 def in_parts(model, ids, lengths, real=None):
-    """The logits of ids that are read in parts of the given lengths, one call a part, with one cache."""
+    """The logits of ids that are read in parts of the given lengths, one call per part, with one cache."""
     cache = Cache(model.config.layers)
     masks = real.split(lengths, 1) if real is not None else [None] * len(lengths)
     hidden = [model.hidden(part, mask, cache) for part, mask in zip(ids.split(lengths, 1), masks, strict=True)]
@@ -75,7 +75,7 @@ def test_every_row_of_a_mask_attends_to_something():
     ids, real = torch.zeros(2, 6, dtype=torch.long), torch.arange(6) >= torch.tensor([[0], [4]])
     cache = Cache(1)
     for part, mask in zip(ids.split(2, 1), real.split(2, 1), strict=True):
-        assert cache.advance(part, mask)[1].any(-1).all()  # else some attention kernels give NaN, which spreads
+        assert cache.advance(part, mask)[1].any(-1).all()  # some attention kernels give NaN otherwise, and NaN spreads
 
 
 def test_no_mask_later_means_no_padding_later(build):
@@ -161,7 +161,7 @@ def test_generation_fills_the_sequence_and_no_more(build):
 
 @pytest.fixture(scope="module")
 def run(build, tmp_path_factory):
-    """A run directory: a model and its tokenizer."""
+    """A run directory with a model and its tokenizer."""
     folder = tmp_path_factory.mktemp("run")
     train_bpe(["the return value, the shape and the dtype of an array"], 262).save(str(folder / "made.json"))
     save_tokenizer(folder / "made.json", folder)

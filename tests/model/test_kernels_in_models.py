@@ -1,4 +1,4 @@
-"""Whole models on the Triton kernels against the same models written out: interpreted on the CPU, or on a GPU."""
+"""Whole models on the Triton kernels agree with the reference; kernels run on a GPU, or interpreted on the CPU."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from tests.helpers.numerics import relative_error
 
 
 def make_model(tiny_config, variant, device, **settings):
-    """Away from its initial point, where compressors are means and gates are all alike."""
-    config = tiny_config(variant, sequence_length=6, **settings)  # the interpreter takes its time for each token
+    """A model with perturbed weights: at the initial ones, compressors are means and all gates are equal."""
+    config = tiny_config(variant, sequence_length=6, **settings)  # short, because the interpreter is slow
     model, generator = LanguageModel(config), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""The model: counts of the paper, causality, limits, initial behaviour, files."""
+"""The language model: parameter counts of the paper, causality, limits, initial behaviour, files."""
 
 import dataclasses
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ddl.config import ConfigError, load_scale
+from ddl.model.flops import flops_per_token
 from ddl.model.language_model import LanguageModel, parameter_count
-from ddl.model.residual import RULES, Additive, Delta, make_rule
+from ddl.model.residual import RULES, Additive, Delta, Rule, make_rule
 from ddl.model.run_files import ModelFileError, load_model, save_model
 from ddl.ops.rewrite import rewrite_reference
 
@@ -29,7 +30,7 @@ def random_ids(config, batch=3, seed=0):
 
 @torch.no_grad()
 def perturbed(model, seed=1):
-    """The model away from its initial point, where compressors are means and every variant looks alike."""
+    """The model with perturbed weights: at the initial ones, compressors are means and variants agree."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -99,7 +100,7 @@ def test_a_later_token_changes_no_earlier_output(tiny_config, variant, generator
     ids = random_ids(config)
     changed = ids.clone()
     changed[:, 9] = (changed[:, 9] + 1) % config.vocab_size
-    # The head casts to fp32, so equality is exact only because the same numbers are computed.
+    # Hidden states are compared, because the head casts to fp32.
     before, after = model.hidden(ids), model.hidden(changed)
     torch.testing.assert_close(before[:, :9], after[:, :9], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(before[:, 9], after[:, 9])
@@ -144,7 +145,7 @@ def test_variants_start_from_one_backbone_and_one_function_of_the_embedding(tiny
         for slug, model in models.items():
             assert torch.equal(model.state_dict()[name], weight), (slug, name)
     ids = random_ids(models["baseline"].config)
-    outputs = [models[slug](ids) for slug in SLUGS[2:]]  # EC starts as repetition, TC and CC as the mean
+    outputs = [models[slug](ids) for slug in SLUGS[2:]]  # initially EC repeats the embedding; TC and CC take the mean
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-5)
 
@@ -180,8 +181,71 @@ def test_a_new_rule_is_one_class_and_one_entry(tiny_config, monkeypatch):
     ids = random_ids(config)
     assert not torch.allclose(model(ids), base(ids))
     monkeypatch.delitem(RULES, "halved")
-    with pytest.raises(ConfigError, match="residual: expected one of additive, delta, found 'halved'"):
+    with pytest.raises(ConfigError, match=f"residual: expected one of {', '.join(RULES)}, found 'halved'"):
         make_rule(config)
+
+
+def test_what_a_new_rule_draws_in_its_constructor_depends_on_the_seed_alone(tiny_config, monkeypatch):
+    class Gated(Rule):
+        def __init__(self, config):
+            super().__init__()
+            self.gate = torch.nn.Linear(config.width, 1)  # torch draws its bias
+            self.scale = torch.nn.Parameter(torch.randn(config.width))
+
+        def forward(self, X, x_in, c, h):
+            return X + torch.sigmoid(self.gate(c)) * h * self.scale
+
+    monkeypatch.setitem(RULES, "gated", Gated)
+    config = tiny_config("baseline", residual="gated")
+    state = torch.get_rng_state()
+    first = LanguageModel(config, seed=1).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    again, other = (LanguageModel(config, seed=seed).state_dict() for seed in (1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in ("gate.bias", "scale"):
+        drawn = [weights[f"blocks.{block}.mlp_rule.{name}"] for weights in (first, other) for block in (0, 1)]
+        assert len({tuple(values.flatten().tolist()) for values in drawn}) == 4
+
+
+@pytest.mark.parametrize("generators", GENERATORS, ids=str)
+@pytest.mark.parametrize("variant", SLUGS)
+def test_flops_of_the_state_are_those_of_its_formulas(tiny_config, variant, generators):
+    config = tiny_config(variant, **(generators if variant != "baseline" else {}))
+    d, d_v, K = config.width, config.value_channels, 4
+    update = d
+    if variant != "baseline":
+        gate = 2 * d * config.gate_hidden + 2 * config.gate_hidden if config.gate == "mlp" else 2 * d
+        pooled = d * d_v if config.direction_pool == "flatten" else d
+        direction = 2 * pooled * d + 2 * d * d if config.direction == "mlp" else 0
+        readout_write_target, norm = 3 * 2 * d * d_v, 3 * d
+        update = readout_write_target + norm + gate + direction
+    compress = {"none": 0, "cc": 2 * d * d_v, "tc": 2 * d * d_v * K}[config.compressor]
+    expand = 2 * d * d_v * K if config.embed_conv else 0
+    sublayers = 2 * config.layers
+    assert flops_per_token(config).state == sublayers * update + (sublayers + 1) * compress + expand
+
+
+def test_flops_of_a_rule_that_nobody_counted_are_none(tiny_config, monkeypatch):
+    monkeypatch.setitem(RULES, "uncounted", type("Uncounted", (Additive,), {"flops": Rule.flops}))
+    found = flops_per_token(tiny_config("baseline", residual="uncounted"))
+    assert found.state is None
+    assert found.backbone == flops_per_token(tiny_config("baseline")).backbone
+
+
+def test_only_a_rule_with_a_fused_rewrite_runs_it(tiny_config, monkeypatch):
+    class Plain(Delta):
+        def __init__(self, config):
+            super().__init__(config)
+            self.fused = False
+
+    monkeypatch.setitem(RULES, "plain", Plain)
+    fused, plain = (LanguageModel(tiny_config("ddl-cc", residual=name)) for name in ("delta", "plain"))
+    assert (fused.fused, plain.fused) == (True, False)
+    ids = random_ids(fused.config)
+    torch.testing.assert_close(plain(ids), fused(ids), rtol=1e-4, atol=1e-5)
+    for settings in ({"kernels": "reference"}, {"value_input": "compressed"}):
+        assert not LanguageModel(tiny_config("ddl-cc", **settings)).fused
 
 
 def test_bfloat16_autocast_stays_near_fp32(tiny_config):

@@ -1,4 +1,4 @@
-"""The transformers face: the same model, files that both sides read, and generation with the cache."""
+"""The transformers interface: the same model, files that both sides read, and generation with the cache."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ from ddl.config import ConfigError
 from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_bpe
 from ddl.model.generate import generate
 from ddl.model.language_model import LanguageModel
+from ddl.model.residual import RULES, Rule
 from ddl.model.run_files import ModelFileError, load_model, save_model
 from ddl.model.transformers_model import DDLCache, DDLConfig, DDLForCausalLM
 from tests.model.test_language_model import SLUGS, perturbed
@@ -23,7 +24,7 @@ VOCABULARY = 262
 
 @pytest.fixture(scope="session")
 def runs(tiny_config, tmp_path_factory):
-    """Run directories as training leaves them, one a variant."""
+    """Run directories as training writes them, one per variant."""
     folder = tmp_path_factory.mktemp("runs")
     train_bpe([TEXT], VOCABULARY).save(str(folder / "tokenizer.json"))
     for variant in SLUGS:
@@ -35,7 +36,7 @@ def runs(tiny_config, tmp_path_factory):
 
 @pytest.fixture
 def copied(runs, tmp_path):
-    """A run directory to spoil."""
+    """A copy of a run directory, for a test to damage."""
     for path in (runs / "ddl-tc").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
@@ -143,7 +144,7 @@ def test_generation_ends_at_the_end_of_text_without_being_told(runs):
     model = AutoModelForCausalLM.from_pretrained(runs / "ddl-cc")
     assert model.generation_config.eos_token_id == 0
     with torch.no_grad():
-        model.model.norm.weight.zero_()  # equal logits, and the first of equals is token 0
+        model.model.norm.weight.zero_()  # all logits are equal, and argmax takes the first, token 0
     assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=9, do_sample=False).tolist() == [[5, 6, 0]]
 
 
@@ -200,6 +201,25 @@ def test_half_precision_keeps_the_gates_in_single(runs, variant):
     assert (low - high).abs().mean() < 0.2
 
 
+def test_half_precision_keeps_those_parts_of_a_new_rule_in_single_that_it_names(tiny_config, tmp_path, monkeypatch):
+    class Gated(Rule):
+        fp32 = ("scale",)
+
+        def __init__(self, config):
+            super().__init__()
+            self.gate, self.scale = (torch.nn.Linear(config.width, 1) for _ in range(2))
+
+        def forward(self, X, x_in, c, h):
+            return X + (torch.sigmoid(self.gate(c)) * self.scale(c.float())).to(X.dtype) * h
+
+    monkeypatch.setitem(RULES, "gated", Gated)
+    save_model(LanguageModel(tiny_config("baseline", residual="gated")), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    kept = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+    assert kept == {name for name, _ in model.named_parameters() if ".scale." in name}
+    assert model(torch.arange(10).reshape(1, 10)).logits.isfinite().all()
+
+
 def test_the_tokenizer_of_a_run_is_the_one_it_was_trained_with(runs):
     theirs, ours = AutoTokenizer.from_pretrained(runs / "ddl-cc"), load_tokenizer(runs / "tokenizer.json")
     for text in (TEXT, f"a text that spells {END_OF_TEXT} out", "déjà  vu\n\n\tx"):
@@ -210,7 +230,7 @@ def test_the_tokenizer_of_a_run_is_the_one_it_was_trained_with(runs):
 
 
 def test_importing_the_module_registers_the_model_with_transformers(runs):
-    """In a process of its own, where nothing else has imported the module."""
+    """The import runs in a new process, where nothing else has imported the module."""
     code = (
         "import sys, transformers, ddl.model.run_files, ddl.training.run\n"
         "assert 'ddl' not in transformers.models.auto.configuration_auto.CONFIG_MAPPING\n"

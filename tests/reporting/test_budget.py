@@ -43,7 +43,8 @@ def test_measured_numbers_are_preferred_if_they_are_all_there(monkeypatch):
     monkeypatch.setattr(budget, "gpu_cost", lambda size: rows)
     assert budget.gpu_hours(load_scale("paper"), "medium", "ddl-cc") == pytest.approx(49_152_000_000 / 1e5 / 3600)
     part = budget.budget_part()
-    assert "Not run: computed for the small and medium models from the throughput measured on one NVIDIA X" in part
+    source = "the throughput measured on one NVIDIA X"
+    assert f"Not run: the hours of the small and medium models are computed from {source}" in part
     assert "≤" not in part
     rows["ddl-tc"]["train_tok_per_s_median"] = math.nan
     assert "Tables 4 and 5" in budget.throughput("small").source

@@ -38,7 +38,7 @@ def test_ratios_are_formed_round_by_round(scale, tmp_path, monkeypatch):
     assert row["train_ratio"] == {"median": 0.5, "p20": 0.5, "p80": 0.5, "repeats": 3}
     assert row["peak_mem_factor"] == 1.25
     assert json.loads((tmp_path / "baseline.json").read_text())["train_ratio"]["median"] == 1.0
-    assert len(list(tmp_path.iterdir())) == 6
+    assert {path.stem for path in tmp_path.iterdir()} == set(scale.variants)
 
 
 def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch):
@@ -52,8 +52,8 @@ def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch)
     monkeypatch.setattr(cost.Subject, "seconds", spy)
     rates = cost.throughput(scale, "small")
     one_round = turns[: len(turns) // 4]  # one round to warm up, three to measure
-    assert [mode for _, mode in one_round] == ["train_step", "inference"] * 6
-    assert len({config for config, _ in one_round}) == 6
+    assert [mode for _, mode in one_round] == ["train_step", "inference"] * len(scale.variants)
+    assert len({config for config, _ in one_round}) == len(scale.variants)
     assert turns == one_round * 4
     assert all(len(values) == 3 and (values > 0).all() for modes in rates.values() for values in modes.values())
 

@@ -29,7 +29,8 @@ def train(rank: int, count: int, port: int, recipe: dict, data: Path, out: Path,
     from ddl.training.errors import TrainingError
     from ddl.training.run import Run
 
-    run = Run(tiny_scale(**recipe), "small", "ddl-cc", 0, data, out)
+    stale = recipe.pop("stale", "refuse")
+    run = Run(tiny_scale(**recipe), "small", "ddl-cc", 0, data, out, stale=stale)
     step = run.learner.step
 
     def interrupted(batch, lr):
@@ -117,6 +118,14 @@ def test_a_stopped_shared_run_continues_to_the_same_bits(start, tmp_path):
     assert start("stopped", 2) == [0, 0]
     bits = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert bits[0] == bits[1]
+
+
+def test_all_processes_decide_alike_about_checkpoints_of_other_settings(start, tmp_path):
+    assert start("run", 2, end="signal") == [130, 130]
+    assert start("run", 2, learning_rate=1e-3) == [2, 2]
+    assert "settings training.learning_rate was 0.008, is 0.001" in (tmp_path / "run-2-1.log").read_text()
+    assert start("run", 2, learning_rate=1e-3, stale="continue", sharding="fsdp") == [0, 0]
+    assert [entry["step"] for entry in json.loads((tmp_path / "run/provenance.json").read_text())["continued"]] == [6]
 
 
 def test_when_one_process_dies_the_others_end_with_a_sentence(start, tmp_path):

@@ -1,12 +1,14 @@
-"""Eight offline multiple-choice tasks from held-out documents: `ddl tasks --scale laptop --data D --out DIR`.
+"""Build eight offline multiple-choice tasks from held-out documents: `ddl tasks --scale laptop --data D --out DIR`.
 
-They stand in for the paper's eight benchmarks where nothing may be downloaded: same columns, same numbers of choices,
-same harness, one line of held-out prose per item. They measure local plausibility (which word, ending, order or number
-fits here), because that is what a model of a million parameters has learnt after a million tokens.
+The tasks replace the paper's eight benchmarks when nothing may be downloaded. They have the same columns, the same
+numbers of choices and the same harness; each item is one line of held-out prose. They measure local plausibility (which
+word, ending, order or number fits here), because that is what a model of a million parameters has learnt after a
+million tokens.
 
-What keeps the scores honest: a line serves one task only, so that columns are not correlated through their items; lines
-that occur in a training document are dropped; demonstrations come from other documents than test items, so that no
-prompt shows an answer; and `checks` in the manifest says how a unigram prior and "always the shortest" score.
+Four rules keep the scores honest. A line serves one task only, so that columns are not correlated through their items.
+Lines that occur in a training document are removed. Demonstrations and test items come from different documents, so
+that no prompt contains an answer. The manifest records under `checks` how a unigram prior and "always the shortest"
+score.
 """
 
 import hashlib
@@ -41,24 +43,24 @@ from ddl.evaluation.offline_tasks.prose_lines import (
 from ddl.files import sha256_file, write_json, write_text
 from ddl.provenance import provenance
 
-DEMO_SHARE = 8  # one document in eight, and an eighth as many items, are kept for few-shot demonstrations
+DEMO_SHARE = 8  # one document in eight is reserved for demonstrations, which are an eighth as many as the test items
 MIN_DEMOS = 8
-RESERVED_TOKENS = 2  # between a demonstration and the item
+RESERVED_TOKENS = 2  # tokens that separate a demonstration from the item
 SIGMAS = 3.0  # a check passes within this many standard errors of chance
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of the eight.
+    """A task and how its items are built.
 
-    `cells` quotas are filled equally. In a `winogrande` item the option stands in the context and the text after it is
-    scored; otherwise the choice itself is.
+    Items are spread equally over `cells` quotas. In a `winogrande` item, the option is part of the context and the text
+    after it is scored; in other items, the choice itself is scored.
     """
 
     name: str
-    column: str  # of the paper's tables
+    column: str  # column of the paper's tables
     choices: int
-    metric: str  # as the harness calls it
+    metric: str  # the harness's name of the metric
     cells: int
     build: Callable[[Line, Statistics, random.Random], Item | None]
     winogrande: bool = False
@@ -79,25 +81,25 @@ TASKS = (
     Task("doc_function_word", "Social IQA", 3, "acc", len(items.PREPOSITIONS), items.function_word),
     Task("doc_pair", "WG", 2, "acc", 2, items.pair, winogrande=True),
 )
-# Tasks that few lines suit choose theirs first.
+# Tasks with few eligible lines pick theirs first.
 CHOOSING_ORDER = ("doc_number", "doc_function_word", "doc_last_word", "doc_order", "doc_pair")
 
 
 def build_tasks(scale: Scale, data: Path, out: Path) -> dict[str, Any]:
-    """Write `<task>.{train,test}.jsonl` and `manifest.json` to `out`; the items are a function of the documents alone.
+    """Write `<task>.{train,test}.jsonl` and `manifest.json` to `out`; the items depend on data and settings alone.
 
     Returns:
         The manifest.
 
     Raises:
-        TaskError: the corpus has no documents, or too few lines for the items asked for.
-        DataError: data that are missing or damaged.
+        TaskError: the corpus keeps no documents, or has too few lines for the requested number of items.
+        DataError, TokenizerError: the manifest or the tokenizer is missing or damaged.
     """
     manifest = load_manifest(data / "manifest.json")
     if scale.evaluation.tasks != "offline" or manifest.get("documents") is None:
         raise TaskError(f"{data}: offline tasks need evaluation.tasks: offline and a corpus that keeps its documents")
     tokenizer = load_tokenizer(data / manifest["tokenizer"]["file"])
-    # A prompt with the largest number of demonstrations fits without truncation.
+    # With this limit, a prompt with the largest number of demonstrations fits without truncation.
     limit = scale.sequence_length // (1 + max(SHOTS)) - RESERVED_TOKENS
     documents = list(read_documents(data / manifest["documents"]["val"]["file"]))
     lines = fit_context(read_lines(documents), tokenizer, limit)
@@ -132,7 +134,7 @@ def build_tasks(scale: Scale, data: Path, out: Path) -> dict[str, Any]:
 
 
 def describe(task: Task, n: int) -> dict[str, Any]:
-    """What an evaluation has to know about a task of n items."""
+    """The manifest entry that an evaluation needs for a task with n items."""
     return {
         "column": task.column,
         "metric": task.metric,
@@ -145,7 +147,7 @@ def describe(task: Task, n: int) -> dict[str, Any]:
 
 
 def chance_stderr(chance: float, n: int) -> float:
-    """Standard error of the accuracy of a guesser on n items."""
+    """Standard error of the accuracy of random guessing on n items."""
     return math.sqrt(chance * (1.0 - chance) / n)
 
 
@@ -153,7 +155,7 @@ def chance_stderr(chance: float, n: int) -> float:
 
 
 def is_demo(document: str) -> bool:
-    """Whether a held-out document serves demonstrations: a fixed eighth of all names, whatever else is held out."""
+    """Whether a held-out document is for demonstrations: a hash of its name selects one in `DEMO_SHARE`."""
     return hashlib.sha256(document.encode()).digest()[0] % DEMO_SHARE == 0
 
 
@@ -164,10 +166,13 @@ def is_demo(document: str) -> bool:
 def choose_items(
     lines: list[Line], statistics: Statistics, tokenizer: Tokenizer, limit: int, split: str, count: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Partition `lines` over the tasks: task -> `count` rows as they are written.
+    """Assign each line to at most one task, and build the items.
+
+    Returns:
+        Task -> `count` rows, as they are written.
 
     Raises:
-        TaskError: naming the task that found too few lines.
+        TaskError: a task found too few lines; the message names it.
     """
     order = sorted(TASKS, key=lambda task: (*CHOOSING_ORDER, task.name).index(task.name))
     left, rows = dict.fromkeys(lines), {}
@@ -201,13 +206,13 @@ def choose_items(
 
 
 def item_tokens(item: Item, tokenizer: Tokenizer) -> int:
-    """Tokens of the query with the longest of the choices."""
+    """Number of tokens of the item with its longest choice."""
     texts = [f"{item.query} {choice} {item.after}".rstrip() for choice in (item.gold, *item.others)]
     return max(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
 
 
 def row(task: Task, line: Line, item: Item, position: int) -> dict[str, Any]:
-    """The JSON of an item whose gold stands at `position`, in the schema that its harness task reads."""
+    """The JSON object of an item with the gold choice at `position`, in the schema that its harness task reads."""
     choices = [*item.others[:position], item.gold, *item.others[position:]]
     if task.winogrande:
         options = {f"option{i}": choice for i, choice in enumerate(choices, 1)}
@@ -221,16 +226,16 @@ def row(task: Task, line: Line, item: Item, position: int) -> dict[str, Any]:
 
 
 def run_checks(task: Task, rows: list[dict[str, Any]], statistics: Statistics) -> dict[str, Any]:
-    """Score the test items without reading them: by training word frequency, and by length.
+    """Score the choices of the test items without their queries: by training word frequency, and by length.
 
-    In the WinoGrande form it is the options that are scored, because the text after them is the same.
+    In WinoGrande items the options are scored, because the text after them is the same.
     """
     scores = {"unigram": statistics.log_probability, "shortest": lambda text: -float(len(text))}
     return {name: guess(task, rows, score) for name, score in scores.items()}
 
 
 def guess(task: Task, rows: list[dict[str, Any]], score: Callable[[str], float]) -> dict[str, Any]:
-    """Accuracy of taking the choice with the best score; among k equals each counts 1/k."""
+    """Accuracy of choosing the best score; a tie of k choices that includes the gold one counts 1/k."""
     credits = []
     for entry in rows:
         choices = [entry["option1"], entry["option2"]] if task.winogrande else entry["choices"]
@@ -246,7 +251,7 @@ def guess(task: Task, rows: list[dict[str, Any]], score: Callable[[str], float])
 
 
 def report(manifest: dict[str, Any]) -> None:
-    """Print one line per task with its checks, and one on the lines of prose that were used."""
+    """Print one line per task with its checks, and one line about the prose lines used."""
     for name, task in manifest["tasks"].items():
         checks = [
             f"{check} {result['value']:.3f}{'' if result['ok'] else ' (WARNING: not at chance)'}"

@@ -1,8 +1,9 @@
-"""Items of the offline tasks: one line of held-out prose becomes a query, the choice that continues it, and the others.
+"""Build the items of the offline tasks: a query from one line of held-out prose, its continuation, and distractors.
 
-Every builder has the same form, (line, statistics, rng) -> `Item` or None where the line does not suit it. Its choices
-are exchangeable for whoever ignores the text: gold and distractors differ in frequency rank by a coin toss, endings
-have equal word counts, orders are the four elements of a swap group. `Item.cell` says which case of the toss it is.
+Every builder maps (line, statistics, rng) to an `Item`, or to None if the line is unsuitable. Its choices are
+exchangeable for a reader who ignores the query: a random draw decides how many distractors are more frequent than the
+gold choice; endings have equal word counts; orders are the four elements of a swap group. `Item.cell` records the
+outcome of the draw.
 """
 
 import random
@@ -13,29 +14,29 @@ from ddl.evaluation.offline_tasks.prose_lines import WORD, Line, Statistics, con
 
 FOLLOWING = 4  # words after the gold word that are scored with it
 WINDOW = 40  # distractors are at most this many frequency ranks away
-MAX_RATIO = 5  # of the frequencies of a word's two numbers
+MAX_RATIO = 5  # largest ratio between the frequencies of a word's singular and plural
 PREPOSITIONS = ("of", "in", "to", "for", "with", "on", "by", "from", "as", "at")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A query, the choice that the document continues with, and the others; `cell` is the quota it counts towards."""
+    """A query, the gold choice (the document's continuation) and the other choices; it counts towards quota `cell`."""
 
     query: str
     gold: str
     others: tuple[str, ...]
     cell: int = 0
-    after: str = ""  # text after the choice, for the task that scores it instead of the choice
+    after: str = ""  # text after the choice, if the task scores this text instead of the choice
 
 
 def near(ranked: list[str], gold: str, others: int, rng: random.Random) -> tuple[int, list[str]] | None:
-    """Distractors around `gold` in a list sorted by frequency.
+    """Draw distractors near `gold` from a list sorted by frequency.
 
-    How many of them are more frequent than the gold is drawn first, evenly from 0 to `others`: a window centred on the
-    gold would make it the middle one, and a frequency prior would score below chance.
+    The number of distractors that are more frequent than the gold word is drawn first, uniformly from 0 to `others`. A
+    window centred on the gold word would put it in the middle, and a frequency prior would score below chance.
 
     Returns:
-        (how many are more frequent, the distractors); None if the gold is too near an end of the list.
+        The number of more frequent distractors, and the distractors; None if the gold is too near an end of the list.
     """
     index = ranked.index(gold)
     above, below = ranked[max(0, index - WINDOW) : index], ranked[index + 1 : index + 1 + WINDOW]
@@ -46,13 +47,13 @@ def near(ranked: list[str], gold: str, others: int, rng: random.Random) -> tuple
 
 
 def word_item(line: Line, position: int, gold: str, others: list[str], following: int, cell: int) -> Item:
-    """Word `position` and the next few as the choice, with the word itself exchanged in the others."""
+    """Make an item whose choice is word `position` and the `following` words; distractors replace only the word."""
     text = " ".join(line.words[position : position + 1 + following])
     return Item(line.query(position), text, tuple(other + text[len(gold) :] for other in others), cell)
 
 
 def cloze(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """A content word and what follows, against words of similar frequency and equal token count."""
+    """A content word and the words after it; distractors have similar frequency and equal token count."""
     candidates = content_words(line, statistics, 3, len(line.words) - 1)
     if not candidates:
         return None
@@ -62,7 +63,10 @@ def cloze(line: Line, statistics: Statistics, rng: random.Random) -> Item | None
 
 
 def cloze_hard(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """A content word and what follows, against words of the same document; the passage shows none of the four."""
+    """A content word and the words after it; distractors are words of the document.
+
+    None of the four words occurs elsewhere in the passage.
+    """
     passage = Counter(WORD.findall(" ".join((*line.before, *line.words)).lower()))
     candidates = [c for c in content_words(line, statistics, 3, len(line.words) - 1) if passage[c[1]] == 1]
     if not candidates:
@@ -74,7 +78,7 @@ def cloze_hard(line: Line, statistics: Statistics, rng: random.Random) -> Item |
 
 
 def last_word(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """The last word of a line, against words of similar frequency and equal token count."""
+    """The last word of a line; distractors have similar frequency and equal token count."""
     last = len(line.words) - 1
     for _, gold in content_words(line, statistics, last, last + 1):
         drawn = near(statistics.similar(gold), gold, 3, rng)
@@ -83,7 +87,7 @@ def last_word(line: Line, statistics: Statistics, rng: random.Random) -> Item | 
 
 
 def ending(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """The second half of a line, against second halves of as many words from other packages."""
+    """The second half of a line; distractors are second halves with as many words from other packages."""
     middle = half(line)
     gold = " ".join(line.words[middle:])
     pool = statistics.endings[len(line.words) - middle]
@@ -97,10 +101,10 @@ def ending(line: Line, statistics: Statistics, rng: random.Random) -> Item | Non
 
 
 def order(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """The second half of a line as it is, against two disjoint swaps of adjacent words, one or both of them made.
+    """The second half of a line; distractors apply one or both of two disjoint swaps of adjacent words.
 
-    The four orders are a group under swapping: seen from any of them the other three are the same three steps away,
-    which makes them exchangeable. Single swaps only would put the gold in the middle of its distractors.
+    The four orders form a group under swapping: the same three operations lead from each order to the other three, so
+    the four are exchangeable. With single swaps only, the gold order would be in the middle of its distractors.
     """
     middle = half(line)
     words = line.words[middle:]
@@ -121,9 +125,10 @@ def order(line: Line, statistics: Statistics, rng: random.Random) -> Item | None
 
 
 def number(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """A word and what follows, against its other number: with or without s.
+    """A word and the words after it; the distractor is its other grammatical number, with or without a final s.
 
-    The cell is (has the s, is the more frequent form); filled evenly, neither length nor frequency helps.
+    The cell is (has the s, is the more frequent form). If the cells are filled evenly, neither length nor frequency
+    predicts the gold form.
     """
     counts = statistics.counts
     candidates = []
@@ -140,10 +145,7 @@ def number(line: Line, statistics: Statistics, rng: random.Random) -> Item | Non
 
 
 def function_word(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """A preposition and what follows, against two other prepositions.
-
-    The cell is the preposition.
-    """
+    """A preposition and the words after it; distractors are two other prepositions. The cell is the preposition."""
     candidates = [i for i in range(2, len(line.words) - 3) if line.words[i] in PREPOSITIONS]
     if not candidates:
         return None
@@ -154,7 +156,7 @@ def function_word(line: Line, statistics: Statistics, rng: random.Random) -> Ite
 
 
 def pair(line: Line, statistics: Statistics, rng: random.Random) -> Item | None:
-    """WinoGrande's form: a blank, two words of similar frequency for it, and the rest of the line is scored."""
+    """An item in WinoGrande's form: two words of similar frequency for a blank; the rest of the line is scored."""
     if any("_" in text for text in (*line.before, *line.words)):
         return None  # the harness splits the sentence at the first underscore
     candidates = content_words(line, statistics, 2, len(line.words) - 3)

@@ -1,4 +1,4 @@
-"""What the offline tasks are made of: lines of held-out prose, and word statistics of the training documents."""
+"""Extract the material of the offline tasks: lines of held-out prose, and word statistics of the training documents."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from ddl.errors import UserError
 
 SEED = "ddl offline tasks 1"
-ITEMS_PER_DOCUMENT = 10  # of one task: a few large generated modules would dominate otherwise
-LINES_BEFORE = 3  # context lines of the same paragraph, as far as they fit
-MIN_WORDS, MAX_WORDS = 7, 20
-PLAIN_SHARE = 0.8  # of the words of a line are letters, with at most a hyphen and a final stop or comma
-MIN_COUNT = 5  # in training, of any content word that is offered as a choice
+ITEMS_PER_DOCUMENT = 10  # most items of a task from one document; otherwise a few large modules would dominate
+LINES_BEFORE = 3  # most context lines from the same paragraph; fewer if they do not fit
+MIN_WORDS, MAX_WORDS = 7, 20  # words of a prose line
+PLAIN_SHARE = 0.8  # least fraction of `PLAIN` words in a prose line
+MIN_COUNT = 5  # least count, in training prose, of a content word that serves as a choice
 FUNCTION_WORDS = frozenset(
     """
     about above after again against all along also although among and any are around because been before being below
@@ -36,15 +36,15 @@ CONTENT = re.compile(r"([a-z]{3,})[.,;:]?")
 
 
 class TaskError(UserError):
-    """Items that cannot be made, or that are not the ones the manifest lists."""
+    """Items that cannot be built from the documents."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of held-out prose and what stands above it in its paragraph."""
+    """One line of held-out prose and the lines before it in its paragraph."""
 
     document: str
-    group: str  # the source of the document; distractors that must be foreign come from another one
+    group: str  # source of the document; the distractors of `ending` come from another group
     before: tuple[str, ...]
     indent: str
     words: tuple[str, ...]
@@ -54,25 +54,25 @@ class Line:
         return " ".join(self.words)
 
     def query(self, end: int) -> str:
-        """The context and the line up to, not including, word number `end`."""
+        """The context lines, then the words of the line before word number `end`."""
         return "\n".join((*self.before, self.indent + " ".join(self.words[:end]))).lstrip()
 
 
 @dataclass
 class Statistics:
-    """Word frequencies of the training documents, and what the held-out documents offer as distractors."""
+    """Word frequencies of the training documents, and the candidates for distractors."""
 
     counts: Counter[str]
-    tokens: dict[str, int] = field(default_factory=dict)  # content word -> tokens of " word"
-    ranked: dict[int, list[str]] = field(default_factory=dict)  # that number -> its words, most frequent first
-    vocabulary: dict[str, list[str]] = field(default_factory=dict)  # document -> its content words, likewise
+    tokens: dict[str, int] = field(default_factory=dict)  # content word -> number of tokens of " word"
+    ranked: dict[int, list[str]] = field(default_factory=dict)  # number of tokens -> words, most frequent first
+    vocabulary: dict[str, list[str]] = field(default_factory=dict)  # document -> content words, most frequent first
     endings: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # word count -> (group, second half)
 
     def __post_init__(self) -> None:
         self.total = self.counts.total() + len(self.counts)
 
     def log_probability(self, text: str) -> float:
-        """Of the words of `text` under the training unigram distribution, add-one smoothed, in nats."""
+        """Log-probability of the words of `text` in nats, under the add-one smoothed training unigram distribution."""
         return math.fsum(math.log((self.counts[word] + 1) / self.total) for word in WORD.findall(text.lower()))
 
     def similar(self, word: str) -> list[str]:
@@ -81,12 +81,12 @@ class Statistics:
 
 
 def is_content(word: str, count: int) -> bool:
-    """Whether a word with this count in training may be a gold word or its distractor."""
+    """Whether a word with this count in training may be a gold word or a distractor."""
     return len(word) >= 3 and count >= MIN_COUNT and word not in FUNCTION_WORDS
 
 
 def half(line: Line) -> int:
-    """Where the second half of a line starts; it has 4 to 7 words."""
+    """Index of the first word of the second half of a line, which has 4 to 7 words."""
     return len(line.words) - min(7, max(4, len(line.words) // 2))
 
 
@@ -97,10 +97,10 @@ def content_words(line: Line, statistics: Statistics, start: int, stop: int) -> 
 
 
 def read_documents(path: Path) -> Iterator[dict[str, str]]:
-    """The documents of one split, one at a time.
+    """Read the documents of one split, one at a time.
 
     Raises:
-        TaskError: no such file, or a line of it is no document.
+        TaskError: the file cannot be read, or a line is not a document.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -114,7 +114,7 @@ def read_documents(path: Path) -> Iterator[dict[str, str]]:
 
 
 def read_lines(documents: list[dict[str, str]]) -> list[Line]:
-    """The lines that read as prose, each different, with up to `LINES_BEFORE` lines above them in their paragraph."""
+    """The distinct prose lines, each with up to `LINES_BEFORE` preceding lines of its paragraph."""
     several = len({document["source"] for document in documents}) > 1
     found: dict[str, Line] = {}
     for document in documents:
@@ -131,14 +131,14 @@ def read_lines(documents: list[dict[str, str]]) -> list[Line]:
 
 
 def is_prose(words: Sequence[str]) -> bool:
-    """Whether a line, split at single spaces, reads as running text: not a heading, a table or code."""
+    """Whether a line, split at single spaces, is running text and not a heading, a table or code."""
     if not MIN_WORDS <= len(words) <= MAX_WORDS or "" in words:
         return False
     return sum(PLAIN.fullmatch(word) is not None for word in words) >= PLAIN_SHARE * len(words)
 
 
 def fit_context(lines: list[Line], tokenizer: Tokenizer, limit: int) -> list[Line]:
-    """The same lines with as much context as leaves an item below `limit` tokens; longer lines are dropped."""
+    """Trim the context of each line to at most `limit` tokens in all; drop lines that are longer on their own."""
     texts = sorted({text for line in lines for text in (*line.before, line.text)})
     encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
     tokens = {text: len(encoding.ids) + 1 for text, encoding in zip(texts, encoded, strict=True)}
@@ -157,7 +157,7 @@ def fit_context(lines: list[Line], tokenizer: Tokenizer, limit: int) -> list[Lin
 
 
 def scan_training(path: Path, texts: set[str]) -> tuple[Counter[str], Counter[str], set[str]]:
-    """Word counts of the training documents and of their prose lines, and which of `texts` are a line of one."""
+    """Count the words of the training documents and of their prose lines; find which `texts` are training lines."""
     counts: Counter[str] = Counter()
     prose: Counter[str] = Counter()
     known: set[str] = set()
@@ -172,10 +172,10 @@ def scan_training(path: Path, texts: set[str]) -> tuple[Counter[str], Counter[st
 
 
 def collect(counts: Counter[str], prose: Counter[str], lines: list[Line], tokenizer: Tokenizer) -> Statistics:
-    """What the builders look up.
+    """Collect the statistics that the item builders use.
 
-    Distractors are words of training *prose*, ranked by their count there: golds are drawn from prose, and a word that
-    is frequent in code or signatures only would be told from them by its looks.
+    Distractors are words of training *prose*, ranked by their count there. Gold words are drawn from prose, so a word
+    that is frequent only in code or signatures would be easy to tell apart.
     """
     words = sorted(word for word, count in prose.items() if is_content(word, count))
     words.sort(key=lambda word: -prose[word])  # stable: alphabetical among equals
@@ -193,7 +193,7 @@ def collect(counts: Counter[str], prose: Counter[str], lines: list[Line], tokeni
         )
         per_document[line.document] += 1
         if per_document[line.document] > ITEMS_PER_DOCUMENT:
-            continue  # as among the golds
+            continue  # the limit for gold endings
         middle = half(line)
         statistics.endings.setdefault(len(line.words) - middle, []).append((line.group, " ".join(line.words[middle:])))
     statistics.vocabulary = {document: sorted(found, key=order.__getitem__) for document, found in vocabulary.items()}

@@ -1,0 +1,94 @@
+"""The generated parts of README.md and docs/: where they stand, and that they are what the committed files give."""
+
+import copy
+import json
+import re
+
+import pytest
+
+from ddl.layout import ROOT
+from ddl.reporting.keep_reference import REFERENCE, KeepError
+from ddl.reporting.readme import fill, headline_part, read_pages, readme_parts
+from tests.helpers.command import ddl
+
+PAGES = read_pages()
+SHOWN = re.search(r"results/reference/([\w-]+)/figures", PAGES["README.md"])[1]
+PARTS = re.findall(r"<!-- begin (\S+) -->", "".join(PAGES.values()))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return readme_parts(REFERENCE / SHOWN)
+
+
+@pytest.fixture
+def numbers():
+    return json.loads((REFERENCE / SHOWN / "numbers.json").read_text())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_pages_show_what_the_committed_results_the_settings_and_the_snakefile_say(part, parts):
+    shown = re.search(f"<!-- begin {part} -->\n(.*?)\n<!-- end {part} -->", "".join(PAGES.values()), re.DOTALL)[1]
+    assert shown == parts[part], "run `make readme`"
+
+
+def test_every_part_has_one_place(parts):
+    assert sorted(PARTS) == sorted(parts)
+    fill(PAGES, parts)
+
+
+def test_parts_are_written_between_their_marks_in_the_page_that_has_them():
+    pages = {
+        "README.md": "a\n<!-- begin x -->\nold\n<!-- end x -->\nb",
+        "docs/y.md": "<!-- begin y -->\n<!-- end y -->",
+    }
+    assert fill(pages, {"x": "new", "y": "other"}) == {
+        "README.md": "a\n<!-- begin x -->\nnew\n<!-- end x -->\nb",
+        "docs/y.md": "<!-- begin y -->\nother\n<!-- end y -->",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pages", "message"),
+    [
+        ({"README.md": "no marks"}, "found them in no page"),
+        ({"README.md": "<!-- begin x -->"}, "found them in README.md"),
+        (dict.fromkeys(("README.md", "docs/a.md"), "<!-- begin x --><!-- end x -->"), "in README.md, docs/a.md"),
+        ({"README.md": "<!-- begin x --><!-- end x -->" * 2}, "found them in README.md"),
+        ({"docs/a.md": "<!-- begin z --><!-- end z -->"}, "docs/a.md: marks of z: expected one of x"),
+    ],
+    ids=["missing", "no end", "two pages", "twice", "unknown"],
+)
+def test_marks_that_are_missing_twice_there_or_unknown_are_refused(pages, message):
+    with pytest.raises(KeepError, match=re.escape(message)):
+        fill(pages, {"x": "text"})
+
+
+def test_an_unknown_run_is_one_line_with_the_known_ones(capsys):
+    ddl("readme", "--name", "nowhere", code=2)
+    line = rf"error: results/reference/nowhere: not found; there are: .*{SHOWN}.*\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+
+
+def test_the_headline_says_where_the_gain_comes_from_only_while_the_numbers_do(numbers):
+    """With the scalar design at the baseline's loss, the rewrite designs' gain would come from the expanded state."""
+    claim = "most of the gain here needs no expanded state"
+    assert claim in headline_part(numbers)
+    other = copy.deepcopy(numbers)
+    other["runs"]["small"]["ddl-dv1"]["delta"] = 0.0
+    text = headline_part(other)
+    assert claim not in text
+    assert "reaches 0% (small)" in text.replace("-0%", "0%")
+
+
+def test_the_readme_is_a_front_door():
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
+def test_the_readme_maps_only_paths_that_exist_and_every_room():
+    table = PAGES["README.md"].split("## Map")[1].split("## ")[0]
+    cells = re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
+    paths = {path for cell in cells for path in re.findall(r"`([^`]+)`", cell)}
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    rooms = {f"ddl/{path.parent.name}/" for path in (ROOT / "ddl").glob("*/__init__.py")}
+    assert rooms - paths == set()
