@@ -1,8 +1,8 @@
-# `make reproduce` and `make test` set everything up in .venv on their first call.
+# The first `make reproduce` or `make test` installs everything into .venv.
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# The first Python on the PATH that the package supports.
+# The first supported Python on the PATH.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && echo $$p && break; done)
 
@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml requirements.lock
-	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.14 is needed, none of python3, python3.11 ... is one" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.14 is required, but neither python3 nor python3.11 to python3.14 is one" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c requirements.lock -e ".[dev]"
 	touch $@
@@ -20,17 +20,17 @@ $(INSTALLED): pyproject.toml requirements.lock
 reproduce: setup
 	$(BIN)/snakemake --cores all
 
-# A worker for each core takes whole files, in the order that tests/conftest.py puts them in.
+# One worker per core; each takes whole files, in the order set by tests/conftest.py.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST)
 
-# Kernels for every GPU, shape and dtype, of which `make test` takes a sample.
+# Kernels for every GPU, shape and dtype; `make test` checks a sample of these.
 test-full: setup
 	$(PYTEST) -m full
 
-# The smoke scale through a real Slurm on this machine; installs Debian's packages of it, so it needs root.
+# Run the smoke scale through a real Slurm on this machine. Needs root, because it installs Debian's Slurm packages.
 cluster-test: setup
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c requirements.lock -e ".[slurm]"
 	$(BIN)/python -m tests.cluster.run
@@ -48,13 +48,13 @@ format: setup
 	$(BIN)/ruff format
 	$(BIN)/snakefmt Snakefile
 
-# Needs uv; the pins are the same for every platform and Python that the package supports.
+# Needs uv. The pins are the same for all supported platforms and Python versions.
 lock:
 	uv pip compile --universal --fork-strategy fewest --python-version 3.11 \
 		--extra dev --extra slurm --extra tensorboard pyproject.toml \
 		-o requirements.lock --no-header --no-annotate --quiet
 
-# The tables and the picture of the workflow in README.md, from committed results and from the Snakefile.
+# Update the generated parts of README.md and docs/ from committed results, settings and the Snakefile.
 REFERENCE ?= laptop-epyc
 readme: setup
 	$(BIN)/ddl readme --name $(REFERENCE)

@@ -1,5 +1,5 @@
-# From a corpus to the paper: data -> trainings -> evaluations and costs -> figures and tables -> paper.
-# The scale is part of every path, so any file of any scale is a target: results/paper/figures/figure2.pdf.
+# From a corpus to the paper: data -> training -> evaluation and cost -> figures and tables -> paper.
+# The scale is part of every path, so any file of any scale is a target, e.g. results/paper/figures/figure2.pdf.
 
 import json
 import os
@@ -20,7 +20,7 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
-# `ddl` in every rule belongs to the Python that runs Snakemake. What a job prints is in its log, and shown if it fails.
+# Rules use the `ddl` of the Python that runs Snakemake. The output of a job goes to its log, which is shown on failure.
 shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
 
 STALE = {"refuse": "", "restart": "--restart", "continue": "--continue-anyway"}
@@ -49,7 +49,7 @@ PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "down
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))
 
 
-# On a cluster these run where Snakemake does: a job of their own would take longer than they do.
+# On a cluster these rules run next to Snakemake, because a cluster job would take longer than the work itself.
 localrules:
     benchmarks,
     derivation_page,
@@ -65,8 +65,8 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-# What a rule depends on besides its input files is in its `params`: the code that it runs, blind to comments and
-# docstrings, and those settings that are not their default. If one of them changes, the rule runs again.
+# Besides its input files, a rule depends on its `params`: the code that it runs, without comments and docstrings, and
+# the settings that differ from their defaults. If one of these changes, the rule runs again.
 
 
 def settings(*names):
@@ -75,19 +75,19 @@ def settings(*names):
 
 
 def run_settings(wildcards):
-    """Settings of one run, without those of the other variants and sizes."""
+    """Settings that determine one run, excluding other variants and sizes."""
     return SCALES[wildcards.scale].determining(wildcards.size, wildcards.variant)
 
 
 def cost_settings(wildcards):
-    """Settings of all models of one size, how they are computed and how that is measured."""
+    """Settings of all models of one size, and how they are executed and measured."""
     scale = SCALES[wildcards.scale]
     models = {variant: scale.model(wildcards.size, variant).determining() for variant in VARIANTS}
     return models, settings("execution", "cost")(wildcards), scale.training.dtype, scale.training.threads
 
 
 def report_settings(wildcards):
-    """What figures and tables say of a scale beside its results: names, shapes and recipe."""
+    """Settings that figures and tables show besides the results: names, shapes and recipe."""
     values = settings("title", "sequence_length", "seeds", "sizes", "tokenizer")(wildcards)
     return values, SCALES[wildcards.scale].training.determining(), [variant.label for variant in VARIANTS.values()]
 
@@ -100,12 +100,15 @@ def derivation_settings(wildcards):
 
 
 def recipe(name):
-    """A setting of the scale's trainings."""
+    """A training setting of the scale."""
     return lambda wildcards: getattr(SCALES[wildcards.scale].training, name)
 
 
 def on_stale_checkpoints(wildcards):
-    """What a training does that finds checkpoints of other code or settings only: without a GPU it just starts over."""
+    """What training does if all checkpoints come from other code or settings.
+
+    Runs that need no GPU are cheap, so the default for them is to restart.
+    """
     cheap = recipe("gpus")(wildcards) == 0
     return STALE["restart" if cheap and config["stale"] == "refuse" else config["stale"]]
 
@@ -119,7 +122,7 @@ def all_cores(wildcards):
 
 
 def of_every_run(scale, *patterns):
-    """The patterns for all sizes, variants and seeds of a scale."""
+    """Expand patterns over all sizes, variants and seeds of a scale."""
     wildcards = {"scale": scale.name, "size": list(scale.sizes), "variant": VARIANTS, "seed": scale.seeds}
     return list(dict.fromkeys(expand(patterns, **wildcards)))
 
@@ -133,13 +136,13 @@ def every_point(wildcards):
 
 
 def drawn(*notebooks):
-    """The files of all figures and tables that notebooks draw."""
+    """Files of all figures and tables that the notebooks draw."""
     names = [name for notebook in notebooks for name in DRAWN[notebook]]
     return [f"results/{{scale}}/{file}" for name in names for file in drawn_files(name)]
 
 
 def task_files(wildcards):
-    """Offline tasks are made from held-out documents; the benchmarks come from the hub."""
+    """Manifest of the offline tasks or of the benchmarks, whichever the scale evaluates."""
     offline = SCALES[wildcards.scale].evaluation.tasks == "offline"
     return f"results/{wildcards.scale}/data/tasks/manifest.json" if offline else rules.benchmarks.output.manifest
 
@@ -155,7 +158,7 @@ onsuccess:
     messages.finish(whole="all" in {rule.name for rule in workflow.dag.targetrules})
 
 
-# Everything that a scale promises is a target of its own, so that a file that is lost is made again.
+# All results of a scale. Each file is listed, so that a deleted file is built again.
 rule all:
     input:
         expand(
@@ -172,10 +175,10 @@ rule all:
             COST,
         ),
     message:
-        f"everything of the scale {DEFAULT}"
+        f"all results of the scale {DEFAULT}"
 
 
-# Documents, tokenizer and token shards; the manifest names every file with its SHA-256, and whoever reads them checks it.
+# Tokenizer and token shards. The manifest lists every file with its SHA-256, which is checked whenever a file is read.
 rule data:
     input:
         packages="config/package_docs.json",
@@ -193,12 +196,12 @@ rule data:
         code=code_identity("ddl.data.build"),
         settings=settings("corpus", "tokenizer"),
     message:
-        "data ({wildcards.scale}): corpus, tokenizer, shards"
+        "data ({wildcards.scale}): tokenizer and token shards"
     shell:
         "ddl data --scale {wildcards.scale} --out $(dirname {output.manifest}) --workers {threads} > {log} 2>&1"
 
 
-# The paper's eight benchmarks, once for all scales; the only evaluation step that needs a network.
+# The paper's eight benchmarks, downloaded once for all scales. No other evaluation step needs the network.
 rule benchmarks:
     output:
         manifest="results/benchmarks/manifest.json",
@@ -207,12 +210,12 @@ rule benchmarks:
     params:
         code=code_identity("ddl.evaluation.paper_benchmarks"),
     message:
-        "the eight benchmarks, from the hub"
+        "download the eight benchmarks"
     shell:
         "ddl benchmarks > {log} 2>&1"
 
 
-# The eight offline tasks, from held-out documents.
+# The eight offline tasks, built from held-out documents.
 rule tasks:
     input:
         data=rules.data.output.manifest,
@@ -233,7 +236,7 @@ rule tasks:
         " > {log} 2>&1"
 
 
-# One of the models. Checkpoints lie beside the outputs, under a fingerprint of settings, data and code.
+# Train one model. Checkpoints are next to the outputs, in a folder named after a fingerprint of settings, data and code.
 rule train:
     input:
         data=rules.data.output.manifest,
@@ -248,10 +251,10 @@ rule train:
         "results/{scale}/logs/train/{size}-{variant}-seed{seed}.log",
     benchmark:
         "results/{scale}/benchmarks/train/{size}-{variant}-seed{seed}.tsv"
-    # The long jobs start first, so that no core waits at the end.
+    # Long jobs start first, so that no core idles at the end.
     priority: 10
     threads: recipe("threads")
-    # GPUs and flags here and not in `params`: another number or flag is no reason to train again.
+    # GPUs and flags are resources, not `params`, because changing them is no reason to train again.
     resources:
         gpu=recipe("gpus"),
         mem_mb=4000,
@@ -267,7 +270,7 @@ rule train:
         " --processes {resources.gpu} {resources.on_stale} > {log} 2>&1"
 
 
-# One run with a learning rate of its own. Logs and times lie with the sweep, which is no part of the whole workflow.
+# One run of the learning-rate study. `rule all` excludes the study, so its logs and times have their own folder.
 rule sweep_point:
     input:
         data=rules.data.output.manifest,
@@ -310,7 +313,7 @@ rule sweep_rows:
         "ddl study collect --scale {wildcards.scale} --results $(dirname {output.rows}) > {log} 2>&1"
 
 
-# Loss on the whole validation split, and the eight tasks at 0 and 1 shot.
+# Loss on the whole validation split, and accuracy on the eight tasks at 0 and 1 shot.
 rule evaluate:
     input:
         data=rules.data.output.manifest,
@@ -341,7 +344,7 @@ rule evaluate:
         " --out $(dirname {output.validation}) > {log} 2>&1"
 
 
-# A model that has learned nothing must score at chance: the tasks' own check.
+# A check of the tasks: an untrained model must score at chance level.
 use rule evaluate as evaluate_random_init with:
     input:
         data=rules.data.output.manifest,
@@ -361,7 +364,7 @@ use rule evaluate as evaluate_random_init with:
         "evaluate a model with random weights ({wildcards.scale})"
 
 
-# What of the evaluation items occurs in the training shards.
+# Overlap between evaluation items and training shards.
 rule contamination:
     input:
         data=rules.data.output.manifest,
@@ -382,7 +385,7 @@ rule contamination:
         " > {log} 2>&1"
 
 
-# Speed and memory of all variants of one size, interleaved; the job has the machine for itself.
+# Speed and memory of all variants of one size, measured in turn. The job uses the whole machine.
 rule cost:
     output:
         expand(COST, variant=VARIANTS, allow_missing=True),
@@ -398,13 +401,13 @@ rule cost:
         code=code_identity("ddl.training.cost"),
         settings=cost_settings,
     message:
-        "cost {wildcards.size} ({wildcards.scale}): all variants, interleaved"
+        "cost {wildcards.size} ({wildcards.scale}): all variants in turn"
     shell:
         "ddl cost --scale {wildcards.scale} --size {wildcards.size} --out results/{wildcards.scale}/cost/{wildcards.size}"
         " > {log} 2>&1"
 
 
-# Derivations: no results, but real functions of the package; executed once, and a page of every scale.
+# Derivations use functions of the package but no results: run once, and copy the page to every scale.
 rule derivation:
     input:
         notebook="notebooks/{notebook}.py",
@@ -439,12 +442,12 @@ rule derivation_page:
     wildcard_constraints:
         notebook="|".join(DERIVATIONS),
     message:
-        "notebook {wildcards.notebook} ({wildcards.scale}), executed once for all scales"
+        "notebook {wildcards.notebook} ({wildcards.scale}), run once for all scales"
     shell:
         "cp {input} {output.page} 2> {log} && cp results/notebooks/benchmarks/{wildcards.notebook}.tsv {output.times} 2>> {log}"
 
 
-# What each notebook reads; `DRAWN` says which figures and tables it draws of it.
+# The files that each notebook reads. `DRAWN` lists the figures and tables that it draws from them.
 READ = {
     "03_architecture": dict(paper="config/scales/paper.yaml", published="paper/published/architecture.csv"),
     "08_tasks": dict(
@@ -504,7 +507,7 @@ for notebook, results in READ.items():
             "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
-# Every number that the paper's text and the README quote.
+# Every number quoted in the paper's text and the README.
 rule numbers:
     input:
         data=rules.data.output.manifest,
@@ -555,7 +558,7 @@ rule sweep:
     input:
         f"results/{DEFAULT}/notebooks/{SWEEP}.html",
     message:
-        f"the study of the learning rate at the scale {DEFAULT}"
+        f"learning-rate study of the scale {DEFAULT}"
 
 
 # Short names at the default scale: `snakemake --cores all figure2`.

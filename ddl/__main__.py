@@ -1,4 +1,4 @@
-"""`python -m ddl` is the command `ddl`."""
+"""Run the command `ddl` as `python -m ddl`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The command line `ddl`: one command for each step, in the order of the data.
+"""The command line `ddl`: one command per step, in the order in which data flows.
 
-A command checks its arguments and calls a function of one room. It imports that room in its body, because `ddl --help`
-and a mistyped option must not wait seconds for torch.
+A command checks its arguments and calls a function of one sub-package. It imports that sub-package in its body, so that
+`ddl --help` and a mistyped option do not wait seconds for torch.
 """
 
 import json
@@ -27,10 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: as in `ddl *arguments`; None for those of this process.
+        arguments: the words after `ddl`; None means the arguments of this process.
 
     Returns:
-        The exit code. A user's mistake is one line on stderr and code 2; any other exception passes as it is.
+        The exit code. A user's mistake prints one line to stderr and returns 2; any other exception is raised.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"error: {error}", err=True)
         return 2
     except click.Abort as stopped:
-        if isinstance(stopped.__cause__, EOFError):  # click takes a file that ends early for Ctrl-D
+        if isinstance(stopped.__cause__, EOFError):  # click treats an early end of file as Ctrl-D
             raise
         return INTERRUPTED
 
@@ -60,11 +60,11 @@ class InOrder(click.Group):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What options take
+# Option types and shared options
 
 
 class ScaleName(click.ParamType):
-    """The name of a file in config/scales, which becomes its settings."""
+    """The name of a file in config/scales, converted to a `Scale`."""
 
     name = "name"
 
@@ -73,7 +73,10 @@ class ScaleName(click.ParamType):
 
 
 class Finite(click.FloatRange):
-    """A number in a range, neither infinite nor NaN, which every comparison with a bound lets pass."""
+    """A finite number in a range.
+
+    NaN has to be rejected explicitly: no comparison with a bound excludes it.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
@@ -83,7 +86,7 @@ class Finite(click.FloatRange):
 
 
 class Listed(click.ParamType):
-    """Values with commas between them."""
+    """Values separated by commas, converted to a tuple."""
 
     def __init__(self, item: click.ParamType) -> None:
         self.item = item
@@ -95,7 +98,7 @@ class Listed(click.ParamType):
 
 
 class JsonObject(click.ParamType):
-    """A JSON object, which becomes a dict."""
+    """A JSON object, converted to a dict."""
 
     name = "json"
 
@@ -109,7 +112,7 @@ class JsonObject(click.ParamType):
         return values
 
 
-FOLDER = click.Path(file_okay=False, path_type=Path)  # made, or asked for by an error that says which command makes it
+FOLDER = click.Path(file_okay=False, path_type=Path)  # the command creates it, or reports which command does
 KNOWN_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**32 - 1)
@@ -118,13 +121,13 @@ Decorator = Callable[[Callable], Callable]
 
 
 def option(name: str, kind: click.ParamType, help: str, metavar: str, **settings: Any) -> Decorator:
-    """An option that is required unless it has a default; its help shows the default."""
+    """An option that is required unless it has a default, which its help then shows."""
     settings = {"required": "default" not in settings, "show_default": True} | settings
     return click.option(name, type=kind, metavar=metavar, help=help, **settings)
 
 
 def together(*decorators: Decorator) -> Decorator:
-    """Several decorators as one, the first outermost."""
+    """Combine decorators into one; the first is the outermost."""
 
     def decorate(function: Callable) -> Callable:
         for decorator in reversed(decorators):
@@ -140,23 +143,25 @@ of_variant = option("--variant", click.STRING, "Residual design: a name in confi
 from_data = option("--data", FOLDER, "Folder that `ddl data` wrote, e.g. results/laptop/data.", "FOLDER")
 from_results = option("--results", KNOWN_FOLDER, "Results of a scale, e.g. results/laptop.", "FOLDER")
 of_training = together(
-    option("--seed", SEED, "Seed of the initial weights and of the order of the data.", "N"),
+    option("--seed", SEED, "Seed of the initial weights and the data order.", "N"),
     from_data,
-    option("--out", FOLDER, "Folder of the run: metrics, checkpoints, weights.", "FOLDER"),
+    option("--out", FOLDER, "Folder for metrics, checkpoints and weights of the run.", "FOLDER"),
     option(
         "--processes",
         click.IntRange(0),
-        "Processes that share every batch, started by torchrun; 0 and 1 mean this process alone.",
+        "Processes that share each batch, started by torchrun; 0 and 1 train in this process.",
         "N",
         default=1,
     ),
-    click.option("--restart", is_flag=True, help="Start from step 0 if the checkpoints are of other code or settings."),
-    click.option("--continue-anyway", is_flag=True, help="Continue from checkpoints of other code or settings."),
+    click.option(
+        "--restart", is_flag=True, help="Start from step 0 if code or settings changed since the checkpoints."
+    ),
+    click.option("--continue-anyway", is_flag=True, help="Continue from checkpoints even if code or settings changed."),
 )
 
 
 def on_stale(restart: bool, continue_anyway: bool) -> "Stale":
-    """What two flags say about checkpoints of other code or settings."""
+    """Turn the two flags into what happens to checkpoints from other code or settings."""
     if restart and continue_anyway:
         raise click.UsageError("--restart and --continue-anyway exclude each other.")
     return "restart" if restart else "continue" if continue_anyway else "refuse"
@@ -170,7 +175,7 @@ def on_stale(restart: bool, continue_anyway: bool) -> "Stale":
 def commands() -> None:
     """Reproduce the paper "Deep Delta Learning".
 
-    Commands are listed in the order of the data. `snakemake --cores all` runs them all for one scale.
+    Commands are listed in the order in which data flows. `snakemake --cores all` runs the whole workflow for one scale.
     """
 
 
@@ -180,14 +185,21 @@ def commands() -> None:
 @option(
     "--max-tokens",
     click.IntRange(0),
-    "Training tokens at most, 0 for all of the corpus.",
+    "Maximum number of training tokens; 0 uses the whole corpus.",
     "N",
     default=None,
     show_default="corpus.max_train_tokens of the scale",
 )
-@option("--workers", click.IntRange(1), "Processes that tokenise.", "N", default=os.cpu_count, show_default="all cores")
+@option(
+    "--workers",
+    click.IntRange(1),
+    "Number of tokenising processes.",
+    "N",
+    default=os.cpu_count,
+    show_default="all cores",
+)
 def data(scale: Scale, out: Path, max_tokens: int | None, workers: int) -> None:
-    """Make documents, tokenizer and token shards of a scale."""
+    """Build the tokenizer and token shards of a scale."""
     from dataclasses import replace
 
     from ddl.data.build import build
@@ -201,8 +213,8 @@ def data(scale: Scale, out: Path, max_tokens: int | None, workers: int) -> None:
 def package_manifest() -> None:
     """Overwrite config/package_docs.json.
 
-    It lists the documents, bytes and SHA-256 of the corpus `package-docs`, and `ddl data` checks the corpus against
-    it. Run this after an upgrade of one of the packages.
+    The file lists documents, bytes and SHA-256 of the corpus `package-docs`; `ddl data` checks the corpus against it.
+    Run this after upgrading one of the packages.
     """
     from ddl.data.documents import make_package_manifest
 
@@ -213,7 +225,7 @@ def package_manifest() -> None:
 def benchmarks() -> None:
     """Download the paper's eight benchmarks.
 
-    They go to results/benchmarks. No other command of the evaluation needs a network. Revisions are pinned.
+    They are saved in results/benchmarks, at pinned revisions. No other evaluation command needs the network.
     """
     from ddl.evaluation.paper_benchmarks import FOLDER, prefetch
 
@@ -224,7 +236,7 @@ def benchmarks() -> None:
 @commands.command()
 @of_scale
 @from_data
-@option("--out", FOLDER, "Folder of the items, e.g. results/laptop/data/tasks.", "FOLDER")
+@option("--out", FOLDER, "Folder for the items, e.g. results/laptop/data/tasks.", "FOLDER")
 def tasks(scale: Scale, data: Path, out: Path) -> None:
     """Build the eight offline tasks from held-out documents."""
     from ddl.evaluation.offline_tasks.build import build_tasks, report
@@ -252,7 +264,7 @@ def train(
 ) -> int:
     """Train one model.
 
-    Started again after an interruption, it continues from its last checkpoint.
+    If interrupted, run the same command again to continue from the last checkpoint.
     """
     stale = on_stale(restart, continue_anyway)
     from ddl.training.batches import check_shares
@@ -267,7 +279,7 @@ def train(
 
 @commands.group()
 def study() -> None:
-    """Try learning rates."""
+    """Compare learning rates."""
 
 
 @study.command()
@@ -290,7 +302,7 @@ def point(
     restart: bool,
     continue_anyway: bool,
 ) -> int:
-    """Train one model with a learning rate of its own."""
+    """Train one model at the given learning rate."""
     stale = on_stale(restart, continue_anyway)
     from ddl.layout import Point
     from ddl.training.batches import check_shares
@@ -307,40 +319,45 @@ def point(
 @of_scale
 @from_results
 def collect(scale: Scale, results: Path) -> None:
-    """Write sweep.csv from all points of a scale."""
+    """Write sweep.csv from all points of the study."""
     from ddl.training.study import collect
 
     collect(scale, results)
 
 
 @commands.command()
-@option("--run", KNOWN_FOLDER, "Folder of a trained model, of this package or of transformers.", "FOLDER", default=None)
-@click.option("--random-init", is_flag=True, help="Instead of --run: untrained weights of --size and --variant.")
+@option("--run", KNOWN_FOLDER, "Folder of a trained model, from this package or transformers.", "FOLDER", default=None)
+@click.option("--random-init", is_flag=True, help="Instead of --run: use untrained weights of --size and --variant.")
 @click.option("--size", type=click.Choice(SIZES), help="With --random-init: size of the model.")
 @option("--variant", click.STRING, "With --random-init: a name in config/variants.yaml.", "NAME", default=None)
 @option(
     "--scale",
     ScaleName(),
-    "With --data: measure as this scale does, including the validation loss.",
+    "With --data: measure as the workflow does at this scale, including the validation loss.",
     "NAME",
     default=None,
 )
-@option("--data", FOLDER, "With --scale: its data, e.g. results/laptop/data.", "FOLDER", default=None)
+@option("--data", FOLDER, "With --scale: data of that scale, e.g. results/laptop/data.", "FOLDER", default=None)
 @option(
     "--items",
     FOLDER,
     "Folder of the tasks.",
     "FOLDER",
     default=None,
-    show_default="those of the scale, else results/benchmarks",
+    show_default="the tasks of the scale, else results/benchmarks",
 )
 @option(
-    "--tasks", Listed(click.STRING), "Tasks to run, by name.", "NAME,NAME", default=(), show_default="all of the folder"
+    "--tasks",
+    Listed(click.STRING),
+    "Names of the tasks to run.",
+    "NAME,NAME",
+    default=(),
+    show_default="all in the folder",
 )
 @option(
     "--shots",
     Listed(click.IntRange(0)),
-    "Numbers of demonstrations before an item.",
+    "Number of demonstrations in the prompt of an item.",
     "N,N",
     default=SHOTS,
     show_default=",".join(map(str, SHOTS)),
@@ -348,7 +365,7 @@ def collect(scale: Scale, results: Path) -> None:
 @option(
     "--out",
     FOLDER,
-    "Folder of the results, required with --scale.",
+    "Folder for the results, required with --scale.",
     "FOLDER",
     default=None,
     show_default="results are only printed",
@@ -367,8 +384,8 @@ def evaluate(
 ) -> None:
     """Measure task accuracy (%) and validation loss (nats).
 
-    With --run alone: the accuracy of a model of this package or of transformers, on the paper's benchmarks or on the
-    tasks in --items. With --scale, --data and --out: the same and the validation loss, as the workflow measures them.
+    With --run alone, measure the accuracy of a model from this package or transformers on the paper's benchmarks or on
+    the tasks in --items. With --scale, --data and --out, measure accuracy and validation loss as the workflow does.
     """
     source: Path | tuple[str, str]
     if run and not (random_init or size or variant):
@@ -385,18 +402,18 @@ def evaluate(
         evaluate_run(run, items, out, tasks, shots)
     else:
         raise click.UsageError(
-            "--scale, --data and --out belong together, leave out --tasks and --shots, and are needed by --random-init."
+            "give --scale, --data and --out together and without --tasks and --shots; --random-init requires them."
         )
 
 
 @commands.command()
 @of_scale
 @from_data
-@option("--out", FOLDER, "Folder of contamination.json and contamination.parquet, e.g. results/laptop.", "FOLDER")
+@option("--out", FOLDER, "Folder for contamination.json and contamination.parquet, e.g. results/laptop.", "FOLDER")
 def contamination(scale: Scale, data: Path, out: Path) -> None:
     """Look for evaluation items in the training shards.
 
-    An item is found by n-grams of 8 and of 13 tokens that it shares with them.
+    An item counts as contaminated if it shares an n-gram of 8 or 13 tokens with them.
     """
     from ddl.evaluation.contamination import write_contamination
 
@@ -406,7 +423,7 @@ def contamination(scale: Scale, data: Path, out: Path) -> None:
 @commands.command()
 @of_scale
 @of_size
-@option("--out", FOLDER, "Folder of one JSON file for each variant, e.g. results/laptop/cost/small.", "FOLDER")
+@option("--out", FOLDER, "Folder for one JSON file per variant, e.g. results/laptop/cost/small.", "FOLDER")
 def cost(scale: Scale, size: str, out: Path) -> None:
     """Measure speed (tokens/s) and peak memory (bytes)."""
     from ddl.training.cost import measure
@@ -419,7 +436,10 @@ def cost(scale: Scale, size: str, out: Path) -> None:
 @of_size
 @of_variant
 def peak_memory(scale: Scale, size: str, variant: str) -> None:
-    """Print the peak memory of one variant as JSON; `ddl cost` starts a process with this for each."""
+    """Print the peak memory of one variant as JSON.
+
+    `ddl cost` runs this in a fresh process for each variant.
+    """
     from ddl.training.cost import peak_memory
 
     click.echo(json.dumps(peak_memory(scale, size, variant)))
@@ -428,7 +448,7 @@ def peak_memory(scale: Scale, size: str, variant: str) -> None:
 @commands.command()
 @of_scale
 def describe(scale: Scale) -> None:
-    """Print parameters, FLOPs and state bytes of all models."""
+    """Print parameters, FLOPs and state bytes of each model."""
     from ddl.model.flops import describe
 
     click.echo(describe(scale))
@@ -437,10 +457,10 @@ def describe(scale: Scale) -> None:
 @commands.command()
 @option("--run", KNOWN_FOLDER, "Folder of a trained model.", "FOLDER")
 @option("--prompt", click.STRING, "Text to continue.", "TEXT")
-@option("--tokens", click.IntRange(1), "Tokens to produce at most.", "N", default=64)
-@option("--temperature", Finite(min=0), "Of the draws; 0 takes the likeliest token.", "T", default=0.0)
-@option("--seed", SEED, "Seed of the draws at a temperature above 0.", "N", default=0)
-@click.option("--no-cache", is_flag=True, help="Read the whole text again for every token.")
+@option("--tokens", click.IntRange(1), "Maximum number of tokens to generate.", "N", default=64)
+@option("--temperature", Finite(min=0), "Sampling temperature; 0 takes the most likely token.", "T", default=0.0)
+@option("--seed", SEED, "Seed for sampling at a temperature above 0.", "N", default=0)
+@click.option("--no-cache", is_flag=True, help="Process the whole text again for every token.")
 def generate(run: Path, prompt: str, tokens: int, temperature: float, seed: int, no_cache: bool) -> None:
     """Continue a prompt, and print the speed in tokens/s."""
     from ddl.model.generate import write_on
@@ -451,10 +471,10 @@ def generate(run: Path, prompt: str, tokens: int, temperature: float, seed: int,
 @commands.command()
 @click.argument("results", type=FOLDER)
 def progress(results: Path) -> None:
-    """Show how far the runs of a scale are.
+    """Show the progress of the runs of a scale.
 
-    RESULTS is its folder, e.g. results/laptop. In a terminal the table is live until Ctrl-C; elsewhere it is printed
-    once.
+    RESULTS is the folder of the scale, e.g. results/laptop. In a terminal the table refreshes until Ctrl-C; otherwise
+    it is printed once.
     """
     from ddl.reporting.progress import watch
 
@@ -463,10 +483,10 @@ def progress(results: Path) -> None:
 
 @commands.command()
 @click.argument("notebook", type=FILE)
-@option("--html", FILE, "Page to write.", "FILE")
-@option("--parameters", JsonObject(), "Values for its cell of parameters, as a JSON object.", "JSON", default="{}")
+@option("--html", FILE, "HTML page to write.", "FILE")
+@option("--parameters", JsonObject(), "Values for its parameters cell, as a JSON object.", "JSON", default="{}")
 def notebook(notebook: Path, html: Path, parameters: dict[str, Any]) -> None:
-    """Run a notebook and write it as one offline page.
+    """Run a notebook and write it as a standalone HTML page.
 
     NOTEBOOK is a py:percent file.
     """
@@ -481,7 +501,7 @@ def notebook(notebook: Path, html: Path, parameters: dict[str, Any]) -> None:
 @commands.command()
 @from_results
 def numbers(results: Path) -> None:
-    """Write numbers.json, what the paper's prose quotes."""
+    """Write numbers.json, the numbers quoted in the paper."""
     from ddl.reporting.quoted_numbers import report
 
     report(results)
@@ -519,9 +539,9 @@ def readme(name: str) -> None:
 @commands.command("lm-eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def lm_eval(arguments: tuple[str, ...]) -> None:
-    """Run lm-evaluation-harness, which knows --model ddl.
+    """Run lm-evaluation-harness with the model type ddl.
 
-    All arguments are the harness' own, e.g. --model ddl --model_args pretrained=DIR --tasks lambada_openai.
+    All arguments go to the harness, e.g. --model ddl --model_args pretrained=DIR --tasks lambada_openai.
     """
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
@@ -529,7 +549,7 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     setup_logging()
     sys.argv = ["lm-eval", *arguments]
     harness = HarnessCLI()
-    parsed = harness.parse_args()  # --help and mistakes end here, before the slow imports
+    parsed = harness.parse_args()  # exits here on --help or a mistake, before the slow imports
     import ddl.evaluation.lm_eval_model
     import ddl.model.transformers_model  # noqa: F401 - `--model hf` loads our runs too
 

@@ -1,8 +1,8 @@
-"""Which code a result depends on, and whether it is still the same code.
+"""Find the code that a result depends on, and digest it to detect changes.
 
-A result depends on the modules that make it and on everything that these import, as far as it lies in the rooms (the
-sub-packages of `ddl`). The modules beside the rooms do not count: they say where and how results are written, and the
-settings among them count as settings. What a file says in comments and docstrings does not count either.
+A result depends on the modules that compute it and on every module of a sub-package of `ddl` that these import.
+Modules directly under `ddl` do not count: they decide where and how results are written, and settings are compared
+separately, by value. Comments and docstrings do not count either.
 """
 
 import ast
@@ -16,19 +16,19 @@ from typing import Any
 from ddl.layout import ROOT
 
 PACKAGE = ROOT / "ddl"
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # what a docstring can begin
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # nodes that can have a docstring
 
 
 def code_identity(*sources: str) -> dict[str, str]:
     """Digest the code behind a result.
 
     Args:
-        sources: modules ("ddl.training.run"), and notebooks by their path ("notebooks/05_gradient.py"). Of a notebook
-            count its imports, and the full text of the functions that it shows by `source(...)`; its own text does not.
+        sources: modules ("ddl.training.run"), and notebooks by their path ("notebooks/05_gradient.py"). For a notebook,
+            only its imports count and the full text of the functions that it shows with `source(...)`.
 
     Returns:
-        Path from the repository's root -> SHA-256 of its syntax tree, in alphabetical order; for a function that a
-        notebook shows, path:name -> SHA-256 of its text.
+        Path relative to the repository -> SHA-256 of the file's syntax tree, in alphabetical order. A function that a
+        notebook shows adds an entry path:name -> SHA-256 of its text.
     """
     notebooks = [ROOT / source for source in sources if source.endswith(".py")]
     todo = [file for source in sources if not source.endswith(".py") for file in _files(source)]
@@ -45,7 +45,7 @@ def code_identity(*sources: str) -> dict[str, str]:
 
 
 def _files(module: str) -> list[Path]:
-    """The files in the rooms that an import of `module`, or of a name in it, runs."""
+    """The files in the sub-packages that run when `module`, or a name in it, is imported."""
     package, *parts = module.split(".")
     folders = [PACKAGE.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
     candidates = [path for folder in folders for path in (folder.with_suffix(".py"), folder / "__init__.py")]
@@ -54,13 +54,16 @@ def _files(module: str) -> list[Path]:
 
 @cache
 def _read(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Digest of a file's syntax tree, and the names that the file imports."""
+    """Digest a file's syntax tree and list the names that the file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps(_meaning(tree)).encode()).hexdigest(), tuple(_imports(tree))
 
 
 def _meaning(node: Any) -> Any:
-    """A syntax tree as nested lists, without positions, docstrings and empty fields, which Python versions add."""
+    """A syntax tree as nested lists, without positions, docstrings and empty fields.
+
+    Newer Python versions add fields, which are empty unless code uses the new syntax.
+    """
     if isinstance(node, list):
         return [_meaning(item) for item in node]
     if not isinstance(node, ast.AST):
@@ -75,7 +78,7 @@ def _meaning(node: Any) -> Any:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Names that a syntax tree imports, wherever the import stands, but for those that only a type checker sees."""
+    """Names that a syntax tree imports, at any depth, except under `if TYPE_CHECKING`."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -87,7 +90,7 @@ def _imports(node: ast.AST) -> Iterator[str]:
 
 
 def _shown(notebook: Path) -> dict[str, str]:
-    """The text of the functions that a notebook shows, by `source(function, Class.method)`."""
+    """Digest the text of the functions that a notebook shows with `source(function, Class.method)`."""
     nodes = list(ast.walk(ast.parse(notebook.read_text(encoding="utf-8"))))
     modules = {alias.name: node.module for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "source"]

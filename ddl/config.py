@@ -1,8 +1,8 @@
-"""The schema of every setting, and the only place where one has a default.
+"""The schema of all settings, and the only place that defines their defaults.
 
-`config/scales/<scale>.yaml` says how large the runs are, `config/variants.yaml` says which residual designs are
-compared. Both are read into the frozen dataclasses below before anything runs: an unknown key, a missing key, a wrong
-type or a combination that makes no sense is a `ConfigError` that names the file and the key.
+`config/scales/<scale>.yaml` sets the size of the runs; `config/variants.yaml` lists the residual designs to compare.
+Both are read into the frozen dataclasses below before anything runs. An unknown key, a missing key, a wrong type or an
+inconsistent combination raises a `ConfigError` that names the file and the key.
 """
 
 import abc
@@ -19,18 +19,18 @@ from ddl.errors import UserError
 from ddl.layout import ROOT
 
 SCALES_DIR = ROOT / "config" / "scales"
-SHOTS = (0, 1)  # demonstrations before an item: Tables 7, 8 and Tables 1, 2
+SHOTS = (0, 1)  # demonstrations per prompt: 0 in Tables 7 and 8, 1 in Tables 1 and 2
 SIZES = ("small", "medium")
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
 
 
 class ConfigError(UserError):
-    """A setting that a user can put right: the message names the file and the key, what was found and what fits."""
+    """An invalid setting. The message names the file and the key, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only language model; a variant of the paper is a point in this space (Sec. 3, App. A)."""
+    """Settings of one decoder-only language model; they span all variants of the paper (Sec. 3, App. A)."""
 
     vocab_size: int
     sequence_length: int
@@ -43,10 +43,10 @@ class ModelConfig:
     compressor: Literal["none", "tc", "cc"] = "none"
     embed_conv: bool = False  # EC
     embed_conv_kernel: int = 4
-    compressor_kernel: int = 4  # over tokens for tc, over value channels for cc (then it must equal d_v)
+    compressor_kernel: int = 4  # spans tokens for tc; spans value channels for cc, where it must equal d_v
     # The generators of direction, gate and value (Sec. 2.1, App. A.1, A.2).
     direction: Literal["output", "mlp"] = "output"
-    direction_pool: Literal["mean", "flatten"] = "mean"  # what the MLP direction reads
+    direction_pool: Literal["mean", "flatten"] = "mean"  # how the state is pooled for the MLP direction
     direction_eps: float = 1e-5
     gate: Literal["linear", "mlp"] = "linear"
     gate_hidden: int = 128
@@ -59,10 +59,10 @@ class ModelConfig:
     norm_eps: float = 1e-5
     embedding_std: float = 0.02
     matrix_std_factor: float = 0.5  # matrices start at N(0, (factor / sqrt(d))^2)
-    # How it is computed, which changes results by rounding only.
-    kernels: Literal["reference", "triton", "auto"] = "auto"  # plain autograd; Triton or nothing; the best there is
-    state_dtype: Literal["parameters", "bfloat16"] = "parameters"  # of the residual state
-    state_memory: Literal["stored", "rebuilt"] = "stored"  # the states that the backward pass needs
+    # How the model is computed. These settings change results only by rounding.
+    kernels: Literal["reference", "triton", "auto"] = "auto"  # plain autograd; Triton only; the fastest available
+    state_dtype: Literal["parameters", "bfloat16"] = "parameters"  # dtype of the residual state
+    state_memory: Literal["stored", "rebuilt"] = "stored"  # keep the states for the backward pass, or recompute them
 
     def __post_init__(self) -> None:
         for name in (
@@ -94,7 +94,7 @@ class ModelConfig:
                 f"expected {self.value_channels}, found {self.compressor_kernel}"
             )
         if self.value_channels == 1 and self.embed_conv:
-            raise ConfigError("embed_conv: the embedding convolution expands the state, it needs value_channels > 1")
+            raise ConfigError("embed_conv: the embedding convolution expands the state and needs value_channels > 1")
         if self.direction == "mlp" and self.value_input != "output":
             raise ConfigError(
                 f"value_input: with direction 'mlp' the sublayer's output reaches the state only through the value, "
@@ -102,14 +102,14 @@ class ModelConfig:
             )
         if self.direction == "output" and self.direction_pool != "mean":
             raise ConfigError(
-                f"direction_pool: {self.direction_pool!r} needs direction 'mlp', a direction that is the sublayer's "
-                "output reads no pooled state"
+                f"direction_pool: {self.direction_pool!r} needs direction 'mlp'; direction 'output' does not read the "
+                "pooled state"
             )
         if self.state_memory == "rebuilt":
             for name, unfit in (("kernels", "reference"), ("direction", "mlp"), ("value_input", "compressed")):
                 if getattr(self, name) == unfit:
                     raise ConfigError(
-                        f"state_memory: 'rebuilt' needs the fused rewrite, which {name} {unfit!r} rules out"
+                        f"state_memory: 'rebuilt' needs the fused rewrite, which does not support {name} {unfit!r}"
                     )
         if self.residual == "additive" and self.value_channels > 1:
             raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
@@ -120,18 +120,18 @@ class ModelConfig:
 
     @property
     def mlp_hidden(self) -> int:
-        """Hidden width of SwiGLU, floor(8 d / 3)."""
+        """Hidden width of the SwiGLU MLP, floor(8 d / 3)."""
         return 8 * self.width // 3
 
     def determining(self) -> dict[str, Any]:
-        """The settings that determine what a model learns, also those computed here; the others change rounding."""
+        """The settings, given and computed, that determine what a model learns; the others affect only rounding."""
         computed = {"head_dim": self.head_dim, "mlp_hidden": self.mlp_hidden}
         return _without(changed_settings(self), "kernels", "state_memory") | computed
 
 
 @dataclass(frozen=True)
 class SizeConfig:
-    """Shape of the backbone of one of the two model sizes (Table 6)."""
+    """Backbone shape of one model size (Table 6)."""
 
     layers: int
     heads: int
@@ -140,49 +140,52 @@ class SizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus(abc.ABC):
-    """Where the text of a scale comes from.
+    """The source of the text for a scale.
 
-    A kind of corpus is a subclass with settings of its own and a `name`, by which a scale's file chooses it; it also
-    stands in `AnyCorpus`. `ddl.data` says how each kind is read.
+    Each kind of corpus is a subclass with its settings and a `name`, which selects it in a scale's file. Add new kinds
+    to `AnyCorpus`. `ddl.data` implements how each kind is read.
     """
 
     name: str
-    large: ClassVar[bool] = False  # worth all cores of the machine
+    large: ClassVar[bool] = False  # large enough to use all cores of the machine
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.default is dataclasses.MISSING and not getattr(self, field.name):
-                raise ConfigError(f"corpus.{field.name}: needed by the corpus {self.name!r}, found nothing")
+                raise ConfigError(f"corpus.{field.name}: required by the corpus {self.name!r}, found nothing")
 
     @property
     @abc.abstractmethod
     def source(self) -> str:
-        """What is read, for logs; two corpora of the same kind and source read the same text, if not as much of it."""
+        """What is read, for logs.
+
+        Corpora with the same kind and source read the same text, though possibly different amounts of it.
+        """
 
     @property
     @abc.abstractmethod
     def description(self) -> str:
-        """What is read, as a phrase in a sentence of the paper."""
+        """What is read, as a phrase that the paper quotes."""
 
     @property
     def most_tokens(self) -> int | None:
-        """Upper bound of the tokens of both splits; None where only the documents themselves say."""
+        """Upper bound on the tokens of both splits together; None if it depends on the documents."""
         return None
 
     def with_limit(self, max_train_tokens: int) -> Self:
-        """The same corpus with another number of training tokens at most; 0 takes all.
+        """The same corpus with a different maximum number of training tokens; 0 uses all.
 
         Raises:
             ConfigError: the number is negative, or this kind of corpus has no limit.
         """
-        raise ConfigError(f"corpus.max_train_tokens: not read by the corpus {self.name!r}")
+        raise ConfigError(f"corpus.max_train_tokens: not supported by the corpus {self.name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenisedCorpus(Corpus):
-    """Documents that become token shards."""
+    """A corpus of documents to tokenise into shards."""
 
-    max_train_tokens: int = 0  # 0: all
+    max_train_tokens: int = 0  # 0 uses all
     shard_tokens: int = 100_000_000
 
     def __post_init__(self) -> None:
@@ -198,9 +201,9 @@ class TokenisedCorpus(Corpus):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentCorpus(TokenisedCorpus):
-    """Documents that fit in memory and are split by a hash of their text."""
+    """Documents that fit in memory and are split into train and validation by a hash of their text."""
 
-    val_fraction: float  # of the documents
+    val_fraction: float  # fraction of documents held out
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,10 +213,10 @@ class DocumentCorpus(TokenisedCorpus):
 
 @dataclass(frozen=True, kw_only=True)
 class PackageDocs(DocumentCorpus):
-    """The documentation inside installed packages, one document per module."""
+    """The documentation in installed packages, one document per module."""
 
     name: Literal["package-docs"] = "package-docs"
-    packages: tuple[str, ...]  # distributions
+    packages: tuple[str, ...]  # names of distributions
 
     @property
     def source(self) -> str:
@@ -222,14 +225,14 @@ class PackageDocs(DocumentCorpus):
     @property
     def description(self) -> str:
         return (
-            f"the documentation that is shipped inside {len(self.packages)} Python packages ({self.source}), "
-            "so that nothing has to be downloaded"
+            f"the documentation that is shipped with {len(self.packages)} Python packages ({self.source}), "
+            "so that no download is needed"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(DocumentCorpus):
-    """Files on this machine."""
+    """Local text files."""
 
     name: Literal["text"] = "text"
     path: str  # a file or folder of .txt, .jsonl or .parquet
@@ -245,14 +248,14 @@ class TextFiles(DocumentCorpus):
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetDataset(TokenisedCorpus):
-    """A dataset of parquet files, of any size: it is streamed."""
+    """A dataset of parquet files; it is streamed, so it can be of any size."""
 
     name: Literal["parquet-dataset"] = "parquet-dataset"
     large: ClassVar[bool] = True
     dataset: str  # owner/name on the hub, or a URL or local folder that holds the same files
-    folder: str = ""  # of the parquet files in the dataset
-    revision: str  # of the dataset
-    val_tokens: int  # the first so many are held out
+    folder: str = ""  # folder of the parquet files within the dataset
+    revision: str  # revision of the dataset
+    val_tokens: int  # this many tokens at the start are held out
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -274,10 +277,10 @@ class ParquetDataset(TokenisedCorpus):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenShards(Corpus):
-    """Token shards that were made elsewhere."""
+    """Existing token shards."""
 
     name: Literal["shards"] = "shards"
-    train_shards: str  # a pattern of paths, e.g. /data/fineweb_train_*.bin
+    train_shards: str  # glob pattern, e.g. /data/fineweb_train_*.bin
     val_shards: str
 
     @property
@@ -290,14 +293,15 @@ class TokenShards(Corpus):
 
 
 AnyCorpus = PackageDocs | TextFiles | ParquetDataset | TokenShards
-FORMER_NAMES = {"fineweb-edu": "parquet-dataset"}  # of corpora, for scales that were written with an older version
+FORMER_NAMES = {"fineweb-edu": "parquet-dataset"}  # old corpus name -> current name
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """`bpe` is trained on the training split; `gpt2` is the published one, padded to `vocab_size` rows.
+    """`bpe` is trained on the training split; `gpt2` is the published tokenizer, padded to `vocab_size` rows.
 
-    With `path`, a tokenizer.json or a folder with one or with vocab.json and merges.txt, either is read from there.
+    With `path`, the tokenizer is read from a tokenizer.json, or from a folder that contains either tokenizer.json or
+    vocab.json and merges.txt.
     """
 
     name: Literal["bpe", "gpt2"]
@@ -322,15 +326,15 @@ class TrainConfig:
     min_learning_rate: float
     warmup_steps: int
     val_interval: int  # steps
-    val_sequences: int  # of the fixed validation set
+    val_sequences: int  # size of the fixed validation set
     log_interval: int
     checkpoint_interval: int
     dtype: Literal["float32", "bfloat16"]
-    threads: int  # of a run on the CPU
-    gpus: int  # that a run needs for itself, a process each; 0 for runs small enough to share one or to do without
-    sharding: Literal["ddp", "fsdp"] = "ddp"  # several processes hold the whole model each, or shares of it
-    compile: bool = False  # the layers by torch.compile
-    tensorboard: bool = False  # event files beside metrics.jsonl; needs the extra of this name
+    threads: int  # CPU threads per run
+    gpus: int  # GPUs reserved per run, one process each; 0: the run shares a GPU or uses the CPU
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a shard of it
+    compile: bool = False  # compile the layers with torch.compile
+    tensorboard: bool = False  # also write event files; needs the extra `tensorboard`
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -364,17 +368,20 @@ class TrainConfig:
             )
 
     def determining(self) -> dict[str, Any]:
-        """The settings that determine what a run learns; the others change rounding at most, also halfway."""
+        """The settings that determine what a run learns.
+
+        The others affect at most rounding and may change when a run resumes.
+        """
         others = ("micro_batch_sequences", "checkpoint_interval", "gpus", "sharding", "compile", "tensorboard")
         return _without(changed_settings(self), *others)
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """`offline` tasks are made from held-out documents, `benchmarks` are the paper's eight."""
+    """`offline` tasks are built from held-out documents; `benchmarks` are the eight of the paper."""
 
     tasks: Literal["offline", "benchmarks"]
-    items_per_task: int  # 0: all
+    items_per_task: int  # 0 uses all
     batch_tokens: int
 
     def __post_init__(self) -> None:
@@ -384,7 +391,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """How throughput and memory are measured: rounds over all variants, interleaved."""
+    """How throughput and memory are measured: each round measures every variant once."""
 
     batch_sequences: int
     warmup_rounds: int
@@ -393,7 +400,7 @@ class CostConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How the models of a scale are computed: fields of `ModelConfig` that are no part of a residual design."""
+    """How the models of a scale are computed: the fields of `ModelConfig` that are not part of the residual design."""
 
     kernels: Literal["reference", "triton", "auto"]
     state_dtype: Literal["parameters", "bfloat16"]
@@ -402,7 +409,7 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """The learning rates that `ddl.training.study` tries, and for which runs."""
+    """The runs of the learning-rate study, `ddl.training.study`."""
 
     sizes: tuple[str, ...]
     variants: tuple[str, ...]
@@ -416,17 +423,17 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """A residual design: its slug, its label in tables and figures, and its settings of `ModelConfig`."""
+    """A residual design: its slug, its label in tables and figures, and the fields of `ModelConfig` that it sets."""
 
     slug: str
     label: str
     model: dict[str, Any]
-    published: str = ""  # its name in paper/published; empty for a design that is not one of the paper's six
+    published: str = ""  # name in paper/published; empty if the design is not one of the paper's six
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Everything that one `config/scales/<name>.yaml` says."""
+    """All settings of one `config/scales/<name>.yaml`."""
 
     name: str
     title: str
@@ -457,11 +464,11 @@ class Scale:
 
     @property
     def tokens(self) -> int:
-        """Tokens that one run trains on."""
+        """Training tokens per run."""
         return self.training.steps * self.tokens_per_step
 
     def model(self, size: str, variant: str) -> ModelConfig:
-        """The model of one run."""
+        """Settings of the model with the given size and variant."""
         if size not in self.sizes:
             raise ConfigError(f"size: expected one of {', '.join(self.sizes)}, found {size!r}")
         if variant not in self.variants:
@@ -472,7 +479,7 @@ class Scale:
         return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
 
     def determining(self, size: str, variant: str) -> dict[str, Any]:
-        """The settings that determine what one run learns."""
+        """The settings that determine what a run learns."""
         return {"model": self.model(size, variant).determining(), "training": self.training.determining()}
 
 
@@ -480,7 +487,7 @@ def load_scale(name: str) -> Scale:
     """Read and check `config/scales/<name>.yaml`.
 
     Raises:
-        ConfigError: no such scale, or a setting that is unknown, missing, of the wrong type or does not fit.
+        ConfigError: there is no such scale, or a setting is unknown, missing, of the wrong type or inconsistent.
     """
     path = SCALES_DIR / f"{name}.yaml"
     if not path.is_file():
@@ -489,12 +496,12 @@ def load_scale(name: str) -> Scale:
 
 
 def scale_names() -> list[str]:
-    """The scales on disk, alphabetically."""
+    """Names of the scales in config/scales, in alphabetical order."""
     return sorted(path.stem for path in SCALES_DIR.glob("*.yaml"))
 
 
 def load_variants() -> dict[str, Variant]:
-    """Read `config/variants.yaml`: slug -> `Variant`, all designs in the order of the tables."""
+    """Read `config/variants.yaml`: slug -> `Variant`, in the order of the tables."""
     where = str(VARIANTS_FILE.relative_to(ROOT))
     return {
         slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
@@ -503,15 +510,15 @@ def load_variants() -> dict[str, Variant]:
 
 
 def paper_variants() -> dict[str, Variant]:
-    """Those of `load_variants` that the paper trained: what is compared with its numbers."""
+    """The variants that the paper trained, whose results are compared with its numbers."""
     return {slug: variant for slug, variant in load_variants().items() if variant.published}
 
 
 def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = "") -> Any:
-    """Build the dataclass `cls` from plain values, strictly.
+    """Build the dataclass `cls` from plain values, checking every key and type.
 
     Raises:
-        ConfigError: naming `where` (a file) and the dotted key.
+        ConfigError: a value is invalid; the message names `where` (a file) and the dotted key.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -531,23 +538,23 @@ def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = ""
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The plain values of a config, as JSON holds them; the inverse of `from_mapping`."""
+    """The values of a config as JSON types; the inverse of `from_mapping`."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def changed_settings(config: Any) -> dict[str, Any]:
-    """The plain values of a config without those that are the default.
+    """The values of a config that differ from their defaults, as JSON types.
 
-    What decides whether a result is still valid takes these, so that a new option with a default invalidates nothing.
-    A default is therefore what all earlier results were made with, and never changes. A `name` says which kind of
-    config it is, and stays.
+    The check whether a result is still valid compares these values, so a new option with a default invalidates nothing.
+    A default must therefore never change: it describes how all earlier results were computed. A `name` is always
+    included, because it selects the kind of config.
     """
     changed = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name == "name" or getattr(config, field.name) != field.default  # which is MISSING where there is none
+        if field.name == "name" or getattr(config, field.name) != field.default  # MISSING if the field has no default
     }
-    return dict(json.loads(json.dumps(changed, default=changed_settings)))  # which is called for the configs inside
+    return dict(json.loads(json.dumps(changed, default=changed_settings)))  # `default` handles nested configs
 
 
 def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -555,7 +562,7 @@ def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    """Check `value` against a type hint; booleans are no integers, an integer is a fine float."""
+    """Check `value` against a type hint. A boolean is not accepted as an integer; an integer is accepted as a float."""
     origin = typing.get_origin(hint)
     if origin is types.UnionType:
         return _convert(_chosen(typing.get_args(hint), value, where, key), value, where, key)
@@ -585,7 +592,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
-    """Which of some dataclasses a mapping describes: the one whose `name` has that default."""
+    """Choose the dataclass that a mapping describes: the one whose field `name` defaults to the mapping's `name`."""
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: {key}: expected a mapping, found {value!r}")
     if "name" not in value:
@@ -600,7 +607,7 @@ def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml  # here: a machine without it can still build and time models
+    import yaml  # imported here so that models can be built and timed without it
 
     try:
         values = yaml.safe_load(path.read_text())

@@ -1,8 +1,8 @@
-"""The base of every error that a user can put right."""
+"""The base class of errors that a user can fix."""
 
 
 class UserError(ValueError):
-    """A mistake of the user's: the message is one line that names the file or key, what was found and what fits.
+    """A user's mistake. The message is one line that names the file or key, what was expected and what was found.
 
-    The command line prints it and ends with code 2; any other exception keeps its traceback.
+    The command line prints the message and exits with code 2. Any other exception keeps its traceback.
     """

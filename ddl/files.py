@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Atomic writes and checksums of files."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block succeeds, and is removed when it fails.
+    """Yield a temporary path that is renamed to `path` if the block succeeds, and removed if it fails.
 
-    The bytes are on disk before the name is: a reader sees the old file or the whole new one, never a part.
+    The contents reach the disk before the rename, so a reader sees the old file or the complete new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -30,23 +30,23 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name too
+        os.fsync(folder)  # flush the rename too
         os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole, indented, keys in the order given; NaN and infinity are refused."""
+    """Write indented JSON atomically, keeping the order of keys; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where JSON has no number for it."""
+    """The value, or None if it is NaN or infinite, which JSON cannot represent."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Where things are."""
+"""Paths, and the names that appear in them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "baseline"
 SPLITS = ("train", "val")
-KEPT_CHECKPOINTS = 2  # of every run, the newest
-SWEEP = "09_learning_rate"  # the notebook of the study of the learning rate, which `snakemake sweep` builds
-# The notebooks that show the results of a scale, and the figures and tables that each of them draws. The others are
-# derivations, which read no results.
+KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
+SWEEP = "09_learning_rate"  # notebook of the learning-rate study, built by `snakemake sweep`
+# The notebooks that show the results of a scale, and the figures and tables that each draws. The other notebooks are
+# derivations and read no results.
 DRAWN = {
     "03_architecture": ("figure1", "table6"),
     "08_tasks": (),
@@ -27,7 +27,7 @@ DRAWN = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a study of the learning rate."""
+    """One run of the learning-rate study."""
 
     size: str
     variant: str
@@ -36,15 +36,15 @@ class Point:
 
     @property
     def folder(self) -> str:
-        """Its place under results/<scale>/."""
+        """Path of the run under results/<scale>/."""
         return f"sweep/{self.size}/{self.variant}/lr{self.rate:g}/seed{self.seed}"
 
 
 def points(scale: "Scale") -> Iterator[Point]:
-    """The runs of a scale's study.
+    """The runs of a scale's learning-rate study.
 
     Raises:
-        ConfigError: a size or variant that does not exist.
+        ConfigError: a size or variant does not exist.
     """
     for size in scale.sweep.sizes:
         for variant in scale.sweep.variants:
@@ -55,7 +55,7 @@ def points(scale: "Scale") -> Iterator[Point]:
 
 
 def drawn_files(name: str) -> list[str]:
-    """The files of a figure or table, under results/<scale>/."""
+    """Paths of a figure's or table's files under results/<scale>/."""
     if name.startswith("table"):
         return [f"tables/{name}.{kind}" for kind in ("csv", "tex")]
     return [f"figures/{name}.{kind}" for kind in ("pdf", "svg", "png")]

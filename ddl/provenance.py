@@ -1,4 +1,4 @@
-"""Where a result came from: commit, versions, device and time, written beside every result; and files written whole."""
+"""The provenance that is written next to every result: commit, versions, device and time."""
 
 import platform
 import re
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "triton", "numpy", "tokenizers", "transformers", "lm_eval")
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, whether the tree differs from it, versions, device and UTC time."""
+    """Commit, whether the working tree has changes, versions, device and UTC time."""
     import torch
 
     versions: dict[str, str | None] = {}
@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[name] = None  # triton has no build for every platform
+            versions[name] = None  # triton is not available on every platform
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -37,7 +37,7 @@ def provenance() -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """The GPU's name, else the processor's."""
+    """The name of the GPU, or of the processor if there is no GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -47,14 +47,14 @@ def device_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        pass  # not Linux: the generic name below has to do
+        pass  # not Linux: use the generic name below
     return platform.processor() or platform.machine()
 
 
 def peak_resident_bytes() -> int:
-    """Peak resident set of this process.
+    """Peak resident set size of this process.
 
-    On Linux from /proc: the figure that getrusage gives starts at the size of the parent process.
+    On Linux it is read from /proc, because the value from getrusage starts at the size of the parent process.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -66,5 +66,5 @@ def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None  # an unpacked archive is no repository
+        return None  # an unpacked archive is not a repository
     return done.stdout.strip()

@@ -1,9 +1,9 @@
-"""Fixtures that several test files share, and which tests run in which process."""
+"""Fixtures shared by several test files, and the selection of tests for each process."""
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported, which reads it once
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores already
+if "PYTEST_XDIST_WORKER" in os.environ:  # must be set before torch is imported, which reads it once
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers already share the cores
 
 import pytest
 import torch
@@ -11,19 +11,20 @@ import torch
 from ddl.config import ModelConfig, Variant, from_mapping, load_variants
 from ddl.ops.dispatch import INTERPRETED
 
-# Where triton interprets, it compiles nothing.
+# Triton compiles nothing in interpreter mode.
 collect_ignore = ["ops/test_ahead_of_time.py"] if INTERPRETED else []
 
 
-# Files that take minutes: with several workers they start first, so that none waits for the last of them.
+# Files that take minutes. They start first, so that the other workers do not wait for them at the end.
 LONGEST = ("tests/test_workflow.py", "tests/ops/test_interpreter.py", "tests/training/test_kill.py")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Select the tests of this process, and put those first that take longest.
+    """Select the tests of this process and move the longest to the front.
 
-    Tests marked `interpreter` run where TRITON_INTERPRET=1, and no others do: it must be set before triton is imported,
-    and holds for the process then; test_interpreter.py starts one with it. Tests marked `full` run if -m names it.
+    With TRITON_INTERPRET=1 only tests marked `interpreter` run; without it, all others do. Triton reads the variable
+    when it is imported, so test_interpreter.py starts a new process with it. Tests marked `full` run if -m names that
+    mark.
     """
     full = "full" in config.getoption("markexpr")
     here, elsewhere = [], []
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(config, items):
     ]
 )
 def device(request) -> str:
-    """Where a test of a kernel runs: interpreted on the CPU, or on a GPU."""
+    """Device of a kernel test: the CPU, where kernels are interpreted, or a GPU."""
     return request.param
 
 
@@ -57,7 +58,7 @@ def variants() -> dict[str, Variant]:
 
 @pytest.fixture(scope="session")
 def tiny_config(variants):
-    """Make the config of a variant at a size that runs in milliseconds; keyword arguments override."""
+    """Make the config of a variant at a size that runs in milliseconds; keyword arguments override settings."""
 
     def make(variant: str, **overrides) -> ModelConfig:
         shape = {"vocab_size": 61, "sequence_length": 16, "layers": 2, "width": 24, "heads": 2}

@@ -1,4 +1,4 @@
-"""`snakemake --lint`, but for its demand of a conda environment a rule: this project has one environment for all."""
+"""Run `snakemake --lint`, ignoring its demand for one conda environment per rule: all rules share one environment."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ ACCEPTED = "Specify a conda environment or container for each rule."
 
 
 def remarks() -> list[str]:
-    """What the lint says of the Snakefile and of each rule, without the accepted remark."""
+    """Remarks of the linter on the Snakefile and its rules, except the accepted one."""
     command = [str(Path(sys.executable).parent / "snakemake"), "--lint"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     report = done.stdout + done.stderr
@@ -19,7 +19,7 @@ def remarks() -> list[str]:
             where = line.removeprefix("Lints for ").rstrip(":")
         elif (title := re.match(r"    \* (.+?):?$", line)) and title[1] != ACCEPTED:
             found.append(f"{where}: {title[1]}")
-    return found if where else [report]  # no rule listed: the lint itself failed
+    return found if where else [report]  # no rule is listed: the linter itself failed
 
 
 if __name__ == "__main__":

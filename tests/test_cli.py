@@ -1,4 +1,4 @@
-"""The command line: what it offers, how it explains itself, what a mistake looks like, and that it starts at once."""
+"""The command line: its commands, help, error messages and start-up time."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_commands_are_listed_in_the_order_of_the_data(capsys):
     ddl("--help")
     listed = capsys.readouterr().out.split("Commands:\n")[1]
     assert [line.split()[0] for line in listed.splitlines()] == IN_ORDER
-    assert "..." not in listed  # no summary is cut off
+    assert "..." not in listed  # no summary is truncated
     ddl("study", "--help")
     assert [line.split()[0] for line in capsys.readouterr().out.split("Commands:\n")[1].splitlines()] == STUDY
 
@@ -58,9 +58,9 @@ def test_help_explains_every_option_and_shows_what_is_required_and_what_is_the_d
         ("cost", "speed (tokens/s) and peak memory (bytes)"),
         ("evaluate", "accuracy (%) and validation loss (nats)"),
         ("evaluate", "[default: (0,1)]"),
-        ("generate", "Tokens to produce at most. [default: 64; x>=1]"),
+        ("generate", "Maximum number of tokens to generate. [default: 64; x>=1]"),
         ("generate", "the speed in tokens/s"),
-        ("data", "Training tokens at most"),
+        ("data", "Maximum number of training tokens"),
         ("data", "[default: (all cores); x>=1]"),
         ("train", "[default: 1; x>=0]"),
         ("study point", "[x>0; required]"),
@@ -160,7 +160,7 @@ def test_what_a_training_does_with_stale_checkpoints_and_its_end_reach_the_comma
 
 
 def test_several_processes_run_the_same_command_through_torchrun(monkeypatch):
-    class Replaced(Exception):  # noqa: N818 - os.execv does not come back
+    class Replaced(Exception):  # noqa: N818 - stands for os.execv, which does not return
         pass
 
     def execv(program, command):
@@ -177,7 +177,7 @@ def test_several_processes_run_the_same_command_through_torchrun(monkeypatch):
 
 
 def test_help_and_mistakes_wait_for_no_library():
-    """What takes seconds to import is imported by the commands, once their arguments are checked."""
+    """Slow imports happen in the commands, after their arguments have been checked."""
     code = (
         "import sys, ddl.cli\n"
         "for arguments in (['--help'], ['train', '--help'], ['describe', '--scale', 'lapdog'], ['generate', '--x']):\n"

@@ -1,4 +1,4 @@
-"""What counts as the code of a result: all that it runs in the rooms, and of that what the interpreter sees."""
+"""The code identity of a result: all modules of the sub-packages that it runs, without comments and docstrings."""
 
 import ast
 
@@ -42,7 +42,7 @@ class Model:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of a few files; returns what changes one of them."""
+    """Create a small package; return a function that edits one of its files."""
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "PACKAGE", tmp_path / "ddl")
     for name, text in FILES.items():
@@ -116,7 +116,9 @@ def test_a_notebook_depends_on_the_text_of_what_it_shows_and_on_the_meaning_of_t
     assert code_identity("notebooks/runs.py") == runs
     assert code_identity("notebooks/shows.py") != shows
     again = code_identity("notebooks/shows.py")
-    package("ddl/model/language.py", "The model.", "Some model.")  # of the class, which is not shown
+    package(
+        "ddl/model/language.py", "The model.", "Some model."
+    )  # docstring of the class, which the notebook does not show
     assert code_identity("notebooks/shows.py") == again
 
 

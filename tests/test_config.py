@@ -1,4 +1,4 @@
-"""Settings: what is shipped is valid, and what is not valid is refused by file and key."""
+"""Settings: the shipped files are valid, and errors name the file and key."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": 16, "head
 
 @pytest.fixture
 def scale_file(tmp_path, monkeypatch):
-    """Write a changed copy of the smoke scale into a folder that stands for config/scales."""
+    """Write an edited copy of the smoke scale into a folder that replaces config/scales."""
     monkeypatch.setattr(config_module, "SCALES_DIR", tmp_path)
     monkeypatch.setattr(config_module, "ROOT", tmp_path)
 
@@ -100,13 +100,16 @@ PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_to
     ("corpus", "message"),
     [
         ({"name": "text", "val_fraction": 0.1}, "missing key corpus.path"),
-        ({"name": "text", "path": "", "val_fraction": 0.1}, "corpus.path: needed by the corpus 'text', found nothing"),
+        (
+            {"name": "text", "path": "", "val_fraction": 0.1},
+            "corpus.path: required by the corpus 'text', found nothing",
+        ),
         ({"name": "text", "path": "x", "val_fraction": 0.5}, "corpus.val_fraction: expected a number in (0, 0.5)"),
         (
             {"name": "text", "path": "x", "val_fraction": 0.1, "shard_tokens": 0},
             "corpus.shard_tokens: expected a positive integer, found 0",
         ),
-        ({"name": "package-docs", "packages": [], "val_fraction": 0.1}, "corpus.packages: needed by the corpus"),
+        ({"name": "package-docs", "packages": [], "val_fraction": 0.1}, "corpus.packages: required by the corpus"),
         (PARQUET | {"val_tokens": -9}, "corpus.val_tokens: expected a positive integer, found -9"),
         (PARQUET | {"max_train_tokens": -9}, "corpus.max_train_tokens: expected 0 or more, found -9"),
         (
@@ -137,7 +140,7 @@ def test_each_kind_of_corpus_has_its_own_settings_and_refuses_others(scale_file,
 
 def test_a_corpus_without_a_limit_of_tokens_refuses_one():
     assert load_scale("paper").corpus.with_limit(7).most_tokens == 7 + load_scale("paper").corpus.val_tokens
-    with pytest.raises(ConfigError, match=r"corpus\.max_train_tokens: not read by the corpus 'shards'"):
+    with pytest.raises(ConfigError, match=r"corpus\.max_train_tokens: not supported by the corpus 'shards'"):
         TokenShards(train_shards="a", val_shards="b").with_limit(7)
 
 
@@ -177,9 +180,9 @@ def test_plain_values_round_trip():
         assert from_mapping(ModelConfig, to_mapping(config), "there") == config
 
 
-# A default is what all earlier runs were made with, so that settings that equal theirs need no fingerprint. For another
-# value write it into the scale's file or the variant's entry; a new setting joins this table with what was the case
-# before it existed.
+# A default is the value that all earlier runs used, and fingerprints omit settings that equal their defaults. So never
+# change a default: set the value in the scale's file or the variant's entry. The default of a new setting must describe
+# how the code behaved before the setting existed.
 DEFAULTS = {
     "ModelConfig": {
         "residual": "additive",
@@ -228,7 +231,7 @@ def test_defaults_are_what_earlier_runs_were_made_with():
             own = [field for field in dataclasses.fields(cls) if field.name in cls.__annotations__]
             assert all(field.default_factory is dataclasses.MISSING for field in own)
             given = {field.name: field.default for field in own if field.default is not dataclasses.MISSING}
-            given.pop("name", None)  # of a kind of corpus
+            given.pop("name", None)  # identifies the kind of corpus
             if given:
                 found[name] = given
     assert found == DEFAULTS
@@ -243,7 +246,7 @@ def test_changed_settings_leave_out_defaults_and_keep_all_else():
     assert changed_settings(changed) == changed_settings(recipe) | {"grad_clip": 0.5}
     scale = dataclasses.replace(load_scale("smoke"), training=changed)
     assert changed_settings(scale)["training"]["grad_clip"] == 0.5
-    assert changed_settings(scale)["corpus"]["name"] == "package-docs"  # the default of its kind
+    assert changed_settings(scale)["corpus"]["name"] == "package-docs"  # included although it equals the default
     assert changed_settings(scale)["sizes"]["small"] == {"layers": 1, "heads": 2, "width": 24}
 
 

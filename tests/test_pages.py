@@ -1,4 +1,4 @@
-"""The pages for readers: their links, paths, commands and imports lead somewhere."""
+"""The documentation pages: their links, paths, commands and imports exist."""
 
 import ast
 import importlib.util
@@ -14,7 +14,7 @@ from ddl.layout import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
-HISTORY = "CHANGELOG.md"  # also names what is gone
+HISTORY = "CHANGELOG.md"  # also names things that no longer exist
 MADE_BY_THE_READER = {"config/scales/mine.yaml"}
 PATH = re.compile(
     r"(?<![\w/.<-])((?:ddl|tests|config|docs|notebooks|paper|profiles|benchmarks|results/reference)/(?:[\w./-]*[\w/])?)"
@@ -48,13 +48,13 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 def test_paths_in_the_text_exist(page):
     paths = set(PATH.findall(TEXTS[page])) - MADE_BY_THE_READER
     paths |= {f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (benchmarks\.\w+)", TEXTS[page])}
-    # A rendered notebook is a result; its source is here.
+    # A rendered notebook is a result, so check its source instead.
     sources = {re.sub(r"^(notebooks/.*)\.html$", r"\1.py", path) for path in paths}
     assert sorted(path for path in sources if not (ROOT / path).exists()) == []
 
 
 def command_lines(text: str) -> list[list[str]]:
-    """The words of every call of `ddl` in blocks of shell and in inline code."""
+    """The arguments of every `ddl` command in shell blocks and inline code."""
     shell = [line for block in code_blocks(text, "sh") for line in block.splitlines()]
     inline = re.findall(r"`(ddl [^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
     lines = [shlex.split(line, comments=True) for line in shell + inline]
@@ -71,7 +71,7 @@ def test_commands_and_their_options_exist(page):
             assert name in command.list_commands(context), f"ddl {' '.join(words)}: no command {name}"
             command = command.get_command(context, name)
         known = {option for parameter in command.get_params(context) for option in parameter.opts}
-        if not command.context_settings.get("ignore_unknown_options"):  # such a command passes them on
+        if not command.context_settings.get("ignore_unknown_options"):  # else the command forwards unknown options
             unknown = {word for word in rest if word.startswith("--")} - known
             assert unknown == set(), f"ddl {' '.join(words)}"
 

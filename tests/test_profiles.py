@@ -1,4 +1,4 @@
-"""The profiles: what the one for Slurm replaces is repeated in it, and what it names exists."""
+"""The profiles: the Slurm profile repeats the default settings that it replaces, and names rules that exist."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Results are written whole and say where they came from."""
+"""Results are written atomically and record their provenance."""
 
 import json
 

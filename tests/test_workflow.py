@@ -1,4 +1,4 @@
-"""The workflow: what reruns what, and the whole DAG at the smoke scale from an empty results folder."""
+"""The workflow: which change reruns which rules, and the whole DAG at the smoke scale from an empty results folder."""
 
 import dataclasses
 import json
@@ -17,18 +17,18 @@ from tests.helpers import golden
 from tests.helpers.project import copy_project
 
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
-RUNS = 2 * len(load_variants())  # at two sizes
+RUNS = 2 * len(load_variants())  # two sizes
 
 
 def snakemake(folder: Path, *arguments: str, config: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """Run the workflow of a copy of the project at the smoke scale."""
+    """Run the workflow at the smoke scale, in a copy of the project."""
     command = [SNAKEMAKE, *arguments, "--cores", "2", "--config", "scale=smoke", *config]
     environment = {**os.environ, "PYTHONPATH": str(folder), "SOURCE_DATE_EPOCH": "0"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def planned(folder: Path, *targets: str) -> dict[str, int]:
-    """Jobs of a dry run, rule -> count; empty if there is nothing to do."""
+    """Jobs that a dry run plans: rule -> count; empty if there is nothing to do."""
     done = snakemake(folder, *targets, "-n")
     assert done.returncode == 0, done.stderr + done.stdout
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", done.stdout + done.stderr, re.MULTILINE | re.DOTALL)
@@ -42,13 +42,13 @@ def planned(folder: Path, *targets: str) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy without results."""
+    """A copy of the project without results."""
     return copy_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
 def printed(project) -> list[str]:
-    """Lines that the call prints which builds the smoke scale of the copy."""
+    """Build the smoke scale in the copy; return the lines printed."""
     done = snakemake(project)
     assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-2000:]
     return (done.stdout + done.stderr).splitlines()
@@ -56,13 +56,13 @@ def printed(project) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(project, printed) -> Path:
-    """The same copy, its smoke scale built."""
+    """The same copy after the smoke scale has been built."""
     return project
 
 
 @pytest.fixture
 def edited(finished):
-    """Change a file of the finished copy for one test."""
+    """Edit a file of the finished copy, and restore it after the test."""
     originals = {}
 
     def edit(name: str, change) -> None:
@@ -76,7 +76,7 @@ def edited(finished):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Without running anything
+# Dry runs
 
 
 def test_the_smoke_scale_plans_a_training_and_an_evaluation_of_every_design_and_size(project):
@@ -100,7 +100,7 @@ def test_every_figure_and_table_has_a_short_name(project):
 
 
 def train_command(folder: Path, target: str, *arguments: str, **kwargs) -> str:
-    """The shell command of the training that a dry run of a target plans."""
+    """The shell command of the one training run that a target needs, from a dry run."""
     done = snakemake(folder, target, "-n", "-p", *arguments, **kwargs)
     assert done.returncode == 0, done.stderr
     (command,) = [line for line in (done.stdout + done.stderr).splitlines() if "ddl train" in line]
@@ -178,7 +178,7 @@ def test_one_call_builds_everything(finished):
     for variant in load_variants():
         for size in ("small", "medium"):
             summary = json.loads((results / f"runs/{size}/{variant}/seed0/summary.json").read_text())
-            assert 4.0 < summary["val_loss"] < 7.0  # learned something, from ln(1024) = 6.93 at the start
+            assert 4.0 < summary["val_loss"] < 7.0  # below the initial ln(1024) = 6.93, so it has learned
             scores = json.loads((results / f"evals/{size}/{variant}/seed0/0shot.json").read_text())
             assert len(scores["tasks"]) == 8
 
@@ -199,7 +199,7 @@ def test_one_line_per_job_is_printed_and_the_last_six_lines_say_where_everything
 @pytest.mark.parametrize("run", golden.RUNS)
 def test_the_runs_follow_the_curves_that_are_kept(finished, run):
     found, kept = golden.collect(finished / "results/smoke"), json.loads(golden.KEPT.read_text())
-    assert found["shards"] == kept["shards"], "trained on other data than the curves that are kept"
+    assert found["shards"] == kept["shards"], "trained on other data than the kept curves"
     distance = golden.distance(found["curves"][run], kept["curves"][run])
     print(f"{run}: at most {distance:.1e} nats from {golden.KEPT.relative_to(ROOT)}")
     assert distance <= golden.TOLERANCE
@@ -262,7 +262,7 @@ def test_a_changed_constant_of_the_model_retrains_and_what_it_does_not_touch_sta
 
 
 def add_option(text: str) -> str:
-    """A new training option with a default."""
+    """Add a training option with a default."""
     return text.replace("    grad_clip: float = 1.0\n", "    grad_clip: float = 1.0\n    ema: float = 0.0\n")
 
 
@@ -297,7 +297,7 @@ def test_a_changed_variant_retrains_its_own_runs_only(finished, edited):
     edited("config/variants.yaml", lambda text: text.replace("residual: delta}", "residual: delta, gate_init: 0.5}", 1))
     jobs = planned(finished)
     assert jobs["train"] == jobs["evaluate"] == 2
-    assert jobs["cost"] == 2  # of both sizes: variants are measured against each other
+    assert jobs["cost"] == 2  # both sizes: variants are measured relative to each other
 
 
 @pytest.mark.dag
@@ -318,7 +318,7 @@ def test_a_deleted_metrics_file_rebuilds_its_descendants_only(finished):
     assert {"data", "tasks", "cost", "notebook_03_architecture", "derivation"}.isdisjoint(jobs)
     done = snakemake(finished, "results/smoke/runs/small/ddl-cc/seed0/metrics.jsonl")
     assert done.returncode == 0, done.stderr
-    # The finished checkpoint served: the same curve and weights, without a step.
+    # The final checkpoint was reused: the same curve and weights, without a training step.
     for name in ("metrics.jsonl", "model.safetensors", "config.json"):
         assert (run / name).read_bytes() == before[name]
 
@@ -339,7 +339,7 @@ def test_a_corrupt_shard_is_named_and_nothing_is_trained_on_it(finished, tmp_pat
     assert lines
     printed = done.stdout + done.stderr
     assert "Traceback" not in printed
-    assert "completed successfully" not in printed  # as it would say if the pipe to the log hid the failure
+    assert "completed successfully" not in printed  # would be printed if redirecting to the log hid the failure
     weights.parent.mkdir(parents=True, exist_ok=True)
     weights.write_bytes(kept)
 
@@ -360,10 +360,10 @@ def test_a_finished_run_of_a_small_scale_simply_reruns_with_other_code(finished,
     done = snakemake(finished, f"{folder}/summary.json")
     assert done.returncode == 0, done.stderr
     assert (
-        "of another run: code ddl/model/residual.py has changed"
+        "from a different run: code ddl/model/residual.py has changed"
         in (finished / "results/smoke/logs/train/small-ddl-dv1-seed0.log").read_text()
     )
     assert "continued" in json.loads((finished / folder / "provenance.json").read_text())
     edited("ddl/model/residual.py", lambda text: text.replace("0.5 * ", ""))
-    assert snakemake(finished, f"{folder}/summary.json").returncode == 0  # from the checkpoint of before
+    assert snakemake(finished, f"{folder}/summary.json").returncode == 0  # from the earlier checkpoint
     assert (finished / folder / "model.safetensors").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Tables 1, 2, 7 and 8: accuracies, their differences to the baseline, and how sure either is; ours and the paper's."""
+"""Tables 1, 2, 7 and 8: our and the paper's accuracies, differences from the baseline, and their uncertainties."""
 
 import dataclasses
 import math
@@ -16,9 +16,9 @@ from ddl.reporting.table_format import DASH, cell, mark_best
 
 
 def differences(results: Results, size: str, shots: int) -> dict[str, dict[str, Difference]]:
-    """Slug -> column ("Avg." too) -> accuracy minus the baseline's on the same items, with its 95 % interval.
+    """Slug -> column (including "Avg.") -> accuracy minus the baseline's on the same items, with a 95 % interval.
 
-    Over the seeds for which both have their items; a design without any is left out.
+    Covers the seeds for which both models have items; a design without such seeds is omitted.
     """
     answers = {
         (slug, seed): results.outcomes(size, slug, seed, shots)
@@ -40,9 +40,10 @@ def differences(results: Results, size: str, shots: int) -> dict[str, dict[str, 
 
 
 def published_accuracy() -> dict[tuple[str, int, str, str], tuple[float, float]]:
-    """(size, shots, slug, column) -> the paper's accuracy and the standard error that its items imply; fractions.
+    """(size, shots, slug, column) -> the paper's accuracy and its standard error, as fractions.
 
-    That of an average takes the eight tasks for independent.
+    The paper gives no standard errors. Here they are binomial, from the number of items; for averages the eight tasks
+    are assumed to be independent.
     """
     items = {benchmark.column: benchmark.items for benchmark in BENCHMARKS}
     rows = by_key(published("downstream_accuracy"), "size", "num_fewshot", "variant", "task")
@@ -59,10 +60,10 @@ def published_accuracy() -> dict[tuple[str, int, str, str], tuple[float, float]]
 
 
 def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
-    """Tables 1, 2 (one shot), 7, 8 (zero shots): accuracy in percent, ours, then the published, with standard errors.
+    """Tables 1 and 2 (one shot), 7 and 8 (zero shots): accuracies in percent with standard errors.
 
-    Between them the differences of ours to the baseline; bold where their 95 % interval leaves out zero. Bold and
-    underlined among the published values are the paper's.
+    Three blocks: our accuracies, our differences from the baseline, and the published accuracies. A difference is bold
+    if its 95 % interval excludes zero. Among the published values, bold and underlined are the best and second best.
     """
     offline = results.scale.evaluation.tasks == "offline"
     ours = results.downstream(shots)
@@ -86,7 +87,7 @@ def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
 
 
 def _difference_rows(results: Results, size: str, shots: int, columns: Iterable[str]) -> pd.DataFrame:
-    """Points by which the designs differ from the baseline on the same items."""
+    """Differences from the baseline on the same items, in percentage points."""
     found, rows = differences(results, size, shots), []
     for slug, variant in results.variants.items():
         if slug == BASELINE:
@@ -117,7 +118,7 @@ def _chance_row(ours: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
 
 
 def _accuracy_row(label: str, found: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
-    """Means over the seeds of accuracy and of its standard error over items, in percent."""
+    """Accuracy and its standard error over items, each averaged over seeds, in percent."""
     row = {"Model": label}
     for column in columns:
         part = found[found["column"] == column]
@@ -140,7 +141,7 @@ def _published_downstream(size: str, shots: int, columns: Iterable[str]) -> pd.D
 
 
 def gains(results: Results, size: str, shots: int) -> dict[str, Record]:
-    """Slug -> difference of the eight-task average to the baseline's on the same items, and its 95 % interval."""
+    """Slug -> eight-task average minus the baseline's on the same items, with its 95 % interval."""
     return {
         slug: dataclasses.asdict(found["Avg."]) | {"separated": found["Avg."].separated}
         for slug, found in differences(results, size, shots).items()
@@ -148,11 +149,11 @@ def gains(results: Results, size: str, shots: int) -> dict[str, Record]:
 
 
 def published_gains(correlation: float = 0.0) -> Record:
-    """How many of the paper's accuracies above its baseline exceed the noise of their number of items.
+    """Count the published gains over the baseline that exceed the noise from the number of items.
 
     Args:
-        correlation: of the answers of a design and the baseline. The paper does not say which items its models got
-            right; 0 takes them for independent, and models that answer the same items are above that.
+        correlation: between the answers of a design and of the baseline. It is unknown, because the paper does not
+            publish answers per item. 0 treats them as independent; for models that answer the same items it is higher.
     """
     paper = published_accuracy()
     record: Record = {"correlation": correlation}

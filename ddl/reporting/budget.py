@@ -1,4 +1,4 @@
-"""What the paper's six designs take at a scale: GPU-hours from a measured or published throughput, and disk."""
+"""Estimate the GPU-hours and disk space that the paper's six designs need at a scale."""
 
 import math
 from collections.abc import Iterable
@@ -9,17 +9,18 @@ from ddl.layout import KEPT_CHECKPOINTS
 from ddl.model.language_model import parameter_count
 from ddl.reporting.read_results import gpu_cost, published
 
-PAPER_GPUS = 4  # H200 (Sec. 4.1); Tables 4 and 5 are read as the throughput of all of them
-# The paper has no throughput for these. Each is taken to be as fast as a slower design that does all its work and more.
+PAPER_GPUS = 4  # H200 (Sec. 4.1); we assume that Tables 4 and 5 give their combined throughput
+# The paper gives no throughput for these designs. Each is assumed to be as fast as a slower design that does all of its
+# work and more.
 STANDS_FOR = {"ddl-tc-noec": "ddl-tc", "ddl-cc-noec": "ddl-cc", "ddl-dv1": "ddl-cc"}
-CHECKPOINT_BYTES = 3 * 4  # a parameter: itself and two moments, in fp32
-WEIGHT_BYTES = 4
+CHECKPOINT_BYTES = 3 * 4  # per parameter: the weight and two moments, in fp32
+WEIGHT_BYTES = 4  # per parameter, in fp32
 TOKEN_BYTES = 2
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Training tokens per second and GPU of the paper's designs, which of these are bounds, and the source."""
+    """Training tokens per second per GPU for each design, the designs for which it is only a bound, and the source."""
 
     tok_per_s: dict[str, float]
     bounds: set[str]
@@ -27,7 +28,7 @@ class Throughput:
 
 
 def throughput(size: str) -> Throughput:
-    """What `benchmarks/gpu.py` measured at the paper's shape if it measured all six, else what the paper says."""
+    """Throughput measured by `benchmarks/gpu.py` if it covers all six designs, else the published throughput."""
     measured = gpu_cost(size)
     speeds = {variant: float(record["train_tok_per_s_median"]) for variant, record in measured.items()}
     if all(math.isfinite(speeds.get(slug, math.nan)) for slug in paper_variants()):
@@ -40,18 +41,18 @@ def throughput(size: str) -> Throughput:
     return Throughput(
         speeds | {variant: speeds[STANDS_FOR[variant]] for variant in bounds},
         bounds,
-        "the throughput that the paper publishes (Tables 4 and 5), which is taken to be that of its "
-        f"{PAPER_GPUS} H200 GPUs together",
+        "the published throughput (Tables 4 and 5), which is assumed to be the total of the paper's "
+        f"{PAPER_GPUS} H200 GPUs",
     )
 
 
 def gpu_hours(scale: Scale, size: str, variant: str) -> float:
-    """GPU-hours of the trainings of one of the paper's designs at one size, over all seeds."""
+    """GPU-hours to train one of the paper's designs at one size, over all seeds."""
     return len(scale.seeds) * scale.tokens / throughput(size).tok_per_s[variant] / 3600
 
 
 def disk_bytes(scale: Scale) -> dict[str, int]:
-    """Bytes of token shards, if their number is known, and of weights and checkpoints of the paper's designs."""
+    """Bytes of token shards (if the number of tokens is known), weights and checkpoints, for the paper's designs."""
     parameters = len(scale.seeds) * sum(
         parameter_count(scale.model(size, variant))["total"] for size in scale.sizes for variant in paper_variants()
     )
@@ -63,7 +64,7 @@ def disk_bytes(scale: Scale) -> dict[str, int]:
 
 
 def budget_part(names: Iterable[str] = ("h200", "paper")) -> str:
-    """The table of GPU-hours, what the hours rest on, and the disk space."""
+    """The table of GPU-hours with its assumptions, and the disk space."""
     scales = [load_scale(name) for name in names]
     columns = [(scale, size) for scale in scales for size in scale.sizes]
     heads = [f"`{scale.name}`, {size}" for scale, size in columns]
@@ -80,8 +81,8 @@ def budget_part(names: Iterable[str] = ("h200", "paper")) -> str:
         lines.append(f"Not run: the hours of the {sizes} models are computed from {source}.")
     if any(throughput(size).bounds for _, size in columns):
         lines.append(
-            "The paper publishes no throughput for the entries marked ≤. Each is computed with the throughput of a "
-            "slower design that does all of its work and more."
+            "The paper publishes no throughput for the entries marked ≤. They are upper bounds, computed from the "
+            "throughput of a slower design that does all of the work and more."
         )
     disks = []
     for scale in scales:

@@ -1,4 +1,4 @@
-"""What all figures share: the look of each variant, loss curves, and files in three formats."""
+"""Shared parts of all figures: the style of each variant, loss curves, and saving in three formats."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colour (Okabe and Ito's, told apart by all common kinds of colour vision), line style and marker of each variant.
+# Colour, line style and marker of each variant. The colours are Okabe and Ito's, which are safe for colour blindness.
 LOOKS = {
     "baseline": ("#000000", "-", "o"),
     "ddl-dv1": ("#E69F00", "--", "s"),
@@ -23,14 +23,14 @@ LOOKS = {
     "ddl-tc": ("#0072B2", (0, (6, 1.5)), "D"),
     "ddl-cc": ("#D55E00", "-", "X"),
 }
-# For variants beyond the paper's, in the order of config/variants.yaml; used again when they run out.
+# Styles for further variants, in the order of config/variants.yaml; reused cyclically.
 MORE_LOOKS = (("#009E73", "--", "P"), ("#7F7F7F", "-.", "<"), ("#8C510A", ":", ">"), ("#542788", "-", "h"))
 FORMATS = ("pdf", "svg", "png")
-WARM_UP_HIDDEN = 0.1  # of the tokens: the fall from ln(vocabulary) would leave the rest of a curve flat
+WARM_UP_HIDDEN = 0.1  # fraction of tokens; the initial drop from ln(vocabulary) would flatten the rest of the curve
 
 
 def look(variant: str) -> dict[str, object]:
-    """The keyword arguments `color`, `linestyle` and `marker` that draw a variant, in every figure the same."""
+    """Keyword arguments `color`, `linestyle` and `marker` for a variant, the same in every figure."""
     if variant in LOOKS:
         color, linestyle, marker = LOOKS[variant]
     else:
@@ -40,7 +40,10 @@ def look(variant: str) -> dict[str, object]:
 
 
 def save_figure(figure: "Figure", results: str | Path, name: str) -> None:
-    """Write figures/<name>.pdf, .svg and .png under a results folder, without dates: equal figures, equal files."""
+    """Write figures/<name>.pdf, .svg and .png under a results folder.
+
+    The files contain no dates, so equal figures give equal files.
+    """
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
     for kind in FORMATS:
         with atomic(Path(results) / "figures" / f"{name}.{kind}") as temporary:
@@ -48,21 +51,21 @@ def save_figure(figure: "Figure", results: str | Path, name: str) -> None:
 
 
 def label(text: str) -> str:
-    """A variant's label as matplotlib sets it, the paper's d_v as mathematics."""
+    """A variant's label for matplotlib, with d_v as mathematics."""
     return text.replace("d_v", "$d_v$")
 
 
 def scale_note(results: Results) -> str:
-    """One line that says at what scale a figure was made, e.g. "Laptop scale: 0.62 M and 1.31 M parameters, ..."."""
+    """One line on the scale of a figure, e.g. "Laptop scale: 0.62 M and 1.31 M parameters, ..."."""
     summaries = results.summaries()
     baseline = summaries[summaries["variant"] == BASELINE].groupby("size")
     params = [count(baseline.get_group(size)["params"].mean()) for size in results.sizes]
     tokens = count(summaries["tokens"].max())
-    return f"{results.scale.title} scale: {' and '.join(params)} parameters, {tokens} tokens a run"
+    return f"{results.scale.title} scale: {' and '.join(params)} parameters, {tokens} tokens per run"
 
 
 def comparable(scale: Scale) -> bool:
-    """Whether the runs of a scale are those of the paper: same models, data, tokenizer and number of tokens."""
+    """Whether a scale matches the paper in models, data, tokenizer and number of tokens."""
     paper = load_scale("paper")
     return _recipe(scale) == _recipe(paper)
 
@@ -73,10 +76,10 @@ def _recipe(scale: Scale) -> tuple[object, ...]:
 
 
 def draw_curves(axes: "Axes", results: Results, size: str, quantity: str, variants: Iterable[str]) -> None:
-    """Draw a loss against tokens for some variants of one size, one line a seed, and say which runs are missing.
+    """Plot a loss against tokens, one line per variant and seed, and list variants without records in the plot.
 
     Args:
-        quantity: "train_loss" or "val_loss", nats a token.
+        quantity: "train_loss" or "val_loss", in nats per token.
         variants: slugs, drawn in this order.
     """
     curves = results.curves()
@@ -91,7 +94,7 @@ def draw_curves(axes: "Axes", results: Results, size: str, quantity: str, varian
             missing.append(text)
         for index, (_, run) in enumerate(runs.groupby("seed")):
             every = max(1, len(run) // 6)
-            # Marks are staggered, so that lines that lie on each other can still be told apart.
+            # Stagger the markers, so that overlapping lines can be distinguished.
             style = look(variant) | {"markevery": (order % every, every), "label": text if index == 0 else "_"}
             axes.plot(run["tokens"] / divisor, run[quantity], **style)  # type: ignore[arg-type]
             highest = max(highest, run[run["tokens"] >= WARM_UP_HIDDEN * end][quantity].max())
@@ -106,7 +109,7 @@ def draw_curves(axes: "Axes", results: Results, size: str, quantity: str, varian
 
 
 def _mark_published(axes: "Axes", size: str, variants: Iterable[str]) -> None:
-    """Ticks at the right margin at the published final losses."""
+    """Mark the published final losses at the right margin."""
     paper = published("validation_loss").set_index(["size", "variant"])["val_loss"]
     for variant in variants:
         if (size, variant) in paper.index:

@@ -1,10 +1,10 @@
-"""Reference results: keep the small files of a real run, and show them in the README.
+"""Reference results: keep the small files of a real run, so that the README can show them.
 
     ddl keep --results results/laptop --name laptop-epyc
     ddl readme --name laptop-epyc
 
-`keep` copies what a reader wants to see without running anything into results/reference/<name>/. `readme` writes the
-parts of README.md between its `begin`/`end` marks: the results, the times, and the picture of the workflow.
+`keep` copies the files that a reader may want to see without running anything to results/reference/<name>/. `readme`
+writes the parts of README.md and docs/*.md between `begin` and `end` marks, e.g. results, times and the workflow graph.
 """
 
 import csv
@@ -33,7 +33,7 @@ KEPT = (
     "tables/*.csv",
     "figures/figure2.png",
 )
-STAGES = {  # benchmark files -> stage, in the order of the workflow
+STAGES = {  # pattern of Snakemake's benchmark files -> stage, in the order of the workflow
     "data.tsv": "corpus, tokenizer, shards",
     "tasks.tsv": "offline tasks",
     "train/*.tsv": "trainings",
@@ -47,20 +47,20 @@ STAGES = {  # benchmark files -> stage, in the order of the workflow
 
 
 class KeepError(UserError):
-    """Results that are not complete enough to be kept, or a README without its marks."""
+    """Results that cannot be kept, or pages whose marks do not match the generated parts."""
 
 
 def keep(results: Path, name: str) -> None:
-    """Copy the small files of a finished run to results/reference/<name>/, whole or not at all.
+    """Copy the small files of a finished run to results/reference/<name>/, all or none.
 
     Raises:
-        KeepError: the run has no paper.pdf yet, or was made from changed files.
+        KeepError: the run has no paper.pdf yet, or was trained from uncommitted changes.
     """
     if not (results / "paper.pdf").is_file():
         raise KeepError(f"{results}/paper.pdf: not found; expected the results of a finished run")
     dirty = [path for path in results.glob("runs/*/*/seed*/provenance.json") if json.loads(path.read_text())["dirty"]]
     if dirty:
-        raise KeepError(f"{dirty[0]}: trained from files that no commit holds; commit, then run again")
+        raise KeepError(f"{dirty[0]}: trained from uncommitted changes; commit them, then run again")
     target = REFERENCE / name
     partial = target.with_name(f".{name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -76,7 +76,7 @@ def keep(results: Path, name: str) -> None:
 
 
 def times(results: Path) -> dict[str, Any]:
-    """Seconds of each stage from Snakemake's benchmark files, of the whole run by the clock, and the disk it takes."""
+    """Seconds per stage (from Snakemake's benchmark files), wall seconds of the whole run, and bytes on disk."""
     stages = []
     for pattern, label in STAGES.items():
         seconds = [_seconds(path) for path in sorted((results / "benchmarks").glob(pattern))]

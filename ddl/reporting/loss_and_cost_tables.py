@@ -1,4 +1,4 @@
-"""Table 3, validation losses, and Tables 4 and 5, costs; ours beside the published ones."""
+"""Our and the published values of Table 3 (validation losses) and Tables 4 and 5 (costs)."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from ddl.reporting.table_format import DASH, cell, count, mark_best, significant
 
 
 def loss_table(results: Results) -> pd.DataFrame:
-    """Table 3: validation loss and perplexity at both sizes, ours beside the published ones."""
+    """Table 3: our and the published validation loss and perplexity at both sizes."""
     validation, paper = results.validation(), by_key(published("validation_loss"), "size", "variant")
     quantities = {"val_loss": "loss", "val_perplexity": "perplexity"}
     measured = {value: over_seeds(validation, value) for value in quantities}
@@ -32,9 +32,10 @@ def loss_table(results: Results) -> pd.DataFrame:
 
 
 def cost_table(results: Results, size: str) -> pd.DataFrame:
-    """Tables 4, 5: parameters, quality, throughput with its ratio to the baseline, and peak memory.
+    """Tables 4 and 5: parameters, quality, throughput and its ratio to the baseline, and peak memory.
 
-    Three blocks: the runs of this scale, the paper's shapes on a GPU (`gpu_cost`), and the published values.
+    Three blocks: measurements at this scale, measurements of the paper's shapes on a GPU (`gpu_cost`), and the
+    published values.
     """
     cost = by_key(results.cost(), "size", "variant")
     loss = over_seeds(results.validation(), "val_loss")
@@ -54,25 +55,25 @@ def cost_table(results: Results, size: str) -> pd.DataFrame:
 
 
 def _gpu_cost(results: Results, size: str) -> list[Record]:
-    """The rows of what was measured on a GPU with fresh weights; one row of dashes if there is none."""
+    """Rows measured on a GPU with freshly initialised weights; one row of dashes if there are none."""
     measured = gpu_cost(size)
     nothing: Record = dict.fromkeys(COST_NUMBERS, float("nan"))
     if not measured:
         models = {"All designs": (BASELINE, nothing | {"reason": "benchmarks/gpu.py has not been run on a GPU yet"})}
     else:
-        nothing |= {"reason": "not in the GPU run that is kept"}
+        nothing |= {"reason": "not in the kept GPU run"}
         models = {variant.label: (slug, measured.get(slug, nothing)) for slug, variant in results.variants.items()}
     device = measured[BASELINE]["device"] if measured else "GPU"
     rows = []
     for label, (slug, cost) in models.items():
         row = {"block": f"Ours (the paper's shapes, {device})", "Model": label, "Params": count(cost["params"], 4)}
         row |= {"Val loss": DASH, "Avg eval": DASH, **_measured_cost(cost, slug)}
-        rows.append({**row, "reason": cost["reason"] or "speed is measured with fresh weights"})
+        rows.append({**row, "reason": cost["reason"] or "speed was measured with freshly initialised weights"})
     return rows
 
 
 def _measured_cost(cost: Record, slug: str) -> dict[str, str]:
-    """The columns of speed and memory."""
+    """The speed and memory columns of one row."""
     row = _speed("train", cost, slug) | _speed("inference", cost, slug)
     row["Peak memory (GB)"] = significant(cost["peak_mem_bytes"] / 1e9)
     row["Peak-memory factor"] = cell(cost["peak_mem_factor"], 2)
@@ -80,7 +81,7 @@ def _measured_cost(cost: Record, slug: str) -> dict[str, str]:
 
 
 def _speed(kind: str, cost: Record, slug: str) -> dict[str, str]:
-    """Throughput, its ratio to the baseline and the spread of the ratio (none for the baseline itself)."""
+    """Throughput, its ratio to the baseline, and the spread of this ratio (empty for the baseline)."""
     low, high = (cell(cost[f"{kind}_ratio_{part}"], 2) for part in ("p20", "p80"))
     spread = "" if slug == BASELINE or DASH in (low, high) else f"{low}{DASH}{high}"
     return {

@@ -1,4 +1,4 @@
-"""What every notebook starts with: one style for all figures, and the package's own source text."""
+"""Helpers for all notebooks: the style of figures, and display of the package's source code."""
 
 import inspect
 from collections.abc import Callable
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
 
 
 def source(*functions: Callable[..., object]) -> "Markdown":
-    """The package's own text of functions, for a notebook to show."""
+    """Show the source code of functions in a notebook."""
     from IPython.display import Markdown
 
     return Markdown("\n".join(f"```python\n{inspect.getsource(function)}```" for function in functions))
 
 
 def set_style() -> None:
-    """Make matplotlib draw every figure alike, for print, and byte for byte the same in every run."""
+    """Set one matplotlib style for all figures, suited to print and reproducible to the byte."""
     import seaborn
 
     settings = {
         "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so no machine draws another
+        "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib, so all machines use the same font
         "axes.grid": True,
         "grid.alpha": 0.35,
         "grid.linewidth": 0.5,
@@ -31,7 +31,7 @@ def set_style() -> None:
         "savefig.dpi": 200,
         "savefig.bbox": "tight",
         "pdf.fonttype": 42,
-        "svg.fonttype": "path",  # no reader needs the font
+        "svg.fonttype": "path",  # glyphs as paths, so a viewer needs no font
         "svg.hashsalt": "ddl",
     }
     seaborn.set_theme(context="paper", style="ticks", rc=settings)

@@ -1,8 +1,9 @@
-"""How far the runs of a scale are: `ddl progress results/laptop`, live in a terminal, once elsewhere.
+"""Show the progress of the runs of a scale: `ddl progress results/laptop`.
 
-Everything is read from the files that the workflow leaves, so this may start and end at any time. Below the table
-stands an estimate for the whole workflow: a job that is not done counts as the mean of those of its stage that are, or
-as in the kept reference run of the same scale; jobs are taken to go on as many at a time as trainings run now.
+Everything is read from files that the workflow writes, so the command can start and stop at any time. The line below
+the table estimates the time left for the whole workflow. An unfinished job is assumed to take the mean time of the
+finished jobs of its stage or, if there are none, of that stage in the kept reference run of the same scale. The number
+of parallel jobs is assumed to be the number of runs training now.
 """
 
 import json
@@ -23,14 +24,14 @@ from ddl.reporting.keep_reference import STAGES
 from ddl.reporting.workflow_messages import duration
 
 REFRESH_SECONDS = 2.0
-PATIENCE = 5  # times the usual time between two records until a run without a new one counts as stopped
-LEAST_PATIENCE = 60.0  # seconds
+PATIENCE = 5  # a run counts as stopped after this many usual intervals without a record
+LEAST_PATIENCE = 60.0  # seconds; lower bound on that time
 STYLES = {"done": "green", "running": "bold yellow", "stopped": "red", "waiting": "dim"}
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far one run is; what is not known is None."""
+    """Progress of one run; unknown values are None."""
 
     name: str
     state: str  # a key of STYLES
@@ -43,7 +44,7 @@ class Status:
 
 
 def runs(scale: Scale, results: Path) -> Iterator[Status]:
-    """The runs of a scale in the order of the tables, then those of its sweep if it has been started."""
+    """The runs of a scale in the order of the tables, followed by those of its sweep if it has started."""
     for size in scale.sizes:
         for variant in scale.variants:
             for seed in scale.seeds:
@@ -55,7 +56,7 @@ def runs(scale: Scale, results: Path) -> Iterator[Status]:
 
 
 def status(name: str, folder: Path, scale: Scale, steps: int) -> Status:
-    """Read one run's records."""
+    """Determine the status of one run from its records."""
     metrics = folder / "metrics.jsonl"
     records = read_records(metrics)
     if not records:
@@ -76,7 +77,7 @@ def status(name: str, folder: Path, scale: Scale, steps: int) -> Status:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; the line that is being written now is left out."""
+    """Read the records of a metrics.jsonl, skipping an incomplete last line."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -84,7 +85,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def stages(scale: Scale) -> dict[str, int]:
-    """Benchmark files of a stage -> how many jobs it has in a whole workflow."""
+    """Pattern of a stage's benchmark files -> number of jobs of the stage in the whole workflow."""
     trainings = len(scale.sizes) * len(scale.variants) * len(scale.seeds)
     return {
         "data.tsv": 1,
@@ -93,14 +94,14 @@ def stages(scale: Scale) -> dict[str, int]:
         "train/*.tsv": trainings,
         "evaluate/*.tsv": trainings + 1,
         "cost/*.tsv": len(scale.sizes),
-        "notebooks/*.tsv": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1,  # less the sweep's
+        "notebooks/*.tsv": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1,  # without the sweep's
         "numbers.tsv": 1,
         "paper.tsv": 1,
     }
 
 
 def work_left(scale: Scale, results: Path, statuses: list[Status]) -> tuple[float, list[str]]:
-    """Seconds of work until the workflow is done, and the stages of which nothing is known."""
+    """Seconds of work left in the workflow, and the stages whose time is unknown."""
     total, unknown = 0.0, []
     running = [run for run in statuses if run.state == "running" and not run.name.startswith("sweep/")]
     known = [run.seconds_left for run in running if run.seconds_left is not None]
@@ -125,7 +126,7 @@ def job_seconds(path: Path) -> float:
 
 
 def reference_mean(scale: Scale, pattern: str) -> float | None:
-    """Mean seconds of a job of this stage in a kept run of the scale, None without one."""
+    """Mean seconds per job of a stage in a kept run of the scale; None if there is none."""
     for path in sorted((ROOT / "results/reference").glob(f"{scale.name}-*/times.json")):
         for stage in json.loads(path.read_text())["stages"]:
             if stage["stage"] == STAGES[pattern] and stage["jobs"]:
@@ -134,7 +135,7 @@ def reference_mean(scale: Scale, pattern: str) -> float | None:
 
 
 def view(scale: Scale, results: Path) -> Group:
-    """The table and the line below it."""
+    """The table of runs with the summary below it."""
     statuses = list(runs(scale, results))
     table = Table(title=f"{scale.title}: {results}", title_justify="left")
     for heading in ("run", "state", "step", "", "loss", "validation", "tokens/s", "time left"):
@@ -153,7 +154,7 @@ def view(scale: Scale, results: Path) -> Group:
 
 
 def summary(scale: Scale, results: Path, statuses: list[Status]) -> str:
-    """Runs done, and the estimate for the whole workflow."""
+    """One line: runs done, and the estimated time left for the whole workflow."""
     counted = [run for run in statuses if not run.name.startswith("sweep/")]
     done, running = (sum(run.state == state for run in counted) for state in ("done", "running"))
     text = f"{done} of {len(counted)} runs done, {running} running."
@@ -163,11 +164,11 @@ def summary(scale: Scale, results: Path, statuses: list[Status]) -> str:
     longest = max((run.seconds_left or 0.0 for run in counted if run.state == "running"), default=0.0)
     text += f" The whole workflow needs about {duration(max(seconds / max(running, 1), longest))}"
     text += f" more, {max(running, 1)} at a time"
-    return text + (f"; not counted, because unknown: {', '.join(unknown)}." if unknown else ".")
+    return text + (f"; excluding stages of unknown duration: {', '.join(unknown)}." if unknown else ".")
 
 
 def watch(results: Path) -> None:
-    """Show the progress in results/<scale>: live in a terminal until Ctrl-C, once elsewhere.
+    """Show the progress of results/<scale>: live in a terminal until Ctrl-C, otherwise once.
 
     Raises:
         ConfigError: the folder is not named after a scale.
@@ -183,4 +184,4 @@ def watch(results: Path) -> None:
                 time.sleep(REFRESH_SECONDS)
                 live.update(view(scale, results), refresh=True)
     except KeyboardInterrupt:
-        pass  # how one leaves
+        pass  # the normal way to quit

@@ -1,4 +1,4 @@
-"""Every number that the paper's prose and the README quote, from the files of one scale. Null is missing, never 0."""
+"""Collect every number quoted in the paper and the README from the results of one scale; null marks missing numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ COST_PARTS = ("tok_per_s", "ratio")
 
 
 def collect(results: Results) -> Record:
-    """The content of numbers.json as plain values."""
+    """The contents of numbers.json."""
     ours, theirs = measured(results), published_numbers(results)
     gained = {size: {f"{shots}shot": gains(results, size, shots) for shots in SHOTS} for size in results.sizes}
     missing = [
-        {"name": f"{size}/{slug}: {key}", "reason": run["reason"] or "the file has no such number"}
+        {"name": f"{size}/{slug}: {key}", "reason": run["reason"] or "the file does not contain this number"}
         for size, runs in ours.items()
         for slug, run in runs.items()
         for key, value in run.items()
@@ -49,7 +49,7 @@ def collect(results: Results) -> Record:
 
 
 def measured(results: Results) -> dict[str, dict[str, Record]]:
-    """Size -> slug -> numbers of our runs, means over the seeds; `delta` is the loss minus the baseline's."""
+    """Size -> slug -> our numbers, averaged over seeds; `delta` is the validation loss minus the baseline's."""
     validation, summaries = results.validation(), results.summaries()
     columns = {
         "val_loss": over_seeds(validation, "val_loss"),
@@ -82,7 +82,7 @@ def measured(results: Results) -> dict[str, dict[str, Record]]:
 
 
 def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
-    """Size -> slug -> the paper's numbers under the same names as ours; fractions, not percent."""
+    """Size -> slug -> the paper's numbers, named as in `measured`; accuracies are fractions."""
     loss = by_key(published("validation_loss"), "size", "variant")
     accuracy = by_key(published("downstream_accuracy"), "size", "variant", "num_fewshot", "task")
     cost = by_key(published("cost"), "size", "variant")
@@ -105,9 +105,9 @@ def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
 
 
 def compare(ours: dict[str, Record], theirs: dict[str, Record], gained: dict[str, dict[str, Record]]) -> Record:
-    """How the paper's designs stand against the baseline at one size, in our runs and in the paper's.
+    """Compare the paper's designs with the baseline at one size, in our runs and in the paper.
 
-    Further designs of ours are left out, because the two counts are read side by side.
+    Our additional designs are excluded, so that the two counts are comparable.
     """
     ours, theirs = ({slug: table[slug] for slug in paper_variants()} for table in (ours, theirs))
     both = [slug for slug in ours if slug != BASELINE and None not in (ours[slug]["delta"], theirs[slug]["delta"])]
@@ -133,7 +133,7 @@ def compare(ours: dict[str, Record], theirs: dict[str, Record], gained: dict[str
 
 
 def _compare_accuracy(table: dict[str, Record], key: str) -> Record:
-    """Counts of variants above the baseline."""
+    """Number of designs compared, and of those with a higher accuracy than the baseline."""
     base = table[BASELINE]
     others = [row for slug, row in table.items() if slug != BASELINE and None not in (row[key], base[key])]
     return {f"{key}_compared": len(others), f"{key}_higher": sum(row[key] > base[key] for row in others)}
@@ -146,13 +146,13 @@ def _add_deltas(rows: dict[str, Record]) -> None:
 
 
 def settings_of_designs(scale: Scale) -> Record:
-    """The settings of the default rewrite design (DDL-CC) that do not depend on the size."""
+    """The settings of DDL-CC that do not depend on the size."""
     model = to_mapping(scale.model("small", "ddl-cc"))
     return {key: value for key, value in model.items() if key not in ("layers", "width", "heads")}
 
 
 def _paper(paper: Scale) -> Record:
-    """The paper's own scale, as config/scales/paper.yaml states it."""
+    """The training recipe and model shapes in config/scales/paper.yaml."""
     sizes = {size: _shape(paper, size) for size in paper.sizes}
     return to_mapping(paper.training) | {
         "sequence_length": paper.sequence_length,
@@ -168,7 +168,7 @@ def _shape(scale: Scale, size: str) -> Record:
 
 
 def _run_tokens(results: Results) -> int | None:
-    """Tokens of a run, if all runs agree; what they say counts, not the settings."""
+    """Tokens per run as recorded in the summaries; None unless all runs agree."""
     values = results.summaries()["tokens"].dropna().unique()
     return int(values[0]) if len(values) == 1 else None
 
@@ -188,7 +188,7 @@ def _corpus(results: Results) -> Record:
 
 
 def _evaluation(results: Results) -> Record:
-    """Tasks in the paper's column order, items a task and chance, from whatever evaluation is there."""
+    """Tasks in the paper's column order, items per task and chance level, from the evaluations that exist."""
     record: Record = {"noise_stderrs": Z}
     for shots in SHOTS:
         frame = results.downstream(shots)
@@ -205,7 +205,7 @@ def _evaluation(results: Results) -> Record:
 
 
 def _provenance(results: Results) -> Record:
-    """What all training runs agree on (null where they do not), their total time, and the last one's date."""
+    """Provenance common to all training runs (null where they differ), their total time, and the latest date."""
     found = results.provenances()
     record = {key: _agreed(found, key) for key in ("commit", "dirty", "python", "device", "platform", "threads")}
     seconds = results.summaries()["seconds"].dropna()
@@ -228,10 +228,10 @@ def _integer(value: float) -> int | None:
 
 
 def write_numbers(results: Results) -> pd.DataFrame:
-    """Write numbers.json, every number that the paper's prose and the README quote.
+    """Write numbers.json.
 
     Returns:
-        frame of what is missing: name, reason.
+        The missing numbers, a frame with columns name and reason.
     """
     numbers = collect(results) | {"scale_note": scale_note(results)}
     whole = numbers["training"]["tokens"] == numbers["paper"]["tokens"]
@@ -241,7 +241,7 @@ def write_numbers(results: Results) -> pd.DataFrame:
 
 
 def report(results: Path) -> None:
-    """Write numbers.json into a results folder, and print what is missing in it and why."""
+    """Write numbers.json to a results folder, and print which numbers are missing and why."""
     missing = write_numbers(Results(results))
     for name, reason in missing.itertuples(index=False):
         print(f"{name}: {reason}")

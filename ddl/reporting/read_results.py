@@ -1,7 +1,7 @@
-"""Reads what the runs of one scale left under results/<scale>/, and what the paper published, into frames.
+"""Read the results under results/<scale>/ and the published tables into frames.
 
-A file that is not there is a row of its own: its numbers are NaN and its `reason` says which file is missing. A file
-that is there but cannot be read is an error, because it would otherwise pass for a run that was never made.
+A missing file becomes a row whose numbers are NaN and whose `reason` names the file. An unreadable file is an error,
+because it would otherwise look like a run that never took place.
 """
 
 import json
@@ -36,17 +36,17 @@ Run = tuple[str, str, int]
 
 
 class ResultsError(UserError):
-    """Results that cannot be read: the message names the file and what was expected in it."""
+    """Results that cannot be read; the message names the file and what was expected."""
 
 
 class Results:
     """The results of one scale.
 
     Args:
-        path: the folder results/<scale>; a copy under another name works once it holds a run's summary.json.
+        path: the folder results/<scale>. A copy may have another name if it contains a run's summary.json.
 
     Raises:
-        ResultsError: no such folder, or no way to tell which scale it belongs to.
+        ResultsError: the folder does not exist, or its scale cannot be determined.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,19 +68,19 @@ class Results:
 
     @property
     def scale_phrase(self) -> str:
-        """The scale within a sentence, e.g. "laptop scale"; names such as H200 keep their capitals."""
+        """The scale as a phrase, e.g. "laptop scale"; names such as H200 keep their capitals."""
         title = self.scale.title
         return f"{title.lower() if title[1:].islower() else title} scale"
 
     def runs(self) -> Iterator[Run]:
-        """Every (size, variant, seed) that the scale asks for, in the order of the paper's tables."""
+        """Every (size, variant, seed) of the scale, in the order of the paper's tables."""
         for size in self.sizes:
             for variant in self.variants:
                 for seed in self.scale.seeds:
                     yield size, variant, seed
 
     def curves(self) -> pd.DataFrame:
-        """metrics.jsonl of every run: size, variant, seed, step, tokens, train_loss, val_loss, ..., reason."""
+        """Records of all metrics.jsonl: size, variant, seed, step, tokens, train_loss, val_loss, ..., reason."""
         rows: list[Record] = []
         for size, variant, seed in self.runs():
             name = f"runs/{size}/{variant}/seed{seed}/metrics.jsonl"
@@ -92,22 +92,23 @@ class Results:
         return _frame(rows, numeric=("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tok_per_s"))
 
     def summaries(self) -> pd.DataFrame:
-        """summary.json of every run, one row each, with `reason`."""
+        """Contents of all summary.json, one row per run, with `reason`."""
         return self._per_run(
             "runs/{}/{}/seed{}/summary.json",
             ("val_loss", "val_perplexity", "params", "steps", "tokens", "seconds", "peak_mem_bytes"),
         )
 
     def validation(self) -> pd.DataFrame:
-        """Loss in nats and perplexity on the whole validation split, one row a run, with `reason`."""
+        """Loss in nats and perplexity on the whole validation split, one row per run, with `reason`."""
         return self._per_run(
             "evals/{}/{}/seed{}/validation.json", ("val_loss", "val_loss_stderr", "val_perplexity", "tokens")
         )
 
     def downstream(self, shots: int) -> pd.DataFrame:
-        """Accuracies in [0, 1] in long form: a row for each run and task, and one with column "Avg." for the average.
+        """Accuracies in [0, 1] in long form: one row per run and task, and one with column "Avg." for the average.
 
-        Columns: size, variant, seed, column (of the paper's tables), task, metric, value, stderr, chance, n, reason.
+        Columns: size, variant, seed, column (name in the paper's tables), task, metric, value, stderr, chance, n,
+        reason.
         """
         rows: list[Record] = []
         for size, variant, seed in self.runs():
@@ -116,11 +117,11 @@ class Results:
         return _task_frame(rows)
 
     def untrained(self, shots: int) -> pd.DataFrame:
-        """The same columns, less those of a run, for a model with its initial weights: the tasks' own check."""
+        """Accuracies of an untrained model, as a check of the tasks; columns as in `downstream`, without the run."""
         return _task_frame(self._tasks(f"evals/random-init/{shots}shot.json"))
 
     def outcomes(self, size: str, variant: str, seed: int, shots: int) -> dict[str, np.ndarray]:
-        """Column -> right (1) or wrong (0), int8, of each item that a run answered; empty if none were kept."""
+        """Column -> 1 (right) or 0 (wrong) for each item, int8; empty if the run has no answers."""
         name = f"evals/{size}/{variant}/seed{seed}/{shots}shot"
         if not (self.path / f"{name}.parquet").is_file():
             return {}
@@ -143,7 +144,7 @@ class Results:
         return rows
 
     def cost(self) -> pd.DataFrame:
-        """Throughput and memory, a row for each size and variant; a spread is columns such as `train_ratio_p20`."""
+        """Throughput and memory, one row per size and variant; spreads are in columns such as `train_ratio_p20`."""
         rows: list[Record] = []
         for size in self.sizes:
             for variant in self.variants:
@@ -159,11 +160,11 @@ class Results:
         return _frame(rows, COST_NUMBERS)
 
     def manifest(self) -> Record:
-        """The manifest of the corpus, empty if there is none."""
+        """The manifest of the corpus; empty if there is none."""
         return self._json("data/manifest.json")
 
     def provenances(self) -> list[Record]:
-        """The provenance of every training run that left one."""
+        """The provenance of every training run that has one."""
         found = (self._json(f"runs/{size}/{variant}/seed{seed}/provenance.json") for size, variant, seed in self.runs())
         return [record for record in found if record]
 
@@ -179,7 +180,7 @@ class Results:
         return _frame(rows, numeric=numeric)
 
     def _reason(self, name: str, *keys: str) -> str:
-        """Why a number is missing: the file is not there, or it does not hold the key."""
+        """Why a number is missing: the file does not exist or does not contain the key."""
         if not (self.path / name).is_file():
             return f"{name} is missing"
         return f"{name} has no {', '.join(keys) or 'records'}"
@@ -195,18 +196,18 @@ class Results:
         try:
             return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
         except json.JSONDecodeError as error:
-            raise ResultsError(f"{path}: expected one JSON record a line, found: {error}") from None
+            raise ResultsError(f"{path}: expected one JSON record per line, found: {error}") from None
 
 
 def published(name: str) -> pd.DataFrame:
-    """A published table as stored in paper/published, with the slugs of the paper's designs in `variant`.
+    """Read a table from paper/published, with the designs' slugs in the column `variant`.
 
     Args:
         name: validation_loss, downstream_accuracy, cost or architecture.
     """
     path = PUBLISHED_DIR / f"{name}.csv"
     if not path.is_file():
-        raise ResultsError(f"{path.relative_to(ROOT)}: not found; it belongs to the repository")
+        raise ResultsError(f"{path.relative_to(ROOT)}: not found; this file is part of the repository")
     frame = pd.read_csv(path)
     if "model" in frame:
         frame["variant"] = frame["model"].map({variant.published: slug for slug, variant in paper_variants().items()})
@@ -214,9 +215,10 @@ def published(name: str) -> pd.DataFrame:
 
 
 def gpu_cost(size: str) -> dict[str, Record]:
-    """What benchmarks/gpu.py measured at the paper's shape of a size: variant -> the numbers of `Results.cost`.
+    """Measurements by benchmarks/gpu.py at the paper's shape of a size: variant -> the numbers of `Results.cost`.
 
-    Of all kept runs the newest that measured the baseline, executed as the paper scale says; empty if none did.
+    Taken from the newest kept run that measured the baseline with the execution settings of the paper scale; empty if
+    there is none.
     """
     frames = [pd.read_csv(file) for file in sorted(REFERENCE_DIR.glob("*/end_to_end.csv"))]
     if not frames:
@@ -240,7 +242,7 @@ def gpu_cost(size: str) -> dict[str, Record]:
 
 
 def by_key(frame: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], Record]:
-    """The rows of a frame by the values of some columns."""
+    """Index the rows of a frame by the values of some columns."""
     return {tuple(row[key] for key in keys): row for row in _records(frame)}
 
 
@@ -250,7 +252,10 @@ def _records(frame: pd.DataFrame) -> list[Record]:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """Mean and standard deviation (NaN for one seed) of a number over the seeds that have it; why others do not."""
+    """Mean and standard deviation of a number over the seeds that have it.
+
+    The standard deviation is NaN for a single seed. `reason` explains missing values.
+    """
 
     mean: float
     sd: float
@@ -259,7 +264,7 @@ class OverSeeds:
 
 
 def over_seeds(frame: pd.DataFrame, value: str) -> dict[tuple[str, str], OverSeeds]:
-    """(size, variant) -> a number of the runs of that size and variant."""
+    """(size, variant) -> statistics of a number over the seeds."""
     result = {}
     for (size, variant), runs in frame.groupby(["size", "variant"], sort=False):
         reasons = "; ".join(dict.fromkeys(str(text) for text in runs["reason"] if text))
@@ -284,7 +289,7 @@ def _task_frame(rows: list[Record]) -> pd.DataFrame:
 
 
 def _frame(rows: list[Record], numeric: tuple[str, ...]) -> pd.DataFrame:
-    """Rows as a frame in which every numeric column exists and null is NaN."""
+    """Convert rows to a frame that has all numeric columns, with NaN for null."""
     frame = pd.DataFrame(rows)
     for column in numeric:
         frame[column] = pd.to_numeric(frame[column]) if column in frame else float("nan")

@@ -1,6 +1,6 @@
-"""The generated parts of README.md and docs/*.md, from results of kept runs, the settings and the Snakefile.
+"""Write the generated parts of README.md and docs/*.md, from kept results, the settings and the Snakefile.
 
-A part stands between `<!-- begin X -->` and `<!-- end X -->` in one of the pages; `ddl readme` writes them all.
+A part is the text between `<!-- begin X -->` and `<!-- end X -->` in one of the pages. `ddl readme` writes all parts.
 """
 
 import csv
@@ -28,12 +28,12 @@ def readme(name: str) -> None:
     """Write the generated parts of all pages.
 
     Raises:
-        KeepError: no such reference results; a part without its marks, or marks without their part.
+        KeepError: there are no such reference results, or marks and parts do not match.
     """
     folder = REFERENCE / name
     if not folder.is_dir():
         known = ", ".join(sorted(path.name for path in REFERENCE.glob("*"))) or "none"
-        raise KeepError(f"results/reference/{name}: not found; there are: {known}")
+        raise KeepError(f"results/reference/{name}: not found; expected one of: {known}")
     pages = read_pages()
     changed = {page: text for page, text in fill(pages, readme_parts(folder)).items() if text != pages[page]}
     for page, text in changed.items():
@@ -42,21 +42,21 @@ def readme(name: str) -> None:
 
 
 def read_pages() -> dict[str, str]:
-    """The text of README.md and of every page in docs/, by path."""
+    """Path -> text of README.md and every page in docs/."""
     paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
 
 
 def fill(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
-    """The pages with each part between its marks, wherever they stand.
+    """Insert each part between its marks.
 
     Raises:
-        KeepError: a part whose marks are missing or there more than once, or marks of an unknown part.
+        KeepError: the marks of a part are missing or duplicated, or there are marks of an unknown part.
     """
     for page, text in pages.items():
         for part in re.findall(r"<!-- (?:begin|end) (\S+) -->", text):
             if part not in parts:
-                raise KeepError(f"{page}: marks of {part}: expected one of {', '.join(parts)}")
+                raise KeepError(f"{page}: unknown part {part} in marks, expected one of {', '.join(parts)}")
     filled = dict(pages)
     for part, content in parts.items():
         begin, end = f"<!-- begin {part} -->", f"<!-- end {part} -->"
@@ -71,7 +71,7 @@ def fill(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
 
 
 def readme_parts(folder: Path) -> dict[str, str]:
-    """Name of each generated part -> its text."""
+    """Name of a generated part -> its text."""
     numbers = json.loads((folder / "numbers.json").read_text())
     spent = json.loads((folder / "times.json").read_text())
     return {
@@ -93,7 +93,7 @@ def readme_parts(folder: Path) -> dict[str, str]:
 
 
 def headline_part(numbers: dict[str, Any]) -> str:
-    """How the rewrite designs compare with the baseline, and how much of that one value channel reaches."""
+    """Compare the rewrite designs with the baseline, and one value channel with the best design."""
     sizes = list(numbers["runs"])
     ours = {size: numbers["comparison"][size]["ours"] for size in sizes}
     paper = {size: numbers["comparison"][size]["published"] for size in sizes}
@@ -124,7 +124,7 @@ def headline_part(numbers: dict[str, Any]) -> str:
 
 
 def results_part(folder: Path, numbers: dict[str, Any]) -> str:
-    """The table of all runs, ours beside the paper's, and where ours come from."""
+    """The table of our and the paper's runs, and the provenance of ours."""
     lines = [
         "| size | model | parameters | val. loss | minus baseline | *paper: minus baseline* | 1-shot average, % "
         "| train speed / baseline | *paper* | peak memory / baseline | *paper* |",
@@ -159,14 +159,14 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
         f"{len(numbers['scale']['seeds'])}; {source['device']}, torch {source['versions'].get('torch')}, "
         f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). The ± is the standard error over items. "
         "Columns in italics are the paper's, from models trained on "
-        f"{paper_run['tokens'] / 1e9:.2f} billion tokens. Their signs and their order can be compared with ours, their "
-        "sizes cannot. A dash is a number that the paper does not give.",
+        f"{paper_run['tokens'] / 1e9:.2f} billion tokens. Compare their signs and order with ours, but not their "
+        "magnitudes. A dash marks a number that the paper does not give.",
     ]
     return "\n".join(lines)
 
 
 def clock_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
-    """Time and disk that the reference run took."""
+    """Time and disk space of the reference run."""
     return (
         f"The reference run took {spent['wall_seconds'] / 60:.0f} minutes on {spent['cores']} cores "
         f"({numbers['provenance']['device']}). Its results take {spent['results_bytes'] / 1e6:,.0f} MB, and the "
@@ -175,7 +175,7 @@ def clock_part(spent: dict[str, Any], numbers: dict[str, Any]) -> str:
 
 
 def times_part(spent: dict[str, Any]) -> str:
-    """How long each stage took in the reference run."""
+    """Time that each stage took in the reference run."""
     lines = ["| stage | jobs | seconds, summed over jobs |", "|---|--:|--:|"]
     lines += [f"| {row['stage']} | {row['jobs']} | {row['seconds']:,.1f} |" for row in spent["stages"]]
     lines += ["", f"The whole run took {spent['wall_seconds'] / 60:.0f} minutes on {spent['cores']} cores."]
@@ -183,7 +183,7 @@ def times_part(spent: dict[str, Any]) -> str:
 
 
 def scales_part() -> str:
-    """The scales, from the least tokens to the most."""
+    """The table of scales, in order of tokens per run."""
     scales = sorted(map(load_scale, scale_names()), key=lambda scale: scale.tokens)
     default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"]
     lines = ["| scale | layers | width | corpus | tokens per run | GPUs per run |", "|---|---|---|---|--:|--:|"]
@@ -202,7 +202,7 @@ def scales_part() -> str:
 
 
 def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
-    """What the initial bias of the value branch does, from one more run of the small DDL-CC with another bias."""
+    """The effect of the value branch's initial bias, from an additional run of the small DDL-CC."""
     settings = json.loads((folder / "provenance.json").read_text())["settings"]["model"]
     other = json.loads((folder / "validation.json").read_text())["val_loss"]
     small, ours = numbers["runs"]["small"], numbers["model"]["value_bias_init"]
@@ -216,7 +216,7 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
 
 
 def generation_part(path: Path) -> str:
-    """Tokens per second of text generation, from the newest rows that benchmarks/generation.py wrote."""
+    """The table of generation speeds in tokens/s, from the newest rows of benchmarks/generation.py."""
     rows = newest_rows(path)
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     columns = [(size, cache) for size in sizes for cache in ("True", "False")]
@@ -231,7 +231,7 @@ def generation_part(path: Path) -> str:
 
 
 def scoring_part(path: Path) -> str:
-    """How fast the evaluation scores tasks beside the harness' own adapter, from benchmarks/scoring.py."""
+    """Scoring speed relative to the harness' own adapter, from benchmarks/scoring.py."""
     rows = newest_rows(path)
     ratios = [float(row["ratio_to_hf"]) for row in rows if row["adapter"] == "shared"]
     return (
@@ -243,7 +243,7 @@ def scoring_part(path: Path) -> str:
 
 
 def gains_part() -> str:
-    """How many of the paper's gains in accuracy exceed their noise."""
+    """The number of the paper's accuracy gains that exceed their noise."""
     cells, averages = (published_gains()[name] for name in ("cells", "averages"))
     return (
         f"In single tasks, {cells['higher']} of {cells['compared']} published accuracies are above the baseline's. Of "
@@ -254,7 +254,7 @@ def gains_part() -> str:
 
 
 def rate_part(folder: Path) -> str:
-    """Validation losses over the learning rate, from a kept sweep."""
+    """The table of validation losses by learning rate, from a kept sweep."""
     with open(folder / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     scale, labels = load_scale(rows[0]["scale"]), load_variants()
@@ -280,20 +280,20 @@ def rate_part(folder: Path) -> str:
     lines += [
         "",
         f"One seed; the lowest loss of each row is bold; files in {_link(place)}. At the shared rate, {rate:g}, the "
-        f"runs lose against the best rate of their row, in nats: {', '.join(lost)}.",
+        f"losses exceed the lowest of their row by, in nats: {', '.join(lost)}.",
     ]
     return "\n".join(lines)
 
 
 def newest_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV that is added to, of its newest commit."""
+    """The rows from the newest commit in a CSV to which benchmarks append."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return [row for row in rows if row["commit"] == rows[-1]["commit"]]
 
 
 def kernels_part(folder: Path) -> str:
-    """Bytes that the fused rewrite moves, and the gradient's error with stored and with rebuilt states."""
+    """Tables of the memory traffic of the fused rewrite and of the gradient error with stored and rebuilt states."""
     width = 768
     lines = [
         f"| fused rewrite, d = {width}, bf16: vectors of d numbers per token | floor | ours, states stored "
@@ -333,14 +333,14 @@ def kernels_part(folder: Path) -> str:
 
 
 def claims_part() -> str:
-    """The claims of the paper and where they were checked, as the last derivation notebook shows them."""
+    """The table of the paper's claims and where each was checked."""
     with open(ROOT / "paper" / "claims.csv", newline="") as file:
         head, *rows = csv.reader(file)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def rulegraph() -> str:
-    """The workflow as Snakemake itself draws it, in Mermaid's language; without `all`, which everything leads to."""
+    """Snakemake's graph of the rules in Mermaid syntax, without `all`, to which every rule leads."""
     snakemake = Path(sys.executable).parent / "snakemake"
     done = subprocess.run(
         [str(snakemake), "--rulegraph", "mermaid-js", "--forceall"],
@@ -357,7 +357,7 @@ def rulegraph() -> str:
 
 
 def _link(place: Path) -> str:
-    """A link to a path of the repository, for a page in docs/."""
+    """A link from a page in docs/ to a path of the repository."""
     return f"[`{place}`](../{place})"
 
 

@@ -1,16 +1,16 @@
-"""Runs a notebook and renders it as one offline page.
+"""Run a notebook and render it as a standalone HTML page.
 
     ddl notebook notebooks/01_delta_rule.py --html results/laptop/notebooks/01_delta_rule.html \\
         --parameters '{"results": "results/laptop"}'
 
-1. jupytext reads the py:percent file; its cell tagged `parameters` says which parameters exist.
-2. papermill executes it from the repository's root, in a kernel of the interpreter that runs this command: no kernel
-   spec, IPython profile or matplotlibrc of the user takes part, so the page depends on the repository alone.
-3. nbconvert fills `notebooks/template`; formulas become SVG drawings here (ziamath), so the page needs no JavaScript,
-   no font and no network.
+1. jupytext reads the py:percent file. Its cell tagged `parameters` defines the parameters.
+2. papermill executes it from the repository's root, in a kernel with the interpreter of this command. The user's kernel
+   specs, IPython profile and matplotlibrc are ignored, so the page depends only on the repository.
+3. nbconvert fills `notebooks/template`. ziamath draws formulas as SVG, so the page needs no JavaScript, fonts or
+network.
 
-What a cell may say about its place on the page, after `# %%`: `tags=["fold"]` shows its code only on demand, under the
-words `summary="..."`; `alt="..."` describes its figure to readers who do not see it.
+Cell options after `# %%`: `tags=["fold"]` folds the code, under the heading `summary="..."`; `alt="..."` is the
+alternative text of the figure.
 """
 
 import ast
@@ -43,13 +43,13 @@ from ddl.errors import UserError
 from ddl.files import write_text
 from ddl.layout import ROOT
 
-TEMPLATES = ROOT / "notebooks"  # holds the folder `template`
+TEMPLATES = ROOT / "notebooks"  # contains the folder `template`
 PARAMETERS_TAG = "parameters"
-INJECTED_TAG = "injected-parameters"  # papermill's, on the cell that it adds
-EM = 20.0  # pixels of one em in the drawings of formulas, which are then scaled to the text around them
+INJECTED_TAG = "injected-parameters"  # tag that papermill gives the cell it adds
+EM = 20.0  # pixels per em in drawn formulas, which are then scaled to the surrounding text
 MARGIN = 0.5  # pixels around a formula
 
-# Inline figures as SVG, with nothing in them that changes from run to run; and no word about being shut down.
+# Draw inline figures as reproducible SVG, and suppress the kernel's message at shutdown.
 IPYTHON_CONFIG = """\
 c.IPKernelApp.log_level = "CRITICAL"
 c.InlineBackend.figure_formats = {"svg"}
@@ -59,11 +59,11 @@ MATPLOTLIBRC = "svg.hashsalt: ddl\n"
 
 
 class NotebookError(UserError):
-    """A notebook or parameter that a user can put right: the message names the notebook."""
+    """An invalid notebook or parameter; the message names the notebook."""
 
 
-class CellFailure(RuntimeError):  # noqa: N818 - not the user's error but the notebook's finding
-    """A cell raised: the message names the notebook, the cell and the exception."""
+class CellFailure(RuntimeError):  # noqa: N818 - a result of the notebook, not a mistake of the user
+    """A cell raised an exception; the message names the notebook, the cell and the exception."""
 
 
 def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
@@ -71,17 +71,17 @@ def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
 
     Args:
         source: a py:percent file with one cell tagged `parameters`.
-        page: the HTML file to write; only where a cell fails, `<name>.failed.ipynb` is written beside it instead.
-        parameters: values for names that the parameters cell assigns, of types that JSON has.
+        page: the HTML file to write. If a cell fails, `<name>.failed.ipynb` is written in the same folder instead.
+        parameters: JSON values for names assigned in the parameters cell.
 
     Raises:
-        NotebookError: no such file, no parameters cell, an unknown parameter, a formula that cannot be drawn, or a
-            page that would load something from elsewhere.
-        CellFailure: a cell raised, its traceback is printed on stderr before; or the kernel died.
+        NotebookError: the file or its parameters cell is missing, a parameter is unknown, a formula cannot be drawn,
+            or the page would load a remote resource.
+        CellFailure: a cell raised an exception (its traceback is printed to stderr), or the kernel died.
     """
     notebook = read_notebook(source, parameters)
     failed = page.with_suffix(".failed.ipynb")
-    page.unlink(missing_ok=True)  # a page of an earlier run beside a failed one would mislead
+    page.unlink(missing_ok=True)  # a page from an earlier run would be misleading next to a failed one
     failed.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="ddl-") as folder:
         executed = Path(folder) / "executed.ipynb"
@@ -93,14 +93,14 @@ def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
             print(traceback, file=sys.stderr)
             raise CellFailure(_describe_failure(error, traceback, source, failed)) from None
         except DeadKernelError as error:
-            raise CellFailure(f"{source}: the kernel died, as it does when memory runs out: {error}") from None
+            raise CellFailure(f"{source}: the kernel died, possibly because memory ran out: {error}") from None
     write_text(page, render(done, source))
 
 
 def read_notebook(source: Path, parameters: dict[str, Any]) -> NotebookNode:
-    """The notebook of a py:percent file, with its parameters checked against the cell tagged `parameters`."""
+    """Read a py:percent file, and check the parameters against its cell tagged `parameters`."""
     if not source.is_file():
-        raise NotebookError(f"{source}: no such notebook")
+        raise NotebookError(f"{source}: notebook not found")
     notebook = jupytext.read(source, fmt="py:percent")
     tagged = [cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
@@ -120,7 +120,7 @@ def read_notebook(source: Path, parameters: dict[str, Any]) -> NotebookNode:
 
 
 def _execute(notebook: NotebookNode, executed: Path, parameters: dict[str, Any]) -> NotebookNode:
-    """Run all cells; what ran is in the file `executed` even when a cell fails."""
+    """Run all cells and save them to the file `executed`, even if one fails."""
     return papermill.execute_notebook(
         notebook,
         executed,
@@ -133,7 +133,7 @@ def _execute(notebook: NotebookNode, executed: Path, parameters: dict[str, Any])
 
 
 def _kernel_manager(folder: Path) -> type[AsyncKernelManager]:
-    """A manager whose only kernel is this interpreter, with its configuration and sockets in `folder`."""
+    """A kernel manager that only starts this interpreter, with configuration and sockets in `folder`."""
     profile = folder / "ipython" / "profile_default"
     profile.mkdir(parents=True)
     (profile / "ipython_kernel_config.py").write_text(IPYTHON_CONFIG)
@@ -141,9 +141,9 @@ def _kernel_manager(folder: Path) -> type[AsyncKernelManager]:
     environment = {
         "IPYTHONDIR": str(profile.parent),
         "MATPLOTLIBRC": str(folder / "matplotlibrc"),
-        "SOURCE_DATE_EPOCH": "0",  # figures that a notebook saves carry a date otherwise
-        "PYTHONHASHSEED": "0",  # sympy's order of terms
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's warning in the log, which nobody asked for
+        "SOURCE_DATE_EPOCH": "0",  # otherwise saved figures contain a date
+        "PYTHONHASHSEED": "0",  # fixes sympy's order of terms
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # silences a debugger's warning in the log
     }
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = KernelSpec(argv=command, display_name="Python 3", language="python", env=environment)
@@ -157,7 +157,7 @@ def _kernel_manager(folder: Path) -> type[AsyncKernelManager]:
         def _this_interpreter(self) -> KernelSpecManager:
             return ThisInterpreter(parent=self)
 
-        # Ports of two notebooks that start at once can collide; files in a folder of one's own cannot.
+        # Use sockets in the private folder, because TCP ports of notebooks started together can collide.
         @default("transport")
         def _transport(self) -> str:
             return "ipc" if os.name == "posix" else "tcp"
@@ -170,22 +170,22 @@ def _kernel_manager(folder: Path) -> type[AsyncKernelManager]:
 
 
 def _describe_failure(error: PapermillExecutionError, traceback: str, source: Path, failed: Path) -> str:
-    """One line. Cells are counted as in the file: code cells from 1, without the one that papermill adds."""
+    """One line. Code cells are numbered from 1 as in the file, without the cell that papermill adds."""
     cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
     code = [
         cell for cell in cells if cell["cell_type"] == "code" and INJECTED_TAG not in cell["metadata"].get("tags", [])
     ]
     number = next(n for n, cell in enumerate(code, 1) if any(out["output_type"] == "error" for out in cell["outputs"]))
-    # A bare assert has no message; its statement says more than nothing.
+    # A bare assert has no message, so show the statement.
     statement = re.findall(r"^-+> ?\d+ +(.+)$", traceback, re.M)
     reason = (str(error.evalue).strip().splitlines() or statement or ["no message"])[-1]
-    return f"{source}: code cell {number} failed: {error.ename}: {reason}; executed as far as it came: {failed}"
+    return f"{source}: code cell {number} failed: {error.ename}: {reason}; see the partly executed notebook {failed}"
 
 
 def render(notebook: NotebookNode, source: Path) -> str:
-    """The page of an executed notebook."""
+    """Render an executed notebook as HTML."""
     _tidy_parameters(notebook)
-    # A kernel sends what is printed in pieces that depend on its timing.
+    # The kernel splits printed text at points that depend on timing, so join the pieces.
     notebook, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     heading = re.search(r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
     resources = {
@@ -200,12 +200,12 @@ def render(notebook: NotebookNode, source: Path) -> str:
     except NotebookError as error:
         raise NotebookError(f"{source}: {error}") from error
     if found := remote_references(html):
-        raise NotebookError(f"{source}: the page would load {found[0]}, expected nothing from elsewhere")
+        raise NotebookError(f"{source}: the page would load {found[0]}, expected no remote resources")
     return html.strip() + "\n"
 
 
 def _tidy_parameters(notebook: NotebookNode) -> None:
-    """Show injected parameters only where they say something else than the notebook's own parameters cell."""
+    """Keep only injected parameters that differ from the notebook's own parameters cell."""
     own = next(cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
     defaults = {ast.unparse(statement) for statement in ast.parse(own.source).body}
     for cell in [cell for cell in notebook.cells if INJECTED_TAG in cell.metadata.get("tags", [])]:
@@ -218,14 +218,14 @@ def _tidy_parameters(notebook: NotebookNode) -> None:
 
 
 def remote_references(html: str) -> list[str]:
-    """What a browser would fetch to show the page: addresses in src, href (of anything but a link), url(), @import."""
+    """URLs that a browser would fetch to show the page: in src, href (except of links), url() and @import."""
     loads = r"""<(?!a\s)[^>]*?\s(?:src|srcset|href|data|poster|action)\s*=\s*["']?\s*((?:https?:)?//[^\s"'>]+)"""
     styles = r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^\s"')]+)"""
     return re.findall(loads, html, re.I) + re.findall(styles, html, re.I)
 
 
 class Page(TemplateExporter):
-    """nbconvert's exporter for `notebooks/template`, with the filters that the template uses."""
+    """nbconvert's exporter for `notebooks/template`, with the filters that this template needs."""
 
     file_extension = ".html"
     output_mimetype = "text/html"
@@ -243,7 +243,7 @@ class Page(TemplateExporter):
 
 
 class _FormulaRenderer(IPythonRenderer):
-    """nbconvert's Markdown renderer, with formulas as drawings."""
+    """nbconvert's Markdown renderer, but with drawn formulas."""
 
     def inline_math(self, body: str) -> str:
         return formula(body, display=False)
@@ -264,30 +264,30 @@ def _markdown(text: str) -> str:
 
 
 def _latex_output(text: str) -> str:
-    """A result that describes itself in LaTeX, as sympy's do: a display formula."""
+    """Render a LaTeX result, e.g. from sympy, as a display formula."""
     body = text.strip().strip("$").strip().removeprefix(r"\displaystyle")
     return f"<p>{_FormulaRenderer(escape=False).block_math(body)}</p>"
 
 
 def _svg_uri(svg: str) -> str:
-    """A figure as an image's address: its styles and identifiers then stay out of the page."""
+    """Encode a figure as a data URI, which keeps its styles and identifiers out of the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def formula(latex: str, display: bool) -> str:
-    """Draw a formula as an SVG element in units of em, its baseline on the baseline of the text.
+    """Draw a formula as an SVG element sized in em and aligned with the baseline of the text.
 
     Raises:
-        NotebookError: LaTeX that ziamath does not know or draws wrongly.
+        NotebookError: ziamath does not support the LaTeX or would draw it wrongly.
     """
     latex = latex.strip()
     if r"\operatorname*" in latex:
         raise NotebookError(rf"\operatorname* in formula ${latex}$ would be drawn wrongly, expected \operatorname")
-    ziamath.config.svg2 = False  # glyphs as paths: no identifiers that could clash between formulas
+    ziamath.config.svg2 = False  # draw glyphs as paths; identifiers could clash between formulas
     try:
         drawing = ziamath.Latex(latex, size=EM, inline=not display, margin=MARGIN)
         svg = drawing.svgxml()
-    except Exception as error:  # the parser raises whatever it stumbles over
+    except Exception as error:  # the parser raises many types of exceptions
         raise NotebookError(f"cannot draw formula ${latex}$: {error or type(error).__name__}") from error
     if unknown := re.search(r">\s*(\\[A-Za-z]+)", drawing.mathmlstr()):
         raise NotebookError(f"unknown command {unknown[1]} in formula ${latex}$")

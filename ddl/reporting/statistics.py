@@ -1,7 +1,7 @@
-"""How sure an accuracy, or a difference of two, is.
+"""Uncertainties of accuracies and of differences between two accuracies.
 
-Two models that answer the same items are compared item by item: what is hard for both drops out of the difference. The
-interval of a difference comes from a bootstrap over the items, and over the seeds where there are several.
+Two models that answer the same items are compared item by item, so the difficulty of items cancels in the difference.
+The interval of a difference comes from a bootstrap over items, and over seeds if there are several.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-Z = 1.96  # standard errors on either side that hold 95 % of a normal distribution
+Z = 1.96  # a normal distribution has 95 % of its mass within this many standard errors
 SEED = 0
 
 
@@ -23,7 +23,7 @@ def binomial_stderr(accuracy: float, n: float) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two accuracies, and the ends of its 95 % interval; all in [-1, 1]."""
+    """A difference between two accuracies, with the ends of its 95 % interval; all in [-1, 1]."""
 
     value: float
     low: float
@@ -31,22 +31,22 @@ class Difference:
 
     @property
     def separated(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def paired_differences(outcomes: Sequence[np.ndarray]) -> tuple[list[Difference], Difference]:
-    """Differences of two models on each of several tasks, and of the unweighted means over the tasks.
+    """Differences between two models on several tasks, and between their unweighted means over the tasks.
 
-    A hierarchical bootstrap: seeds are drawn with replacement, the same for all tasks, since a seed is one pair of
-    models; then items of each task, the same for all seeds drawn, since all answer the same items. With one seed
-    the interval is over items alone and says nothing about another seed; with a few it is narrower than it should be.
+    Uses a hierarchical bootstrap. First, seeds are drawn with replacement, the same for all tasks, since a seed is one
+    pair of models. Then items are drawn for each task, the same for all drawn seeds, since all answer the same items.
+    With one seed the interval covers items only and does not predict other seeds; with few seeds it is too narrow.
 
     Args:
-        outcomes: a task each, [seeds, items]: correct (1) or not (0) of one model minus the other's, by item and seed.
+        outcomes: for each task, an array [seeds, items] of correctness (0 or 1) of one model minus that of the other.
 
     Returns:
-        A difference a task, and that of the means.
+        The difference on each task, and the difference between the means.
     """
     rng = np.random.default_rng(SEED)
     seeds = len(outcomes[0])
@@ -54,7 +54,7 @@ def paired_differences(outcomes: Sequence[np.ndarray]) -> tuple[list[Difference]
     values, resampled = [], []
     for outcome in outcomes:
         n = outcome.shape[1]
-        # Items with the same outcome in all seeds are interchangeable, so it is enough to draw how many of each kind.
+        # Items with the same outcomes in all seeds are interchangeable, so only the count of each kind is drawn.
         kinds, counts = np.unique(outcome.T, axis=0, return_counts=True)  # [kinds, seeds], [kinds]
         means = rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds / n  # [resamples, seeds]
         values.append(float(outcome.mean()))
@@ -64,7 +64,7 @@ def paired_differences(outcomes: Sequence[np.ndarray]) -> tuple[list[Difference]
 
 
 def interval(value: float, resampled: np.ndarray) -> Difference:
-    """A value with the percentile interval of its resamples."""
+    """Combine a value with the percentile interval of its resamples."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Difference(value, float(low), float(high))
 
@@ -73,7 +73,7 @@ def beyond_noise(accuracy: float, stderr: float, other: float, other_stderr: flo
     """Whether two accuracies differ by more than `Z` standard errors of their difference.
 
     Args:
-        correlation: of the two models' answers over the items; 0 takes them for independent.
+        correlation: between the two models' answers over items; 0 treats them as independent.
     """
     variance = stderr**2 + other_stderr**2 - 2 * correlation * stderr * other_stderr
     return abs(accuracy - other) > Z * math.sqrt(variance)

@@ -1,9 +1,9 @@
-"""The tables: frames of cells as a reader sees them, and their CSV, LaTeX and HTML.
+"""Format tables: frames of displayed cells, written as CSV, LaTeX and HTML.
 
-A frame holds one row a model and, beside its visible columns, up to four that say how to show it: `block` starts a
-headed group of rows, `bold` and `underline` list the columns (separated by "; ") in which the row is best or second,
-`reason` says why a cell is a dash. A column named "X ±" or "X range" is shown in the cell of X; names of the form
-"Group: X" give a header of two levels. The PDF is set from the same CSV by the same rules (paper/template.typ).
+A frame has one row per model. Up to four hidden columns control the layout: `block` is the heading of a group of rows,
+`bold` and `underline` list the columns (separated by "; ") in which the row is best or second best, and `reason`
+explains dashes. A column named "X ±" or "X range" is shown in the cell of X. Names of the form "Group: X" give a header
+with two levels. paper/template.typ typesets the same CSV by the same rules.
 """
 
 import html
@@ -23,7 +23,7 @@ REASONS_SHOWN = 3
 
 
 def cell(value: Any, digits: int | None = None) -> str:
-    """A number with `digits` decimals (or as it is), text unchanged, a dash for a missing value."""
+    """Format a number with `digits` decimals (default: as is); keep text unchanged; a missing value is a dash."""
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return DASH
     if isinstance(value, str):
@@ -32,7 +32,7 @@ def cell(value: Any, digits: int | None = None) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number to `digits` significant digits without an exponent, a dash for a missing value."""
+    """Format a number with `digits` significant digits and no exponent; a missing value is a dash."""
     if pd.isna(value):
         return DASH
     decimals = digits - 1 - int(f"{value:.{digits - 1}e}".split("e")[1])
@@ -40,7 +40,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def count(value: float, digits: int = 3) -> str:
-    """A count with its unit, e.g. "1.05 M", a dash for a missing value."""
+    """Format a count with a unit, e.g. "1.05 M"; a missing value is a dash."""
     if pd.isna(value):
         return DASH
     for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
@@ -50,12 +50,12 @@ def count(value: float, digits: int = 3) -> str:
 
 
 def mark_best(frame: pd.DataFrame, columns: Iterable[str], *, lower: bool, second: bool) -> pd.DataFrame:
-    """Write `bold` and `underline`: best and second-best value of each column, as printed, so that ties share a mark.
+    """Set `bold` and `underline` for the best and second-best value of each column; equal printed values share a mark.
 
     Args:
-        frame: rows to compare, cells as text; a dash takes no part.
+        frame: rows to compare, with cells as text; dashes are ignored.
         lower: whether a lower value is better.
-        second: whether the second-best value is underlined.
+        second: whether to underline the second-best value.
     """
     marks: dict[str, list[list[str]]] = {mark: [[] for _ in range(len(frame))] for mark in ("bold", "underline")}
     for column in columns:
@@ -71,7 +71,7 @@ def mark_best(frame: pd.DataFrame, columns: Iterable[str], *, lower: bool, secon
 
 @dataclass(frozen=True)
 class WrittenTable:
-    """A table as it was written; a notebook shows it as HTML."""
+    """A table that has been written; notebooks display it as HTML."""
 
     frame: pd.DataFrame
     caption: str
@@ -96,7 +96,7 @@ def write_table(frame: pd.DataFrame, results: str | Path, name: str, caption: st
     """Write tables/<name>.csv and tables/<name>.tex (booktabs) under a results folder.
 
     Args:
-        frame: visible columns and, optionally, `block`, `bold`, `underline`, `reason` (see the module's docstring).
+        frame: visible columns and, optionally, `block`, `bold`, `underline` and `reason` (see the module docstring).
         name: e.g. "table3".
     """
     shown = frame.map(cell)
@@ -107,7 +107,7 @@ def write_table(frame: pd.DataFrame, results: str | Path, name: str, caption: st
 
 
 def reasons(frame: pd.DataFrame) -> str:
-    """The reasons behind the dashes as one sentence, the first few in full; empty if nothing is missing."""
+    """One sentence with the first few reasons for dashes; empty if nothing is missing."""
     if "reason" not in frame:
         return ""
     found = list(dict.fromkeys(part for text in frame["reason"] for part in text.split("; ") if part))
@@ -116,7 +116,7 @@ def reasons(frame: pd.DataFrame) -> str:
 
 
 def _header(frame: pd.DataFrame) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
-    """The groups with their widths (none for a header of one level), and (column, text shown) of visible columns."""
+    """Groups with their widths (empty for a one-level header), and (column, displayed text) for visible columns."""
     names = [name for name in map(str, frame.columns) if name not in HIDDEN and not name.endswith(tuple(DETAILS))]
     columns = [(name, name.split(": ", 1)[-1]) for name in names]
     if not any(": " in name for name in names):
@@ -132,7 +132,7 @@ def _header(frame: pd.DataFrame) -> tuple[list[tuple[str, int]], list[tuple[str,
 
 
 def _rows(frame: pd.DataFrame) -> Iterable[tuple[str, list[tuple[str, str, bool, bool]]]]:
-    """For each row: the block that starts there ("" if none), and (text, detail, bold, underline) of each cell."""
+    """Yield for each row the block that starts there ("" if none) and (text, detail, bold, underline) of each cell."""
     last = ""
     for _, row in frame.iterrows():
         block = row.get("block", "")
@@ -176,7 +176,7 @@ def _html_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text as LaTeX shows it literally; the symbols of the tables become mathematics."""
+    """Escape text for LaTeX; the symbols used in the tables become mathematics."""
     plain = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     plain |= {char: f"\\{char}" for char in "&%$#_{}"}
     plain |= {DASH: "--", "±": r"$\pm$", "×": r"$\times$", "β": r"$\beta$"}

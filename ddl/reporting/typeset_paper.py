@@ -1,8 +1,9 @@
-"""Compiles paper/main.typ with the results of one scale.
+"""Compile paper/main.typ with the results of one scale.
 
     ddl paper --results results/laptop --out results/laptop/paper.pdf
 
-The same results give the same bytes: no system fonts, no clock. The file conforms to PDF/UA-1 and PDF/A-2a.
+The same results give the same bytes, because neither system fonts nor the clock are used. The file conforms to PDF/UA-1
+and PDF/A-2a.
 """
 
 import json
@@ -22,7 +23,7 @@ NEEDED = ("numbers.json", *(file for file in DRAWINGS if file.endswith((".csv", 
 
 
 class PaperError(UserError):
-    """The paper cannot be built: the message names the file that is missing or the line that typst refused."""
+    """The paper cannot be built; the message names the missing file or the line with the typst error."""
 
 
 def compile_paper(results: Path, out: Path) -> None:
@@ -30,16 +31,16 @@ def compile_paper(results: Path, out: Path) -> None:
 
     Args:
         results: a results folder with numbers.json, tables 1 to 8 and figures 1 to 4.
-        out: the PDF; replaced only by a whole one.
+        out: the PDF; replaced only if the compilation succeeds.
 
     Raises:
-        PaperError: a file of the results is missing, or typst refuses the source.
+        PaperError: a file of the results is missing, or typst reports an error.
     """
     import typst
 
     for name in NEEDED:
         if not (results / name).is_file():
-            raise PaperError(f"{results / name}: not found; the paper is set from it, build it first")
+            raise PaperError(f"{results / name}: not found; the paper needs it, so build it first")
     with tempfile.TemporaryDirectory() as folder:
         root = stage(results, Path(folder))
         with atomic(out) as temporary:
@@ -59,7 +60,7 @@ def compile_paper(results: Path, out: Path) -> None:
 
 
 def stage(results: Path, root: Path) -> Path:
-    """Copy the source and what it reads below one folder, because typst reads nothing outside its root."""
+    """Copy the source and its inputs to one folder, because typst cannot read files outside its root."""
     shutil.copytree(PAPER_DIR, root / "paper")
     for name in NEEDED:
         target = root / "results" / name
@@ -69,12 +70,12 @@ def stage(results: Path, root: Path) -> Path:
 
 
 def timestamp(results: Path) -> int:
-    """The date in the PDF in seconds since 1970: that of the last run, or 1970 where none is recorded."""
+    """The date for the PDF in seconds since 1970: the date of the last run, or 0 if none is recorded."""
     utc = json.loads((results / "numbers.json").read_text(encoding="utf-8"))["provenance"]["utc"]
     return int(datetime.strptime(utc, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()) if utc else 0
 
 
 def _one_line(error: RuntimeError, root: Path) -> str:
-    """What typst says, on one line, without the temporary folder, which it may name relative to the working one."""
+    """The message of typst on one line, without the path of the temporary folder."""
     text = str(getattr(error, "diagnostic", "") or error)
     return " ".join(re.sub(rf"\S*{re.escape(root.name)}/", "", text).split())

@@ -1,7 +1,7 @@
-"""What `snakemake` prints: how long it will take, one line per job while it runs, and at the end where everything is.
+"""Messages of `snakemake`: the expected time, one line per job, and finally where the results are.
 
-The Snakefile calls `Messages.start` and `Messages.finish`. Errors, warnings and the logs of failed jobs are printed by
-Snakemake itself.
+The Snakefile calls `Messages.start` and `Messages.finish`. Snakemake itself prints errors, warnings and the logs of
+failed jobs.
 """
 
 import json
@@ -11,17 +11,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Snakemake's own progress takes five lines for a job, and one more for every file that `all` asks for.
+# Snakemake's own progress messages take five lines per job, and one more for every input file of `all`.
 HIDDEN_EVENTS = ("job_info", "job_started", "job_finished", "progress")
 HIDDEN_TEXTS = ("Select jobs to execute", "Complete log", "Elapsed time")
 
 
 class JobLines(logging.Handler):
-    """A log handler that shows the start of a job as one line, with the number of jobs that are done.
+    """A log handler that prints one line when a job starts, with the number of finished jobs.
 
     Args:
-        total: jobs of the run.
-        others: handles every record that is not about the progress of jobs.
+        total: number of jobs to run.
+        others: handler for all records that are not about the progress of jobs.
     """
 
     def __init__(self, total: int, others: logging.Handler) -> None:
@@ -32,7 +32,7 @@ class JobLines(logging.Handler):
         event = getattr(record, "event", None)
         if event == "progress":
             self.done = record.done
-        elif event == "job_info" and record.rule_msg and self.others.filter(record):  # short names have no message
+        elif event == "job_info" and record.rule_msg and self.others.filter(record):  # empty for the short target names
             done = f"{self.done:{len(str(self.total))}} of {self.total} done"
             say(f"{time.strftime('%H:%M:%S')}  {done}  {record.rule_msg}")
         elif event not in HIDDEN_EVENTS and not (event is None and record.getMessage().startswith(HIDDEN_TEXTS)):
@@ -40,10 +40,10 @@ class JobLines(logging.Handler):
 
 
 class Messages:
-    """The messages of one call of `snakemake`.
+    """The messages of one `snakemake` command.
 
     Args:
-        scale: what `all` builds.
+        scale: name of the scale that `all` builds.
     """
 
     def __init__(self, scale: str) -> None:
@@ -52,10 +52,10 @@ class Messages:
         self.started = time.monotonic()
 
     def start(self, jobs: int) -> None:
-        """Say what is to be done, and show each job as one line from here on.
+        """Print what will run and the expected time, and from then on show each job as one line.
 
         Args:
-            jobs: how many will run.
+            jobs: number of jobs that will run.
         """
         self.jobs = jobs
         logger = logging.getLogger("snakemake.logging")
@@ -67,12 +67,12 @@ class Messages:
             known = json.loads(path.read_text())
             say(
                 f"The whole {self.scale} scale took {duration(known['wall_seconds'])} with {known['cores']} cores "
-                f"in the run that is kept in {path.parent}."
+                f"in the run kept in {path.parent}."
             )
-        say(f"`ddl progress results/{self.scale}` in another window shows how far each training is.")
+        say(f"`ddl progress results/{self.scale}` in another terminal shows the progress of each run.")
 
     def finish(self, whole: bool) -> None:
-        """Say how long it took and, if the whole scale was asked for, where its results are."""
+        """Print how long it took and, if the whole scale was built, where its results are."""
         seconds = time.monotonic() - self.started
         plain = f"Done: {counted(self.jobs)} in {duration(seconds)}."
         say(closing_summary(self.scale, self.jobs, seconds) if whole else plain)
@@ -82,9 +82,9 @@ def closing_summary(scale: str, jobs: int, seconds: float) -> str:
     """Six lines: how long it took, and where paper, notebooks, figures, tables and runs are.
 
     Args:
-        scale: that was built.
-        jobs: how many ran.
-        seconds: how long that took.
+        scale: name of the scale that was built.
+        jobs: number of jobs that ran.
+        seconds: time that they took.
     """
     places = {
         "paper": "paper.pdf",
@@ -98,12 +98,12 @@ def closing_summary(scale: str, jobs: int, seconds: float) -> str:
 
 
 def counted(jobs: int) -> str:
-    """1 job, 2 jobs."""
+    """The number of jobs with its noun: 1 job, 2 jobs."""
     return f"{jobs} job" if jobs == 1 else f"{jobs} jobs"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 2 d 03 h, 1 h 05 min, 3 min 20 s, 12 s."""
+    """Format seconds: 2 d 03 h, 1 h 05 min, 3 min 20 s, 12 s."""
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if days:
         return f"{days:.0f} d {hours % 24:02.0f} h"
@@ -113,5 +113,5 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print to stderr, where Snakemake prints too."""
+    """Print to stderr, as Snakemake does."""
     print(text, file=sys.stderr, flush=True)

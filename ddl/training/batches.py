@@ -1,8 +1,8 @@
-"""Which sequences a step sees, and their tensors before the step asks for them.
+"""Select the sequences of each step and read their tensors in advance.
 
-The order is a function of (seed, step) alone: epochs are permutations of the training split, laid end to end and cut
-into batches. A batch is cut into micro-batches, and processes take these in turn, so that any number of processes that
-divides them sees the same batches.
+The order depends only on (seed, step): each epoch is a permutation of the training split, and the concatenated epochs
+are cut into batches. A batch is cut into micro-batches, which the processes take in turn. So batches do not depend on
+the number of processes, as long as it divides the number of micro-batches.
 """
 
 from collections import deque
@@ -19,14 +19,14 @@ from ddl.data.shard_format import DataError
 from ddl.training.distributed import Processes
 from ddl.training.learner import Batch
 
-AHEAD = 2  # batches that are read while a step runs
+AHEAD = 2  # batches to read in advance while a step runs
 
 
 class TrainingBatches:
     """The batches of one process.
 
     Raises:
-        ConfigError: the micro-batches of a batch cannot be shared equally among the processes.
+        ConfigError: the micro-batches of a batch cannot be divided equally among the processes.
         DataError: the split is smaller than a batch.
     """
 
@@ -38,7 +38,7 @@ class TrainingBatches:
         self._orders: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> np.ndarray:
-        """The sequences of a batch, those of all processes."""
+        """Indices of the sequences in one batch, over all processes."""
         count, size = len(self.data), self.recipe.batch_sequences
         first = step * size
         epochs = range(first // count, (first + size - 1) // count + 1)
@@ -50,14 +50,14 @@ class TrainingBatches:
         return order[offset : offset + size]
 
     def _order(self, epoch: int) -> np.ndarray:
-        # Kept, because a permutation of 50 million sequences takes seconds.
+        # Cached, because a permutation of 50 million sequences takes seconds.
         return self._orders[epoch] if epoch in self._orders else sequence_order(len(self.data), self.seed, epoch)
 
     def stream(self, steps: range) -> Iterator[Batch]:
-        """The micro-batches of this process, step by step, on the device; a thread reads ahead.
+        """Yield the micro-batches of this process for each step, on its device; a thread reads ahead.
 
         Raises:
-            DataError: a token outside the vocabulary.
+            DataError: a token is outside the vocabulary.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
             try:
@@ -77,10 +77,10 @@ class TrainingBatches:
 
 
 def check_shares(recipe: TrainConfig, processes: int) -> None:
-    """Refuse a number of processes that would change the batch.
+    """Check that the processes can share a batch equally.
 
     Raises:
-        ConfigError: naming the numbers that fit.
+        ConfigError: they cannot; the message lists the numbers that can.
     """
     parts = recipe.batch_sequences // recipe.micro_batch_sequences
     if parts % max(processes, 1):
@@ -93,10 +93,10 @@ def check_shares(recipe: TrainConfig, processes: int) -> None:
 
 
 def validation_batch(data: TokenSequences, recipe: TrainConfig, processes: Processes) -> tuple[Batch, int]:
-    """This process' part of the fixed validation sequences, which are spread evenly, and how many there are in all.
+    """This process' share of the fixed validation sequences, and the total number of sequences.
 
-    Every process has the same number of micro-batches, because sharded models compute together. They stay on the
-    device, so that validation reads nothing.
+    The sequences are spread evenly over the validation split and stay on the device. Every process has the same number
+    of micro-batches, because the processes of a sharded model must run each forward pass together.
     """
     count = min(recipe.val_sequences, len(data))
     if count < processes.count:
@@ -110,10 +110,10 @@ def validation_batch(data: TokenSequences, recipe: TrainConfig, processes: Proce
 
 
 def pinned(tensors: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tensors where a GPU can fetch them by itself."""
+    """Copy the tensors to pinned memory if the device is a GPU, so that transfers can be asynchronous."""
     return (tensors[0].pin_memory(), tensors[1].pin_memory()) if device.type == "cuda" else tensors
 
 
 def to_device(tensors: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tensors on the device; of pinned ones the copy is only ordered here."""
+    """Copy the tensors to the device; copies from pinned memory are asynchronous."""
     return tensors[0].to(device, non_blocking=True), tensors[1].to(device, non_blocking=True)

@@ -1,12 +1,13 @@
-"""Checkpoints: the whole state of a run, found again whole or not at all.
+"""Checkpoints: the complete state of a run, protected by checksums.
 
-A checkpoint is one file, `step00000128-<SHA-256>.pt` (the first 16 digits of the checksum of its bytes). It is written
-under a temporary name, synced and renamed, so a process that is killed at any moment leaves the checkpoint before it
-or the new one. What cannot be read or has another checksum is named and passed over.
+A checkpoint is one file, `step00000128-<checksum>.pt`, where the checksum is the first 16 digits of the SHA-256 of its
+contents. It is written under a temporary name, synced and renamed, so a process killed at any moment leaves either the
+previous checkpoint or the complete new one. An unreadable file or one with a wrong checksum is reported and skipped.
 
-Checkpoints lie in `checkpoints/<fingerprint>/`, beside `origin.json`, which names their settings, data and code. A run
-resumes its own. Where it finds only those of other settings, data or code it stops, unless it is told to start over
-(they stay where they are) or to continue from them all the same (which its provenance then records).
+Checkpoints are in `checkpoints/<fingerprint>/`, together with `origin.json`, which lists the settings, data and code
+that produced them. A run resumes from checkpoints with its own fingerprint. If all checkpoints come from other
+settings, data or code, the run stops, unless it is told to start over (the old checkpoints are kept) or to continue
+from them anyway (its provenance then records this).
 """
 
 import dataclasses
@@ -26,14 +27,14 @@ from ddl.files import atomic, write_json
 from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
-DIGITS = 16  # of a fingerprint or checksum in a name
-LISTED = 5  # differences in a message
+DIGITS = 16  # digits of a fingerprint or checksum in a file name
+LISTED = 5  # differences listed in a message
 
-Stale = Literal["refuse", "restart", "continue"]  # what to do where all checkpoints are of another origin
+Stale = Literal["refuse", "restart", "continue"]  # what to do if all checkpoints have another origin
 
 
 class Difference(NamedTuple):
-    """One entry in which two origins differ; None on a side that does not have it."""
+    """One entry in which two origins differ; a missing entry is None."""
 
     kind: str  # settings, data or code
     key: str
@@ -42,7 +43,7 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         if self.kind == "code":
-            change = "is new" if self.was is None else "is gone" if self.now is None else "has changed"
+            change = "was added" if self.was is None else "was removed" if self.now is None else "has changed"
             return f"code {self.key} {change}"
         was, now = ("not set" if value is None else _short(value) for value in (self.was, self.now))
         return f"{self.kind} {self.key} was {was}, is {now}"
@@ -50,12 +51,12 @@ class Difference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a checkpoint comes from; two of equal origin may serve each other.
+    """What produced a checkpoint. Runs of equal origin can resume from each other's checkpoints.
 
     Args:
-        settings: what determines the run.
-        data: file -> SHA-256 of the training and validation data.
-        code: file -> SHA-256 of the code that trains.
+        settings: all settings that determine the result.
+        data: file -> SHA-256, for the training and validation data.
+        code: file -> SHA-256, for the code that training runs.
     """
 
     settings: dict[str, Any]
@@ -64,11 +65,11 @@ class Origin:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all three."""
+        """SHA-256 of settings, data and code."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: "Origin") -> list[Difference]:
-        """What is not the same in `other`, the older one."""
+        """Entries that have changed since `other`, the older origin."""
         found = []
         for kind in ("settings", "data", "code"):
             now, then = _flat(getattr(self, kind)), _flat(getattr(other, kind))
@@ -81,8 +82,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        run: its folder; they lie in `checkpoints/<fingerprint>` there.
-        origin: of the run as it is now.
+        run: folder of the run; the checkpoints are in its subfolder `checkpoints/<fingerprint>`.
+        origin: current settings, data and code of the run.
     """
 
     def __init__(self, run: Path, origin: Origin) -> None:
@@ -90,7 +91,7 @@ class Checkpoints:
         self.folder = run / "checkpoints" / origin.fingerprint[:DIGITS]
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after a step, and keep the newest `KEPT_CHECKPOINTS`."""
+        """Write the state after a step, and delete all but the newest `KEPT_CHECKPOINTS`."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
@@ -99,22 +100,23 @@ class Checkpoints:
         new = self.folder / f"step{step:08d}-{_checksum(content)}.pt"
         with atomic(new) as temporary:
             temporary.write_bytes(content)
-        before = [path for path in _files(self.folder) if _step(path) < step]  # later ones were found damaged
+        before = [path for path in _files(self.folder) if _step(path) < step]  # any later ones were found damaged
         for path in {*_files(self.folder)} - {new, *before[1 - KEPT_CHECKPOINTS :]}:
             path.unlink()
 
     def find(self, stale: Stale, steps: int, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The state to go on from, on the CPU; None to start with the first step.
+        """Load the state to continue from, on the CPU; None means to start from the first step.
 
-        A state of another origin comes with an entry "origin": its fingerprint, and all differences.
+        A state of another origin has an additional entry "origin" with its fingerprint and all differences.
 
         Args:
-            stale: what to do where all checkpoints are of other settings, data or code.
-            steps: of the whole run.
+            stale: what to do if all checkpoints come from other settings, data or code.
+            steps: number of steps in the whole run.
+            say: prints a line.
 
         Raises:
-            TrainingError: `stale` is "refuse" and there are such checkpoints; or it is "continue", and they saw other
-                data or more steps.
+            TrainingError: there are such checkpoints and `stale` is "refuse"; or `stale` is "continue", but they were
+                trained on other data or for more steps.
         """
         if (state := self.newest(say)) is not None or (other := self._newest_other()) is None:
             return state
@@ -125,51 +127,53 @@ class Checkpoints:
         if len(differences) > LISTED:
             listed += f"; and {len(differences) - LISTED} more"
         if stale == "restart":
-            say(f"{other}: not continued, step {step} of another run: {listed}")
+            say(f"{other}: not continued, because step {step} is from a different run: {listed}")
             return None
         other_data = any(difference.kind == "data" for difference in differences)
         if stale == "refuse" or other_data or step > steps:
-            ways, keys = "start over with --restart, which leaves them where they are", "stale=restart"
+            ways, keys = "start over with --restart, which keeps them", "stale=restart"
             if other_data:
-                ways = f"put that data back to continue, or {ways}"
+                ways = f"restore that data to continue, or {ways}"
             elif step <= steps:
                 ways, keys = f"resume from them with --continue-anyway, or {ways}", f"stale=continue or {keys}"
             raise TrainingError(
-                f"{other}: these checkpoints, of step {step} of {steps}, are of another run: {listed}; {ways} "
+                f"{other}: these checkpoints, at step {step} of {steps}, are from a different run: {listed}; {ways} "
                 f"(in the workflow: snakemake --config {keys})"
             )
-        say(f"{other}: continued although it is another run: {listed}")
+        say(f"{other}: continued although this is a different run: {listed}")
         if (state := self.newest(say, other)) is not None:
             named = [difference._asdict() for difference in differences]
             state["origin"] = {"fingerprint": origin.fingerprint, "differences": named}
         return state
 
     def newest(self, say: Callable[[str], None], folder: Path | None = None) -> dict[str, Any] | None:
-        """The state of the newest checkpoint in a folder, by default that of this origin, that is whole; None without.
+        """Load the newest intact checkpoint of a folder, on the CPU; None if there is none.
 
-        Tensors are on the CPU.
+        Args:
+            say: prints a line.
+            folder: by default the folder of this origin.
         """
         for path in reversed(_files(folder or self.folder)):
             try:
                 content = path.read_bytes()
                 if _checksum(content) != path.stem.partition("-")[2]:
-                    say(f"{path}: damaged, its contents do not have the checksum in its name: left out")
+                    say(f"{path}: skipped, damaged: the contents do not match the checksum in the name")
                     continue
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, UnpicklingError) as error:
-                say(f"{path}: cannot be read, left out ({type(error).__name__}: {error})")
+                say(f"{path}: skipped, cannot be read ({type(error).__name__}: {error})")
                 continue
             say(f"resumed from step {_step(path)} ({path})")
             return state
         return None
 
     def tidy(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove incomplete files that a killed process left behind."""
         for path in [*self.run.glob(".*.tmp"), *self.folder.parent.glob("*/.*.tmp")]:
             path.unlink()
 
     def _newest_other(self) -> Path | None:
-        """The folder with the checkpoint of another origin that was written last."""
+        """The folder that contains the most recently written checkpoint of another origin."""
         written = [
             (files[-1].stat().st_mtime, path.parent)
             for path in self.folder.parent.glob("*/origin.json")
@@ -179,7 +183,7 @@ class Checkpoints:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Checkpoints by step."""
+    """The checkpoints in a folder, sorted by step."""
     return sorted(path for path in folder.glob("step*.pt") if re.fullmatch(r"step\d{8}-[0-9a-f]+", path.stem))
 
 
@@ -199,6 +203,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A checksum by its first digits, anything else whole."""
+    """The first digits of a checksum; any other value in full."""
     text = str(value)
     return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text

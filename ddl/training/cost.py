@@ -1,7 +1,7 @@
-"""Speed and memory of every variant of one size: `ddl cost --scale laptop --size small --out ...`.
+"""Measure speed and memory of every variant of one size: `ddl cost --scale laptop --size small --out ...`.
 
-The variants take turns within each round, in one process, so that a slow moment of the machine hits all of them; the
-ratios to the baseline are formed round by round. Peak memory is measured in a process of its own for each variant.
+In each round, one process times all variants in turn, so that a slow phase of the machine affects all of them. Ratios
+to the baseline are computed within each round. Peak memory is measured in a separate process for each variant.
 """
 
 import json
@@ -25,10 +25,10 @@ from ddl.training.learner import Learner
 
 
 class Subject:
-    """One model of a scale under measurement: a training step and an inference pass on random tokens.
+    """One model to measure, with random tokens for training steps and inference passes.
 
     Args:
-        model: it moves to the device of this process.
+        model: moved to the device of this process.
     """
 
     def __init__(self, scale: Scale, model: LanguageModel) -> None:
@@ -41,17 +41,17 @@ class Subject:
         self.ids = torch.randint(0, scale.tokenizer.vocab_size, shape, generator=generator).to(self.device)
 
     def train_step(self) -> None:
-        """One step of training, as runs make it."""
+        """One training step, the same as in a run."""
         self.learner.step([(self.ids, self.ids)], self.learner.recipe.learning_rate)
 
     @torch.no_grad()
     def inference(self) -> None:
-        """Forward pass of one batch with its logits, as scoring and prefill do."""
+        """Forward pass of one batch that computes all logits, as in scoring and prefill."""
         with self.learner.autocast():
             self.model(self.ids)
 
     def seconds(self, work: Any) -> float:
-        """Wall time of one call, the device idle before and after."""
+        """Wall time of one call, synchronising the device before and after."""
         self.synchronize()
         start = time.perf_counter()
         work()
@@ -63,8 +63,8 @@ class Subject:
             torch.cuda.synchronize(self.device)
 
 
-Round = dict[str, dict[str, float]]  # tokens/s: variant -> "train" or "inference" -> a number
-Rates = dict[str, dict[str, np.ndarray]]  # the same with one number per round
+Round = dict[str, dict[str, float]]  # tokens/s: variant -> "train" or "inference" -> rate
+Rates = dict[str, dict[str, np.ndarray]]  # tokens/s as in `Round`, one entry per round
 
 
 def measure_round(scale: Scale, subjects: Mapping[str, Subject]) -> Round:
@@ -80,7 +80,7 @@ def measure_round(scale: Scale, subjects: Mapping[str, Subject]) -> Round:
 
 
 def by_variant(rounds: Sequence[Round]) -> Rates:
-    """The numbers of at least one round, by variant and mode."""
+    """Rearrange the rates of one or more rounds by variant and mode."""
     return {
         variant: {mode: np.array([each[variant][mode] for each in rounds]) for mode in modes}
         for variant, modes in rounds[0].items()
@@ -88,7 +88,7 @@ def by_variant(rounds: Sequence[Round]) -> Rates:
 
 
 def throughput(scale: Scale, size: str) -> Rates:
-    """The rates of all variants after the rounds that warm up."""
+    """Rates of all variants, without the warm-up rounds."""
     subjects = {variant: Subject(scale, LanguageModel(scale.model(size, variant))) for variant in scale.variants}
     total, rounds = scale.cost.warmup_rounds + scale.cost.rounds, []
     for number in range(total):
@@ -98,13 +98,13 @@ def throughput(scale: Scale, size: str) -> Rates:
 
 
 def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
-    """Peak bytes of two training steps, measured in this process, which must not have done anything else."""
+    """Peak bytes of two training steps, measured in this process, which must be fresh."""
     if torch.cuda.is_available():
         subject = Subject(scale, LanguageModel(scale.model(size, variant)))
         subject.train_step()
         subject.train_step()
         return {"bytes": torch.cuda.max_memory_allocated(), "kind": "peak allocated GPU memory of a training step"}
-    torch.nn.Linear(64, 64)(torch.randn(64, 64)).sum().backward()  # loads what any model needs
+    torch.nn.Linear(64, 64)(torch.randn(64, 64)).sum().backward()  # load the libraries that every model needs
     before = peak_resident_bytes()
     subject = Subject(scale, LanguageModel(scale.model(size, variant)))
     subject.train_step()
@@ -115,14 +115,14 @@ def peak_memory(scale: Scale, size: str, variant: str) -> dict[str, Any]:
 
 
 def peak_memory_apart(scale: Scale, size: str, variant: str) -> dict[str, Any]:
-    """`peak_memory` in a new process."""
+    """Run `peak_memory` in a new process."""
     run = ["--scale", scale.name, "--size", size, "--variant", variant]
     command = [sys.executable, "-m", "ddl", "peak-memory", *run]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def spread(values: np.ndarray) -> dict[str, float | int]:
-    """Median, 20th and 80th percentile, and how many."""
+    """Median, 20th and 80th percentile, and number of values."""
     p20, median, p80 = np.percentile(values, [20, 50, 80])
     return {"median": float(median), "p20": float(p20), "p80": float(p80), "repeats": len(values)}
 

@@ -1,7 +1,7 @@
-"""The processes that train one model together: none but this one, or those that torchrun started.
+"""The processes that train one model together: this process alone, or several started by torchrun.
 
-Every process holds the whole model (`ddp`) or a share of each of its parameters (`fsdp`), computes the gradient of its
-share of the batch, and all apply the mean of these gradients. Nothing else of a run knows how many there are.
+Every process holds the whole model (`ddp`) or a shard of each parameter (`fsdp`). Each computes the gradient on its
+share of the batch, and all apply the mean of these gradients.
 """
 
 import os
@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map
 
 from ddl.model.language_model import Attention, LanguageModel, SwiGLU
 
-PEER_TIMEOUT = timedelta(minutes=10)  # for the others to arrive, while one of them writes a checkpoint for instance
+PEER_TIMEOUT = timedelta(minutes=10)  # how long to wait for the others, e.g. while one writes a checkpoint
 
 
 class Objective(nn.Module):
-    """The training loss as a forward pass: DDP, FSDP and torch.compile act on a forward pass, not on a method."""
+    """The training loss as a module: DDP, FSDP and torch.compile hook into `forward`, not into other methods."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Objective(nn.Module):
 
 
 class Processes:
-    """Which process this is, of how many, and on which device it works."""
+    """The rank of this process, the number of processes, and the device of this one."""
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -48,20 +48,20 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this one prints and writes."""
+        """Whether this process prints and writes files."""
         return self.rank == 0
 
     @property
     def name(self) -> str:
-        """How messages begin."""
+        """Prefix of error messages; empty for a single process."""
         return "" if self.count == 1 else f"process {self.rank} of {self.count}: "
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes, by element."""
+        """The elementwise mean over the processes."""
         return self.sum(values) / self.count
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over the processes, by element."""
+        """The elementwise sum over the processes."""
         if self.count == 1:
             return values
         values = values.clone()
@@ -69,14 +69,17 @@ class Processes:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """A value of every process, by rank."""
+        """Values from all processes, in order of rank."""
         values = [value] * self.count
         if self.count > 1:
             dist.all_gather_object(values, value)
         return values
 
     def share(self, model: LanguageModel, sharding: str) -> nn.Module:
-        """The objective whose backward pass leaves the mean gradient over the processes; parameters keep their names.
+        """Wrap the model so that its backward pass averages gradients over the processes.
+
+        Parameter names do not change.
+
 
         Args:
             sharding: "ddp" or "fsdp".
@@ -88,7 +91,7 @@ class Processes:
             from torch.distributed.fsdp import fully_shard
 
             mesh = dist.init_device_mesh(self.device.type, (self.count,))
-            # Attentions and MLPs, most of the parameters, are put together one after another; the rest at the start.
+            # Attention and MLP modules hold most parameters and are gathered one at a time; the rest at the start.
             parts = [module for module in model.modules() if isinstance(module, (Attention, SwiGLU))]
             for module in (*parts, objective):
                 fully_shard(module, mesh=mesh)
@@ -97,10 +100,13 @@ class Processes:
 
 
 def start_processes(count: int, arguments: list[str]) -> None:
-    """Become torchrun, which starts this command in as many processes and ends all when one fails; or go on if 0 or 1.
+    """Replace this process with torchrun if `count` is above 1.
+
+    torchrun starts this command in `count` processes, and stops all of them if one fails.
+
 
     Args:
-        arguments: the command, as in `ddl *arguments`.
+        arguments: the words after `ddl` in this command.
     """
     if count > 1 and not dist.is_torchelastic_launched():
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -109,7 +115,7 @@ def start_processes(count: int, arguments: list[str]) -> None:
 
 @contextmanager
 def accumulating(objective: nn.Module, last: bool) -> Iterator[None]:
-    """Around forward and backward of one micro-batch: gradients meet those of other processes in the last one only."""
+    """Wrap the passes of one micro-batch so that gradients are reduced across processes only in the last one."""
     if isinstance(objective, DistributedDataParallel):
         if last:
             yield
@@ -123,10 +129,10 @@ def accumulating(objective: nn.Module, last: bool) -> Iterator[None]:
 
 
 def whole(state: Any, keep: bool) -> Any:
-    """A nested state with every shared tensor put together; all processes must call it.
+    """Gather every sharded tensor of a nested state; all processes must call this.
 
     Args:
-        keep: whether this process wants the result, on the CPU.
+        keep: whether this process gets the result, on the CPU; tensors are None elsewhere.
     """
 
     def put_together(value: Any) -> Any:
@@ -139,7 +145,7 @@ def whole(state: Any, keep: bool) -> Any:
 
 
 def shared_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor cut up as `like` is, if it is."""
+    """Shard a full tensor in the same way as `like`; unchanged if `like` is not sharded."""
     if not _is_shared(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

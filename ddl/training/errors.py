@@ -1,4 +1,4 @@
-"""Why a run stops before its end, in one sentence that says what to do."""
+"""Errors that stop a run, each reported in one sentence that suggests a remedy."""
 
 import errno
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TrainingError(UserError):
-    """Training cannot go on: the message says why."""
+    """Training cannot continue; the message gives the reason."""
 
 
 class NotFiniteError(TrainingError):
-    """A loss or a gradient is not a number: the message names the step and the parameters."""
+    """A loss or gradient is NaN or infinite; the message names the step and the parameters."""
 
 
 @contextmanager
 def explained(checkpoints: Path, process: str) -> Iterator[None]:
-    """Turn what a machine does to a run into a `TrainingError`; anything else passes as it is.
+    """Turn errors caused by the machine into a `TrainingError`; other exceptions pass unchanged.
 
     Args:
-        checkpoints: the folder that the next start continues from.
-        process: how messages call this process.
+        checkpoints: folder of the checkpoints from which the run will resume.
+        process: prefix of messages, which names this process.
     """
     try:
         yield
@@ -35,30 +35,30 @@ def explained(checkpoints: Path, process: str) -> Iterator[None]:
         if reason is None:
             raise
         raise TrainingError(
-            f"{process}{reason}; the next start continues from the last checkpoint in {checkpoints}"
+            f"{process}{reason}; run the command again to continue from the last checkpoint in {checkpoints}"
         ) from None
 
 
 def explain(error: Exception) -> str | None:
-    """The sentence for an error that is the machine's, or None."""
+    """Describe an error caused by the machine; None for any other error."""
     text = " ".join(str(error).split())
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return (
-            "out of memory: lower training.micro_batch_sequences, which leaves the batch as it is, set state_memory: "
-            "rebuilt, or share the model among more processes by training.sharding: fsdp"
+            "out of memory: lower training.micro_batch_sequences (the batch stays the same), set state_memory: "
+            "rebuilt, or shard the model over more processes with training.sharding: fsdp"
         )
     if isinstance(error, OSError):
         return f"disk full: {error.filename or 'a file of the run'}" if error.errno in DISK_FULL else None
     if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
-        return f"another process of this run has ended or is out of reach ({text.removesuffix('.')})"
+        return f"another process of this run has stopped or cannot be reached ({text.removesuffix('.')})"
     return None
 
 
 def not_finite(step: int, loss: float, norms: dict[str, float]) -> str:
-    """The first lines of the report on a step whose loss or gradient is not finite.
+    """Describe a step whose loss or gradient is not finite.
 
     Args:
-        norms: gradient norm of every parameter by name.
+        norms: parameter name -> norm of its gradient.
     """
     bad = [name for name, norm in norms.items() if not torch.tensor(norm).isfinite()]
     groups = dict.fromkeys(".".join(name.split(".")[:3]) for name in bad)

@@ -1,4 +1,4 @@
-"""A model and its optimiser, and one step of training: what runs do and what cost measurements time."""
+"""A model with its optimiser, and the training step that runs execute and cost measurements time."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,10 +16,10 @@ Batch = Sequence[tuple[Tensor, Tensor]]  # micro-batches of one process: inputs 
 
 
 class Learner:
-    """Computes in bf16 where the recipe says so, on weights and optimiser states in fp32.
+    """Trains a model in fp32 or bf16, as the recipe specifies; weights and optimiser states are fp32.
 
     Args:
-        model: on its device; if it is shared among processes, its parameters become shares in place.
+        model: already on its device; sharding over processes replaces its parameters in place.
     """
 
     def __init__(self, model: LanguageModel, recipe: TrainConfig, processes: Processes) -> None:
@@ -31,11 +31,11 @@ class Learner:
         self.optimizer = make_optimizer(model, recipe)
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
-        """One optimiser step, without waiting for the device.
+        """Run one optimiser step without waiting for the device.
 
         Returns:
-            mean loss of this process' micro-batches, and the norm of the gradient of every parameter over the whole
-            batch before clipping, (parameters,).
+            Mean loss over this process' micro-batches, a scalar; and the norm of each parameter's gradient over the
+            whole batch, before clipping, (parameters,).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -57,8 +57,8 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """Sum of the loss over the sequences of this process' micro-batches, fp64; does not wait for the device."""
-        objective = getattr(self.objective, "module", self.objective)  # DDP has nothing to do where nothing is learned
+        """Sum of the loss over this process' sequences, in fp64; does not wait for the device."""
+        objective = getattr(self.objective, "module", self.objective)  # DDP is not needed without gradients
         total = torch.zeros((), device=self.processes.device, dtype=torch.float64)
         for ids, targets in batch:
             with self.autocast():
@@ -66,25 +66,27 @@ class Learner:
         return total
 
     def autocast(self) -> torch.autocast:
-        """The precision of forward passes."""
+        """Context that sets the precision of forward passes."""
         return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=self.recipe.dtype == "bfloat16")
 
     def state(self) -> dict[str, Any]:
-        """Weights and optimiser states as one process would hold them: all call it, the leading one gets them."""
+        """Unsharded weights and optimiser states. All processes must call this; only the leading one gets tensors."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         return whole(state, keep=self.processes.leads)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave, with any number of processes.
+        """Restore what `state` returned; the number of processes may differ.
 
         Raises:
-            TrainingError: it is the state of a model with other parameters.
+            TrainingError: the state belongs to a model with different parameters.
         """
         own = self.model.state_dict()
         for name in sorted(own.keys() | state["model"].keys()):
             was, now = (list(held[name].shape) if name in held else "missing" for held in (state["model"], own))
             if was != now:
-                raise TrainingError(f"the checkpoint is of a model with other parameters: {name} was {was}, is {now}")
+                raise TrainingError(
+                    f"the checkpoint is from a model with different parameters: {name} was {was}, is {now}"
+                )
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(shared_like(state["model"][name], tensor))
@@ -97,7 +99,7 @@ class Learner:
 
 
 def compile_layers(model: LanguageModel, backend: str = "inductor") -> None:
-    """Compile what lies between the fused rewrites, or whole blocks if there are none: one graph serves all layers."""
+    """Compile the code between fused rewrites, or whole blocks if there are none; all layers share one graph."""
     for block in cast(Iterable[Block], model.blocks):
         if model.fused:
             block.attention.compile(backend=backend)
@@ -110,14 +112,14 @@ def compile_layers(model: LanguageModel, backend: str = "inductor") -> None:
 
 
 def set_numerics(recipe: TrainConfig) -> None:
-    """Make equal runs equal: threads, and operations that always add in the same order."""
+    """Make runs reproducible: fix the number of threads and require deterministic operations."""
     torch.set_num_threads(recipe.threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # writes all memory twice
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # would write all memory twice
 
 
 def make_optimizer(model: LanguageModel, recipe: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the matrices only: not on norms, biases, gates' biases and convolution taps."""
+    """AdamW with weight decay on matrices only, not on norms, biases or convolution taps."""
     matrices = [weight for _, weight in model.named_matrices()]
     chosen = {id(weight) for weight in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
@@ -126,7 +128,7 @@ def make_optimizer(model: LanguageModel, recipe: TrainConfig) -> torch.optim.Ada
 
 
 def learning_rate(step: int, recipe: TrainConfig) -> float:
-    """Linear warm-up over `warmup_steps`, then a cosine from the peak to the floor at the last step."""
+    """Linear warm-up over `warmup_steps`, then cosine decay from the peak to the floor at the last step."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     share = (step - recipe.warmup_steps) / max(recipe.steps - 1 - recipe.warmup_steps, 1)

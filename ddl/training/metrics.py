@@ -1,7 +1,7 @@
-"""What a run says while it runs: metrics.jsonl for programs, a line for people, event files for TensorBoard.
+"""Report the metrics of a run: metrics.jsonl, a printed line, and event files for TensorBoard.
 
-A record holds step, tokens, train_loss, val_loss, lr, grad_norm and tok_per_s; what is not known at a step is null. All
-records of a run are kept in its checkpoints, and a start writes them anew, so an interruption leaves no trace.
+A record contains step, tokens, train_loss, val_loss, lr, grad_norm and tok_per_s; values not measured at a step are
+null. Checkpoints include all records, and a resumed run rewrites them, so an interruption leaves no trace in the files.
 """
 
 import json
@@ -23,11 +23,11 @@ class Metrics:
 
     Args:
         out: folder of the run.
-        records: those that are known already.
-        tensorboard: whether to write event files into `out/tensorboard` too.
+        records: records from the checkpoint, written first.
+        tensorboard: whether to also write event files to `out/tensorboard`.
 
     Raises:
-        ConfigError: TensorBoard is asked for and not installed.
+        ConfigError: TensorBoard is requested but not installed.
     """
 
     def __init__(self, out: Path, records: Iterable[Record], tensorboard: bool) -> None:
@@ -56,24 +56,24 @@ class Metrics:
 
 
 def event_writer(folder: Path) -> Any:
-    """A TensorBoard writer on an empty folder."""
+    """Clear the folder and return a TensorBoard writer for it."""
     try:
         writer = import_module("torch.utils.tensorboard").SummaryWriter
     except ImportError as error:
         raise ConfigError(
             f"training.tensorboard: the package tensorboard is not installed ({error}): "
-            'run `pip install -e ".[tensorboard]"`, or set it to false'
+            'run `pip install -e ".[tensorboard]"`, or set training.tensorboard to false'
         ) from None
     shutil.rmtree(folder, ignore_errors=True)
     return writer(str(folder))
 
 
 def line(record: Record, steps: int, seconds: float) -> str:
-    """A record for people.
+    """Format a record as one printed line.
 
     Args:
-        steps: of the whole run.
-        seconds: of training so far.
+        steps: number of steps in the whole run.
+        seconds: training time up to this record.
     """
     done = record["step"]
     parts = [f"step {done}/{steps} {done / steps:.0%}"]

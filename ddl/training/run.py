@@ -1,9 +1,9 @@
-"""Train one of the models of a scale: `ddl train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
+"""Train one model: `ddl train --scale laptop --size small --variant ddl-cc --seed 0 ...`.
 
-The same seed, machine and thread count give the same loss curve and weights to the bit, also across an interruption at
-any moment: the order of the data is a function of (seed, step), nothing else in training is random, and a checkpoint
-holds the rest, which is weights, optimiser states, the step and the records. With `--processes N` the same batches are
-shared among N processes; the curve is then the same to rounding.
+The same seed, machine and thread count give the same loss curve and weights to the bit, even if a run is interrupted.
+The data order depends only on (seed, step), nothing else in training is random, and a checkpoint contains the remaining
+state: weights, optimiser states, step and records. With `--processes N`, N processes share the same batches, and the
+loss curve is the same up to rounding.
 """
 
 import dataclasses
@@ -35,26 +35,27 @@ from ddl.training.metrics import Metrics, line
 
 @dataclasses.dataclass
 class Progress:
-    """What a run has done so far; together with weights and optimiser states, the whole of its state."""
+    """Progress of a run. Together with weights and optimiser states it is the complete state."""
 
     step: int = 0
     seconds: float = 0.0
-    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last record
+    losses: list[float] = dataclasses.field(default_factory=list)  # losses of the steps since the last record
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    continued: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # from checkpoints of another origin
+    continued: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # times it continued from another origin
 
 
 class Run:
     """One training run: `Run(...).train()`.
 
     Args:
-        scale, size, variant, seed: which run.
+        scale, size, variant, seed: identify the run.
         data: manifest of the token shards.
-        out: folder of the run; checkpoints lie in `out/checkpoints/<fingerprint>/`.
-        stale: where all checkpoints are of other settings or code: stop, start over, or continue from the newest.
+        out: folder of the run; checkpoints are in `out/checkpoints/<fingerprint>/`.
+        stale: what to do if all checkpoints come from other settings or code: stop, start over, or continue from the
+            newest.
 
     Raises:
-        ConfigError, DataError: settings or data that do not fit.
+        ConfigError, DataError: settings or data are invalid or do not match.
     """
 
     def __init__(
@@ -85,18 +86,18 @@ class Run:
         origin = Origin(self.settings | scale.determining(size, variant), shards, code_identity("ddl.training.run"))
         self.checkpoints = Checkpoints(out, origin)
         self.metrics: Metrics | None = None
-        self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms that are still on the device
+        self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms, still on the device
         self.grad_norm = math.nan
         self.stop_signal: int | None = None
 
     def train(self) -> bool:
-        """Train from the newest checkpoint, or from the start; write the run's files once the last step is done.
+        """Train from the newest checkpoint or from the start, and write the run's files after the last step.
 
         Returns:
-            Whether it is done; False after SIGINT or SIGTERM, with the step that it reached saved.
+            Whether the run is complete. After SIGINT or SIGTERM it saves a checkpoint and returns False.
 
         Raises:
-            TrainingError: why the run cannot go on; the checkpoints are those of before.
+            TrainingError: the run cannot continue; earlier checkpoints are kept.
         """
         recipe, count = self.recipe, self.processes.count
         self.say(
@@ -112,7 +113,7 @@ class Run:
                 if not self.processes.leads:
                     self.steps()
                 else:
-                    save_tokenizer(self.tokenizer, self.out)  # first: without one there is nothing to train for
+                    save_tokenizer(self.tokenizer, self.out)  # first, so that a tokenizer error stops the run early
                     with Metrics(self.out, self.progress.records, recipe.tensorboard) as self.metrics:
                         self.steps()
                 done = self.progress.step == recipe.steps
@@ -122,13 +123,13 @@ class Run:
             for name, handler in previous.items():
                 signal.signal(name, handler)
         if not done:
-            self.say(f"stopped after step {self.progress.step}; the next start continues there")
+            self.say(f"stopped after step {self.progress.step}; run the command again to continue from there")
         return done
 
     def steps(self) -> None:
-        """The loop over optimiser steps; one record every `log_interval` and at every validation.
+        """Run the remaining optimiser steps, writing a record every `log_interval` steps and at every validation.
 
-        The host waits for the device at records, validations and checkpoints only.
+        The host waits for the device only at records, validations and checkpoints.
         """
         recipe, progress = self.recipe, self.progress
         if progress.step == 0:
@@ -165,10 +166,10 @@ class Run:
                 clock = time.perf_counter()
 
     def check(self) -> None:
-        """Bring the losses since the last call to the host, and stop where a step was not finite.
+        """Copy the losses since the last call to the host, and stop if a step was not finite.
 
         Raises:
-            NotFiniteError: naming the first such step; no checkpoint has been written since.
+            NotFiniteError: names the first such step; no checkpoint has been written since then.
         """
         losses = self.processes.mean(torch.stack([loss for loss, _ in self.unchecked])).tolist()
         norms = torch.stack([norms for _, norms in self.unchecked])
@@ -180,8 +181,8 @@ class Run:
                 names = [name for name, parameter in named if parameter.grad is not None]
                 by_name = dict(zip(names, norms[index].tolist(), strict=True))
                 raise NotFiniteError(
-                    f"{not_finite(step, loss, by_name)}; the checkpoints in {self.checkpoints.folder} are of steps "
-                    "before it; a lower training.learning_rate or more warmup_steps may help"
+                    f"{not_finite(step, loss, by_name)}; the checkpoints in {self.checkpoints.folder} are from "
+                    "earlier steps; a lower training.learning_rate or more training.warmup_steps may help"
                 )
         self.progress.losses += losses
         self.grad_norm = totals[-1]
@@ -191,11 +192,11 @@ class Run:
         """Mean loss in nats over the fixed validation sequences."""
         loss = self.processes.sum(self.learner.evaluate(self.validation)).item() / self.validation_sequences
         if not math.isfinite(loss):
-            raise NotFiniteError(f"step {self.progress.step}: validation loss {loss}: not finite")
+            raise NotFiniteError(f"step {self.progress.step}: validation loss {loss} is not finite")
         return loss
 
     def record(self, **values: float | None) -> None:
-        """Append one record to the metrics and print it for people."""
+        """Append one record to the metrics and print it."""
         progress = self.progress
         record = {"step": progress.step, "tokens": progress.step * self.scale.tokens_per_step, **values}
         progress.records.append(record)
@@ -204,18 +205,18 @@ class Run:
         self.say(f"{self.size}/{self.variant}  {line(record, self.recipe.steps, progress.seconds)}")
 
     def say(self, text: str) -> None:
-        """Print a line, once for all processes."""
+        """Print a line from the leading process only."""
         if self.processes.leads:
             print(text, flush=True)
 
     def save_checkpoint(self) -> None:
-        """Write the state of the run."""
+        """Write a checkpoint with the state of the run."""
         state = self.learner.state()
         if self.processes.leads:
             self.checkpoints.save(self.progress.step, {**state, "progress": dataclasses.asdict(self.progress)})
 
     def resume(self) -> None:
-        """Take over the newest checkpoint, if there is one that this run may continue from."""
+        """Load the newest checkpoint that this run may continue from, if there is one."""
         if self.processes.leads:
             self.checkpoints.tidy()
         state, refused = None, None
@@ -237,12 +238,12 @@ class Run:
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop at the end of this step; a second signal stops at once."""
-        if self.stop_signal and self.processes.count == 1:  # torchrun itself sends one after the terminal's
+        if self.stop_signal and self.processes.count == 1:  # torchrun forwards a second signal itself
             raise KeyboardInterrupt
         self.stop_signal = number
 
     def stops(self, agreed: bool) -> bool:
-        """Whether a signal asks to stop after this step. Several processes ask each other at records only."""
+        """Whether a signal asked to stop after this step. Several processes agree on this only at records."""
         asked = self.stop_signal is not None
         return any(self.processes.gather(asked)) if agreed else asked and self.processes.count == 1
 
@@ -283,7 +284,7 @@ class Run:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes allocated on the GPU, else the peak resident set of this process."""
+    """Peak bytes allocated on the GPU, or peak resident set size of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident_bytes()

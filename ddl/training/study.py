@@ -1,9 +1,9 @@
-"""Which learning rate each design prefers, so that the one that all share is a measured choice.
+"""Compare learning rates for several designs, to choose the rate that all runs share.
 
-`snakemake --cores all sweep` trains the designs, sizes and rates that `sweep` in the scale's file lists, in
-`results/<scale>/sweep/<size>/<variant>/lr<rate>/seed<k>/`, collects them into `sweep.csv` and draws them. A point is a
-run like any other, with its own peak and floor of the learning rate and, where `sweep.steps` is less than
-`training.steps`, a warm-up that is shorter by the same factor. A rate at which training diverges is a result too.
+`snakemake --cores all sweep` trains the designs, sizes and rates listed under `sweep` in the scale's file. The runs go
+to `results/<scale>/sweep/<size>/<variant>/lr<rate>/seed<k>/` and are collected into `sweep.csv` and plotted. Compared
+with a normal run, a point has its own peak and floor of the learning rate and `sweep.steps` steps; the warm-up is
+shortened in proportion. A rate at which training diverges is also a result.
 
     ddl study point --scale laptop --size small --variant ddl-cc --rate 0.008 --seed 0 --data ... --out ...
     ddl study collect --scale laptop --results results/laptop
@@ -26,7 +26,7 @@ COLUMNS = ("scale", "size", "variant", "learning_rate", "seed", "steps", "tokens
 
 
 def recipe(scale: Scale, rate: float) -> TrainConfig:
-    """The scale's recipe with another peak, its floor in proportion, and the steps of the sweep."""
+    """The scale's recipe with the given peak rate, the floor in proportion, and the steps of the sweep."""
     training, steps = scale.training, scale.sweep.steps
     return dataclasses.replace(
         training,
@@ -38,7 +38,7 @@ def recipe(scale: Scale, rate: float) -> TrainConfig:
 
 
 def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "refuse") -> bool:
-    """Train one point and write its `point.json`; returns whether it is done. For `stale` see `Run`."""
+    """Train one point and write its `point.json`; return whether it is complete. For `stale` see `Run`."""
     changed = recipe(scale, point.rate)
     run = Run(dataclasses.replace(scale, training=changed), point.size, point.variant, point.seed, data, out, stale)
     val_loss, reason = None, ""
@@ -67,7 +67,7 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
 
 
 def collect(scale: Scale, results: Path) -> None:
-    """Write `sweep.csv` from the points.
+    """Collect all points into `sweep.csv`.
 
     Raises:
         TrainingError: a point is missing.

@@ -1,4 +1,4 @@
-"""Tables 1, 2, 7 and 8: differences by item, marks, and the noise of the published numbers."""
+"""Tables 1, 2, 7 and 8: paired differences, marks, and the noise of the published numbers."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def block(table, word):
 
 
 def answer(folder, run, shots, change):
-    """Rewrite the answers of a run: change(correct, items) -> correct."""
+    """Replace the answers of a run by change(correct, items)."""
     path = folder / f"evals/{run}/{shots}shot.parquet"
     items = pd.read_parquet(path)
     items["correct"] = change(items["correct"], items)
@@ -41,7 +41,7 @@ def test_differences_are_taken_item_by_item(folder):
     answer(folder, "small/ddl-tc/seed0", 1, lambda correct, items: (items["item"] % 2 == 0) | (items["item"] < 100))
     found = differences(Results(folder), "small", 1)["ddl-tc"]
     assert list(found) == [*fake_results.TASKS, "Avg."]
-    # 50 of 400 items won, none lost: the error of a mean of 50 ones and 350 zeros.
+    # 50 of 400 items won, none lost, so the error is that of a mean over 50 ones and 350 zeros.
     error = 1.96 * math.sqrt(0.125 * 0.875 / 400)
     assert found["WG"].value == pytest.approx(0.125)
     assert found["WG"].low == pytest.approx(0.125 - error, abs=0.004)
@@ -51,7 +51,7 @@ def test_differences_are_taken_item_by_item(folder):
 def test_only_separated_differences_are_bold(folder):
     answer(folder, "small/baseline/seed0", 1, lambda correct, items: items["item"] < 200)
     answer(folder, "small/ddl-cc/seed0", 1, lambda correct, items: items["item"] < 203)
-    # As many won as lost but three: far from separated. And one task lost outright.
+    # Wins and losses differ by only three, so the tasks are far from separated, except one task that is lost entirely.
     answer(
         folder, "small/ddl-tc/seed0", 1, lambda correct, items: (items["item"] >= 203) & (items["task"] != "doc_pair")
     )
@@ -99,7 +99,7 @@ def test_published_accuracies_carry_the_error_of_their_number_of_items(folder):
 
 
 def test_published_accuracies_are_counts_of_that_many_items():
-    """At two decimals: what makes the number of items known. One cell of 192 is off by a hundredth."""
+    """Two decimals determine the number of items. One of 192 cells is off by a hundredth."""
     items = {benchmark.column: benchmark.items for benchmark in BENCHMARKS}
     off = []
     for (*key, column), (value, _) in published_accuracy().items():

@@ -1,4 +1,4 @@
-"""The estimate of a scale: the arithmetic by hand, and measured numbers in place of published ones."""
+"""The budget of a scale: checked by hand, and from measured throughput if available."""
 
 import math
 
@@ -15,7 +15,7 @@ def published_only(monkeypatch):
 
 def test_hours_of_the_paper_by_hand(published_only):
     paper = load_scale("paper")
-    # 100,000 steps x 480 x 1,024 tokens at 1,509.6 and 282.9 thousand a second on four GPUs.
+    # 100,000 steps x 480 x 1,024 tokens, at 1,509.6 and 282.9 thousand tokens per second on four GPUs.
     assert budget.gpu_hours(paper, "small", "baseline") == pytest.approx(49_152_000_000 / 1_509_600 / 3600 * 4)
     assert budget.gpu_hours(paper, "medium", "ddl-tc") == pytest.approx(193.05, abs=0.01)
     assert budget.gpu_hours(load_scale("h200"), "small", "baseline") * 20 == pytest.approx(36.18, abs=0.01)
@@ -31,7 +31,7 @@ def test_unpublished_designs_are_marked_and_counted_at_a_slower_one(published_on
 
 
 def test_disk_by_hand():
-    # Table 6's counts: two kept checkpoints of three fp32 numbers a parameter, weights of one.
+    # Parameter counts of Table 6; two kept checkpoints with three fp32 numbers per parameter, weights with one.
     disk = budget.disk_bytes(load_scale("paper"))
     assert disk["token shards"] == 2 * 50_050_000_000
     assert disk["weights"] == pytest.approx(4 * 6 * (123.6e6 + 353.9e6), rel=1e-3)

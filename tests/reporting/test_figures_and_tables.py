@@ -37,7 +37,7 @@ def empty(tmp_path: Path) -> Path:
 
 
 def rerun(name: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Execute a notebook's code in this process with another value of its parameter."""
+    """Execute a notebook's code in this process with another results folder."""
     source = (ROOT / "notebooks" / f"{name}.py").read_text()
     assert source.count('results = "results/laptop"') == 1
     monkeypatch.chdir(ROOT)
@@ -116,7 +116,7 @@ def test_no_results_at_all_still_give_whole_tables_and_numbers(empty: Path, monk
 def test_best_and_second_are_marked_by_printed_value_and_ties_share_a_mark() -> None:
     frame = pd.DataFrame({"Model": list("abcd"), "up": ["1.0", "3.0", "2.0", "2.0"], "down": ["5", "6", DASH, "5"]})
     marked = mark_best(mark_best(frame, ["up"], lower=False, second=True), [], lower=False, second=True)
-    assert marked["bold"].tolist() == [""] * 4  # marks are of the last call alone
+    assert marked["bold"].tolist() == [""] * 4  # only the marks of the last call remain
     marked = mark_best(frame, ["up"], lower=False, second=True)
     assert marked["bold"].tolist() == ["", "up", "", ""]
     assert marked["underline"].tolist() == ["", "", "up", "up"]
@@ -126,7 +126,7 @@ def test_best_and_second_are_marked_by_printed_value_and_ties_share_a_mark() -> 
 
 
 def test_marks_computed_for_published_numbers_are_the_papers(folder: Path) -> None:
-    """The underlines of Table 1 and the shared first place of Table 2, as printed in the paper."""
+    """Check the underlines of Table 1 and the shared first place of Table 2 against the paper."""
     table = downstream_table(Results(folder), "small", 1)
     theirs = table[table["block"].str.startswith("Published")].set_index("Model")["underline"]
     assert theirs.tolist() == ["ARC-C; PIQA", "WG", "ARC-E", "OpenBookQA", "Hellaswag; SciQ; WG", "Social IQA; Avg."]
@@ -201,7 +201,7 @@ def test_every_variant_of_the_paper_looks_different_and_new_ones_get_a_look() ->
     looks = [report.look(slug) for slug in paper_variants()]
     for key in ("color", "linestyle", "marker"):
         values = [str(look[key]) for look in looks]
-        # Two designs may share a solid line, but no colour and no marker.
+        # Two designs may share the solid line, but colours and markers must be unique.
         assert len(set(values)) >= (len(values) if key != "linestyle" else len(values) - 1)
     assert report.look("some-new-design")["color"] not in {look["color"] for look in looks}
 

@@ -1,4 +1,4 @@
-"""Reference results: what is kept of a run, and what is refused."""
+"""Reference results: which files of a run are kept, and which runs are refused."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from ddl.reporting.keep_reference import KeepError, keep, times
 
 @pytest.fixture
 def run(tmp_path):
-    """The least that `keep` takes for a finished run."""
+    """A minimal finished run that `keep` accepts."""
     results = tmp_path / "results"
     for name, seconds in (("data", 10), ("train/small-a", 100), ("train/small-b", 60), ("paper", 1)):
         write_text(results / "benchmarks" / f"{name}.tsv", f"s\th:m:s\n{seconds}\t0:00:01\n")
@@ -44,7 +44,7 @@ def test_wall_time_runs_from_the_start_of_the_first_job_to_the_paper(run):
 def test_an_unfinished_run_and_one_of_uncommitted_code_are_refused_and_nothing_is_kept(run, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "REFERENCE", tmp_path / "reference")
     write_json(run / "runs/small/a/seed0/provenance.json", {"dirty": True})
-    with pytest.raises(KeepError, match="trained from files that no commit holds"):
+    with pytest.raises(KeepError, match="trained from uncommitted changes"):
         keep(run, "mine")
     (run / "paper.pdf").unlink()
     with pytest.raises(KeepError, match=r"paper\.pdf: not found"):

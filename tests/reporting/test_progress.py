@@ -1,4 +1,4 @@
-"""The progress of runs, from the files that they leave."""
+"""The progress of runs, read from the files that they write."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def scale():
 
 @pytest.fixture
 def run(tmp_path):
-    """Write the records of a run that has come to a step, 1,024 tokens each, at 512 tokens a second."""
+    """Write the records of a run up to a step, with 1,024 tokens per step and 512 tokens per second."""
 
     def write(name, steps, done=False, age=0.0, half_line=""):
         record = {"train_loss": 6.5, "val_loss": None, "lr": 1e-3, "grad_norm": 1.0, "tok_per_s": 512.0}
@@ -55,7 +55,7 @@ def test_runs_are_done_running_stopped_or_waiting(scale, run, tmp_path):
 
 def test_a_slow_run_is_not_taken_for_a_stopped_one(scale, run, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "LEAST_PATIENCE", 1.0)
-    run("small/baseline/seed0", 8, age=20)  # its records come every 8 seconds
+    run("small/baseline/seed0", 8, age=20)  # one record every 8 seconds
     assert next(progress.runs(scale, tmp_path)).state == "running"
     run("small/baseline/seed0", 8, age=50)
     assert next(progress.runs(scale, tmp_path)).state == "stopped"
@@ -72,7 +72,7 @@ def test_the_estimate_counts_every_stage_once(scale, run, tmp_path, monkeypatch)
     (tmp_path / "benchmarks/evaluate/3.tsv").unlink()
     (tmp_path / "benchmarks/paper.tsv").unlink()
     assert progress.work_left(scale, tmp_path, []) == (20.0, ["paper"])
-    run("small/baseline/seed0", 8)  # is the training that is missing, and knows better than the mean
+    run("small/baseline/seed0", 8)  # the missing run: its own estimate replaces the mean
     assert progress.work_left(scale, tmp_path, list(progress.runs(scale, tmp_path))) == (10.0 + 32.0, ["paper"])
     monkeypatch.setattr(progress, "reference_mean", lambda scale, pattern: 3.0)
     assert progress.work_left(scale, tmp_path, []) == (23.0, [])

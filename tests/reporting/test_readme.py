@@ -1,4 +1,4 @@
-"""The generated parts of README.md and docs/: where they stand, and that they are what the committed files give."""
+"""The generated parts of README.md and docs/: their marks, and that they match the committed files."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def test_parts_are_written_between_their_marks_in_the_page_that_has_them():
         ({"README.md": "<!-- begin x -->"}, "found them in README.md"),
         (dict.fromkeys(("README.md", "docs/a.md"), "<!-- begin x --><!-- end x -->"), "in README.md, docs/a.md"),
         ({"README.md": "<!-- begin x --><!-- end x -->" * 2}, "found them in README.md"),
-        ({"docs/a.md": "<!-- begin z --><!-- end z -->"}, "docs/a.md: marks of z: expected one of x"),
+        ({"docs/a.md": "<!-- begin z --><!-- end z -->"}, "docs/a.md: unknown part z in marks, expected one of x"),
     ],
     ids=["missing", "no end", "two pages", "twice", "unknown"],
 )
@@ -66,12 +66,12 @@ def test_marks_that_are_missing_twice_there_or_unknown_are_refused(pages, messag
 
 def test_an_unknown_run_is_one_line_with_the_known_ones(capsys):
     ddl("readme", "--name", "nowhere", code=2)
-    line = rf"error: results/reference/nowhere: not found; there are: .*{SHOWN}.*\n"
+    line = rf"error: results/reference/nowhere: not found; expected one of: .*{SHOWN}.*\n"
     assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def test_the_headline_says_where_the_gain_comes_from_only_while_the_numbers_do(numbers):
-    """With the scalar design at the baseline's loss, the rewrite designs' gain would come from the expanded state."""
+    """If the scalar design had the baseline's loss, the gain would come from the expanded state."""
     claim = "most of the gain here needs no expanded state"
     assert claim in headline_part(numbers)
     other = copy.deepcopy(numbers)

@@ -1,4 +1,4 @@
-"""The notebook runner: parameters, failures, and a page that is offline, drawn and the same in every run."""
+"""The notebook runner: parameters, failures, and standalone, reproducible pages with drawn formulas."""
 
 import json
 import sys
@@ -52,7 +52,7 @@ def write(folder: Path, *cells: str) -> Path:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
-    """The page of one notebook from two runs, and the folder that the first run's figure went to."""
+    """The pages from two runs of one notebook, and the folder with the figure of the first run."""
     folder = tmp_path_factory.mktemp("twice")
     source = write(folder, TEXT, PARAMETERS, BODY)
     pages = []
@@ -120,7 +120,7 @@ def test_kernel_is_this_interpreter_whatever_the_user_configured(
     source = write(tmp_path, '# %% tags=["parameters"]\npython = ""\n\n', check)
     page = tmp_path / "small.html"
     run_notebook(source, page, {"python": sys.executable})
-    assert page.is_file()  # a cell that fails leaves none
+    assert page.is_file()  # there is no page if a cell fails
 
 
 def test_failing_cell_is_named_and_kept_and_no_page_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +167,7 @@ def test_mistake_is_one_line_that_names_the_notebook_or_the_option(
 
 
 def test_absent_notebook_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotebookError, match=r"absent\.py: no such notebook"):
+    with pytest.raises(NotebookError, match=r"absent\.py: notebook not found"):
         read_notebook(tmp_path / "absent.py", {})
 
 

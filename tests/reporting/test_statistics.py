@@ -1,4 +1,4 @@
-"""Intervals of paired differences: against formulas, in coverage, and over seeds."""
+"""Intervals of paired differences: agreement with formulas, coverage, and several seeds."""
 
 import math
 
@@ -9,7 +9,7 @@ from ddl.reporting.statistics import Difference, beyond_noise, binomial_stderr, 
 
 
 def outcomes(rng, seeds, items, shift=0.0):
-    """Right answers of two models that agree on most items, one minus the other."""
+    """Difference in correctness of two models that agree on most items."""
     common = rng.random(items) < 0.5
     pair = [
         np.where(rng.random((seeds, items)) < 0.7, common, rng.random((seeds, items)) < p) for p in (0.5 + shift, 0.5)
@@ -59,14 +59,14 @@ def test_seeds_that_disagree_widen_the_interval():
 
 
 def test_seeds_are_drawn_once_for_all_tasks():
-    """A seed that is good at everything stays good at everything in a resample, so the average keeps its spread."""
+    """A seed that is good at all tasks is good at all tasks in a resample too, so the average keeps its spread."""
     good = np.array([[1] * 300, [-1] * 300])
     _, average = paired_differences([good] * 8)
     assert (average.low, average.value, average.high) == (-1.0, 0.0, 1.0)
 
 
 def test_items_are_drawn_once_for_all_seeds():
-    """Seeds that answer alike are no new items."""
+    """Seeds with equal answers add no information about items."""
     outcome = outcomes(np.random.default_rng(4), 1, 300)
     (one,), _ = paired_differences([outcome])
     (five,), _ = paired_differences([np.repeat(outcome, 5, axis=0)])

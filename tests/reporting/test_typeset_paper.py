@@ -25,7 +25,7 @@ matplotlib.use("agg")
 
 
 def build(results: Path) -> Path:
-    """Everything that the paper is set from, with empty figures."""
+    """Write all inputs of the paper, with empty figures."""
     data = Results(results)
     write_numbers(data)
     frames = {1: ("small", 1), 2: ("medium", 1), 7: ("small", 0), 8: ("medium", 0)}
@@ -53,7 +53,7 @@ def results(shared: Path, tmp_path: Path) -> Path:
 
 
 def text_of(results: Path, tmp_path: Path) -> str:
-    """The paper's text in reading order, as typst lays it out."""
+    """The paper's text in reading order, as laid out by typst."""
     root = paper.stage(results, tmp_path / "stage")
     parts: list[str] = []
     for selector in ("par", "figure"):
@@ -90,7 +90,7 @@ def test_paper_is_a_pdf_and_the_same_bytes_every_time(results: Path, tmp_path: P
     first = outs[0].read_bytes()
     assert first.startswith(b"%PDF-")
     assert first == outs[1].read_bytes()
-    assert b"pdfuaid" in first  # the metadata that claims the standard
+    assert b"pdfuaid" in first  # metadata that declares the standard
 
 
 def test_a_changed_result_changes_the_text(results: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_paper_without_any_run_has_dashes_and_says_what_is_missing(tmp_path: Pat
 def test_no_measured_or_published_number_is_typed_into_the_source() -> None:
     source = (ROOT / "paper/main.typ").read_text()
     source = re.sub(r"//.*", "", source)
-    source = re.sub(r'"[^"\n]*"', "", source)  # paths, keys and alternative texts hold no results: checked below
+    source = re.sub(r'"[^"\n]*"', "", source)  # paths, keys and alternative texts contain no results; checked below
     source = re.sub(r"\$[^$]*\$", "", source)  # formulas
     source = re.sub(r"\b\d+(\.\d+)?(pt|em|cm|fr|%)", "", source)  # layout
     source = re.sub(r"@\w+|<\w+>|beta[12]", "", source)  # references, names of settings
@@ -155,7 +155,7 @@ def test_every_table_and_figure_of_the_paper_is_included(results: Path, tmp_path
                 str(root / "paper/main.typ"), f"<{kind}{number}>", root=str(root), sys_inputs={"results": "/results"}
             )
             assert len(json.loads(found)) == 1, f"{kind}{number}"
-            assert f"@{kind}{number}" in source  # and referred to
+            assert f"@{kind}{number}" in source  # and the text refers to it
 
 
 def test_missing_result_is_one_line_that_names_it_and_leaves_the_old_paper(

@@ -1,4 +1,4 @@
-"""What a call of Snakemake prints, on a workflow of four short jobs."""
+"""The messages of Snakemake, for a workflow with four short jobs."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ rule write:
 
 @pytest.fixture
 def build(tmp_path):
-    """Run the workflow; returns the exit code and the lines it printed."""
+    """Run the workflow; return the exit code and the printed lines."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     write_json(tmp_path / "results/reference/tiny-machine/times.json", {"wall_seconds": 1560, "cores": 2})
 
@@ -54,7 +54,7 @@ def test_a_run_says_how_long_it_will_take_then_one_line_per_job_then_where_the_r
     assert code == 0
     begin = lines.index("5 jobs to run. Their logs are in results/tiny/logs/.")
     assert lines[begin + 1] == (
-        "The whole tiny scale took 26 min 00 s with 2 cores in the run that is kept in results/reference/tiny-machine."
+        "The whole tiny scale took 26 min 00 s with 2 cores in the run kept in results/reference/tiny-machine."
     )
     jobs = [re.fullmatch(r"\d\d:\d\d:\d\d  (\d of 5 done)  write number \d", line) for line in lines[begin + 3 : -6]]
     assert [job[1] for job in jobs] == [f"{done} of 5 done" for done in range(4)]

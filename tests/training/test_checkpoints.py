@@ -1,4 +1,4 @@
-"""Checkpoints: found whole or not at all, and never those of another run."""
+"""Checkpoints: damaged ones are skipped, and those of another run are never used unasked."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def said():
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """Three saved states, of which two are kept."""
+    """Checkpoints after saving three states, of which two are kept."""
     made = Checkpoints(tmp_path, Origin({"lr": 1}, {"a.bin": "0"}, {"x.py": "0"}))
     for step in (1, 2, 3):
         made.save(step, {"weights": torch.full((100,), float(step))})
@@ -43,7 +43,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_read(checkpoints, said, da
     newest = max(checkpoints.folder.glob("*.pt"))
     damage(newest)
     assert (checkpoints.newest(said.append)["weights"] == 2).all()
-    assert said[0] == f"{newest}: damaged, its contents do not have the checksum in its name: left out"
+    assert said[0] == f"{newest}: skipped, damaged: the contents do not match the checksum in the name"
     assert said[1].startswith("resumed from step 2 ")
 
 
@@ -83,4 +83,4 @@ def test_origins_differ_in_a_setting_a_file_of_data_or_of_code(checkpoints):
         "data b.bin was not set, is 0",
         "code x.py has changed",
     ]
-    assert str(new.differences(Origin({}, {}, {"y.py": "0"}))[-1]) == "code y.py is gone"
+    assert str(new.differences(Origin({}, {}, {"y.py": "0"}))[-1]) == "code y.py was removed"

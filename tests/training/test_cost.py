@@ -1,4 +1,4 @@
-"""Cost: what is timed is what is named, and ratios are formed within a round."""
+"""Cost: timings measure the named operation, and ratios are computed within a round."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def test_ratios_are_formed_round_by_round(scale, tmp_path, monkeypatch):
         "p80": pytest.approx(160),
         "repeats": 3,
     }
-    # The machine's speed moved by a factor of four between rounds, the ratio did not move at all.
+    # The machine's speed changed by a factor of four between rounds, but the ratio stayed constant.
     assert row["train_ratio"] == {"median": 0.5, "p20": 0.5, "p80": 0.5, "repeats": 3}
     assert row["peak_mem_factor"] == 1.25
     assert json.loads((tmp_path / "baseline.json").read_text())["train_ratio"]["median"] == 1.0
@@ -51,7 +51,7 @@ def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch)
 
     monkeypatch.setattr(cost.Subject, "seconds", spy)
     rates = cost.throughput(scale, "small")
-    one_round = turns[: len(turns) // 4]  # one round to warm up, three to measure
+    one_round = turns[: len(turns) // 4]  # one warm-up round, three measured rounds
     assert [mode for _, mode in one_round] == ["train_step", "inference"] * len(scale.variants)
     assert len({config for config, _ in one_round}) == len(scale.variants)
     assert turns == one_round * 4
@@ -70,7 +70,7 @@ def test_a_training_step_changes_the_weights_and_inference_does_not(scale):
 def test_a_larger_batch_needs_more_peak_memory(scale):
     def peak(sequences):
         settings = dataclasses.replace(scale.cost, batch_sequences=sequences)
-        with ProcessPoolExecutor(1, FORKS) as process:  # a new one, because a peak never falls
+        with ProcessPoolExecutor(1, FORKS) as process:  # a new process, because a peak never decreases
             return process.submit(
                 cost.peak_memory, dataclasses.replace(scale, cost=settings), "medium", "ddl-tc"
             ).result()

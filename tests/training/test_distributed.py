@@ -1,4 +1,4 @@
-"""Several processes: the same curve from the same seed, and none goes on alone."""
+"""Several processes: the same seed gives the same curve, and no process continues alone."""
 
 import json
 import os
@@ -21,7 +21,11 @@ from tests.helpers.tiny_run import FORKS, become, free_port, tiny_scale, write_d
 
 
 def train(rank: int, count: int, port: int, recipe: dict, data: Path, out: Path, end: str) -> None:
-    """One process of a run; `end` says how it ends: "whole", after the "signal" at step 5, or one "dies" at step 5."""
+    """Run one process of a run.
+
+    Args:
+        end: "whole" for a complete run; at step 5 of the last process, "signal" sends SIGTERM and "dies" kills it.
+    """
     become(rank, count, port)
     with open(out.parent / f"{out.name}-{count}-{rank}.log", "w") as log:
         os.dup2(log.fileno(), 1)
@@ -51,7 +55,7 @@ def train(rank: int, count: int, port: int, recipe: dict, data: Path, out: Path,
 
 @pytest.fixture
 def start(tmp_path):
-    """Train with `count` processes in the folder `name`; returns their exit codes."""
+    """Train with `count` processes in the folder `name`; return their exit codes."""
     data = write_data(tmp_path / "data")
 
     def run(name: str, count: int, end: str = "whole", **recipe) -> list[int]:
@@ -97,13 +101,13 @@ def test_one_two_and_four_processes_give_the_same_curve(start, tmp_path):
         print(f"{name:7}", *(f"{value:.1e}" for value in difference[1:]))
         np.testing.assert_allclose(curve(tmp_path / name), one, rtol=2e-5)
         assert_same_weights(tmp_path / name, tmp_path / "one")
-    # Rounding does differ, or nothing was shared.
+    # Rounding must differ; otherwise the batch was not shared.
     assert (tmp_path / "four/model.safetensors").read_bytes() != (tmp_path / "one/model.safetensors").read_bytes()
 
 
 def test_a_run_continues_with_another_number_of_processes(start, tmp_path):
     start("whole", 1)
-    assert start("changed", 4, end="signal") == [130] * 4  # at the next record, which is step 6
+    assert start("changed", 4, end="signal") == [130] * 4  # stops at the next record, step 6
     assert start("changed", 2, end="signal", sharding="fsdp") == [0, 0]
     assert "resumed from step 6 " in (tmp_path / "changed-2-0.log").read_text()
     np.testing.assert_allclose(curve(tmp_path / "changed"), curve(tmp_path / "whole"), rtol=2e-5)
@@ -133,7 +137,7 @@ def test_when_one_process_dies_the_others_end_with_a_sentence(start, tmp_path):
     assert codes[3] == -signal.SIGKILL
     assert codes[:3] == [2, 2, 2]
     said = (tmp_path / "run-4-0.log").read_text()
-    assert "process 0 of 4: another process of this run has ended or is out of reach" in said
+    assert "process 0 of 4: another process of this run has stopped or cannot be reached" in said
     assert not (tmp_path / "run/model.safetensors").exists()
     assert start("run", 1) == [0]
     assert "resumed from step 4 " in (tmp_path / "run-1-0.log").read_text()
@@ -176,7 +180,7 @@ def test_fewer_validation_sequences_than_processes_are_refused(tmp_path):
 
 
 def test_torchrun_is_started_and_ends_all_when_one_is_killed(tmp_path):
-    """The command of the workflow, on the smoke scale, with one of its two processes killed."""
+    """Kill one of the two processes of the workflow's training command at the smoke scale."""
     data = write_data(tmp_path / "data")
     arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0", "--processes", "2"]
     places = ["--data", str(data.parent), "--out", str(tmp_path / "run")]

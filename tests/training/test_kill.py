@@ -1,8 +1,8 @@
-"""Kill -9 at any moment, in data preparation, training or checkpoint writing: the next start ends in the same bits.
+"""Kill data preparation, training or checkpoint writing at any moment; the rerun ends with the same weights to the bit.
 
-A moment is a line of the package that the main thread is about to execute. One uninterrupted run lists them all; then
-a run of its own is killed at each of 20 of them, drawn with a seed, started again, and compared by the SHA-256 of its
-weights. `pytest -rP tests/test_kill.py` prints the record.
+A moment is a line of the package that the main thread is about to execute. One uninterrupted run records all of them.
+Then 20 are drawn with a fixed seed. For each, a new run is killed (SIGKILL) at that moment, started again, and compared
+by the SHA-256 of its weights. `pytest -rP tests/training/test_kill.py` prints the moments.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def tiny_scale(corpus: Path) -> Scale:
 
 
 def prepare_and_train(corpus: Path, folder: Path, kill_at: int | None) -> None:
-    """What the workflow does: data unless they are there, then training; with itself killed at a moment."""
+    """Prepare the data unless they exist, then train, as the workflow does; kill this process at moment `kill_at`."""
     with open(folder / "log", "w") as log:
         os.dup2(log.fileno(), 1)
     from ddl.data import build as data
@@ -67,7 +67,7 @@ def prepare_and_train(corpus: Path, folder: Path, kill_at: int | None) -> None:
         return line if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     scale = tiny_scale(corpus)
-    data.code_identity = train.code_identity = lambda *_: {}  # parses the package, which would be most of the lines
+    data.code_identity = train.code_identity = lambda *_: {}  # it would run most of the lines, to parse the package
     sys.settrace(call)
     if not (folder / "data/manifest.json").is_file():
         data.build(scale, folder / "data", workers=1)
@@ -79,7 +79,7 @@ def prepare_and_train(corpus: Path, folder: Path, kill_at: int | None) -> None:
 
 @pytest.fixture
 def start(tmp_path):
-    """Run in a process of its own, in a folder of its own; returns the exit code."""
+    """Run in a new process, in the folder `name`; return the exit code."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     words = random.Random(0)
@@ -104,7 +104,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(start, tmp_pat
     moments = (tmp_path / "whole/moments").read_text().splitlines()
     draw = random.Random(0)
     for stage, count in KILLS.items():
-        visits = {}  # every line counts once, however often it runs: loops are most of the time and little of the code
+        visits = {}  # draw lines, not visits: most visits are in a few loops
         for moment, place in enumerate(moments):
             if place.startswith(stage):
                 visits.setdefault(place, []).append(moment)

@@ -1,4 +1,4 @@
-"""The training loop: repeatable to the bit, across interruptions too, and never from another model's checkpoint."""
+"""The training loop: reproducible to the bit, also across interruptions, and never from another model's checkpoint."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def start(data, tmp_path):
-    """Make a run in a folder of its own."""
+    """Create a run in the folder `name`."""
 
     def make(name, variant="ddl-cc", seed=0, stale="refuse", **recipe):
         return Run(tiny_scale(**recipe), "small", variant, seed, data, tmp_path / name, stale=stale)
@@ -43,7 +43,7 @@ def start(data, tmp_path):
 
 @pytest.fixture
 def other_code(monkeypatch):
-    """Let later runs believe that the residual rules have changed."""
+    """Make later runs believe that the code of the residual rules has changed."""
     code = train_module.code_identity
 
     def change(digest="another rule"):
@@ -74,7 +74,7 @@ def stop_at(monkeypatch):
 
 
 def other_data(manifest):
-    """Replace the training shard, as another corpus would."""
+    """Replace the training shard, as if the corpus had changed."""
     content = json.loads(manifest.read_text())
     write_shard(manifest.parent / "train_000000.bin", np.zeros(2000, dtype=np.int64))
     content["splits"]["train"]["shards"][0]["sha256"] = sha256_file(manifest.parent / "train_000000.bin")
@@ -86,7 +86,7 @@ def records(folder):
 
 
 def curve(folder):
-    """The metrics of a run without the times."""
+    """The metrics of a run without its speed."""
     return [{key: value for key, value in record.items() if key != "tok_per_s"} for record in records(folder)]
 
 
@@ -135,7 +135,7 @@ def test_a_killed_run_loses_at_most_one_checkpoint_interval(start, tmp_path, mon
     start("whole").train()
     run = start("killed")
     monkeypatch.setattr(run, "validate", lambda: (_ for _ in ()).throw(KeyboardInterrupt) if run.progress.step else 4.0)
-    with pytest.raises(KeyboardInterrupt):  # at step 5, the checkpoint is of step 4
+    with pytest.raises(KeyboardInterrupt):  # at step 5; the last checkpoint is from step 4
         run.train()
     start("killed").train()
     assert "resumed from step 4 " in capsys.readouterr().out
@@ -187,17 +187,17 @@ def test_a_run_whose_data_changed_is_refused_and_says_what_changed(start, data, 
     before = sha256_file(data.parent / "train_000000.bin")
     other_data(data)
     now = sha256_file(data.parent / "train_000000.bin")
-    for stale in ("refuse", "continue"):  # no run sees some of one corpus and some of another
+    for stale in ("refuse", "continue"):  # no run may mix two corpora
         with pytest.raises(TrainingError) as refused:
             start("run", stale=stale).train()
-        assert f"data train_000000.bin was {before[:12]}, is {now[:12]}; put that data back" in str(refused.value)
-        assert "of step 5 of 12, are of another run" in str(refused.value)
+        assert f"data train_000000.bin was {before[:12]}, is {now[:12]}; restore that data" in str(refused.value)
+        assert "at step 5 of 12, are from a different run" in str(refused.value)
         assert "--continue-anyway" not in str(refused.value)
     assert start("run", stale="restart").train()
 
 
 def saved(folder):
-    """The checkpoints below a folder, with their contents."""
+    """Contents of all checkpoints below a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*.pt")}
 
 
@@ -210,7 +210,7 @@ def test_changed_code_or_settings_stop_a_run_and_nothing_is_lost(start, tmp_path
         start("run", learning_rate=1e-3).train()
     assert "\n" not in str(refused.value)
     assert (
-        f"of step {last} of 12, are of another run: settings training.learning_rate was 0.008, is 0.001; "
+        f"at step {last} of 12, are from a different run: settings training.learning_rate was 0.008, is 0.001; "
         "code ddl/model/residual.py has changed; resume from them with --continue-anyway, or start over with --restart"
     ) in str(refused.value)
     assert "snakemake --config stale=continue or stale=restart" in str(refused.value)
@@ -221,7 +221,9 @@ def test_restart_trains_from_the_first_step_and_keeps_the_old_checkpoints(start,
     stop_at(start("run"), 5)
     before = saved(tmp_path / "run")
     assert start("run", learning_rate=1e-3, stale="restart").train()
-    assert "step 5 of another run: settings training.learning_rate was 0.008, is 0.001" in capsys.readouterr().out
+    assert (
+        "step 5 is from a different run: settings training.learning_rate was 0.008, is 0.001" in capsys.readouterr().out
+    )
     assert before.items() <= saved(tmp_path / "run").items()
     start("whole", learning_rate=1e-3).train()
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
@@ -240,7 +242,7 @@ def test_continue_anyway_resumes_and_records_both_identities(start, tmp_path, st
     stop_at(first, 5)
     code = first.checkpoints.origin.code["ddl/model/residual.py"]
     other_code()
-    stop_at(start("run", stale="continue"), 7)  # and what it goes on from is still known after the next stop
+    stop_at(start("run", stale="continue"), 7)  # its origin must survive the next stop
     second = start("run")
     assert second.train()
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
@@ -271,8 +273,11 @@ def test_a_finished_run_of_other_code_is_taken_over_without_a_step(start, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variant": "baseline"}, r"the checkpoint is of a model with other parameters: blocks\.0\.\S+ was \["),
-        ({"steps": 4}, r"of step 5 of 4, are of another run: settings training\.steps was 12, is 4; start over with"),
+        ({"variant": "baseline"}, r"the checkpoint is from a model with different parameters: blocks\.0\.\S+ was \["),
+        (
+            {"steps": 4},
+            r"at step 5 of 4, are from a different run: settings training\.steps was 12, is 4; start over with",
+        ),
     ],
 )
 def test_what_cannot_be_continued_is_a_sentence(start, stop_at, change, message):
@@ -326,7 +331,7 @@ def test_micro_batches_add_up_to_the_whole_batch(start):
 
 @pytest.mark.parametrize("bad_step", [6, 8, 11])
 def test_a_step_that_is_not_finite_is_named_and_never_saved(start, tmp_path, monkeypatch, bad_step):
-    """Step 8 is one of a checkpoint and of no record, 6 one of a record; 11 lies between."""
+    """Step 8 writes a checkpoint but no record, step 6 writes a record, and step 11 writes neither."""
     run = start("run")
     loss = run.learner.model.loss
     calls = iter(range(1000))
@@ -341,7 +346,7 @@ def test_a_step_that_is_not_finite_is_named_and_never_saved(start, tmp_path, mon
     assert not (tmp_path / "run" / "model.safetensors").exists()
     saved = [int(path.name[4:12]) for path in (tmp_path / "run" / "checkpoints").rglob("*.pt")]
     assert max(saved) == (bad_step - 1) // 4 * 4
-    assert start("run").train()  # the last good checkpoint serves
+    assert start("run").train()  # continues from the last good checkpoint
     start("whole").train()
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
@@ -370,7 +375,9 @@ def test_a_full_disk_leaves_the_checkpoints_of_before_and_nothing_half_written(s
         save(step, state)
 
     monkeypatch.setattr(run.checkpoints, "save", save_on_a_full_disk)
-    with pytest.raises(TrainingError, match=r"^disk full: .*step00000008.*; the next start continues from the last"):
+    with pytest.raises(
+        TrainingError, match=r"^disk full: .*step00000008.*; run the command again to continue from the last"
+    ):
         run.train()
     monkeypatch.undo()
     names = sorted(path.name for path in run.checkpoints.folder.iterdir())
@@ -472,7 +479,7 @@ def test_batches_are_read_ahead_in_a_thread_and_its_errors_reach_the_loop(start,
     monkeypatch.setattr(run.batches.data, "batch", spy)
     stream = run.batches.stream(range(10))
     next(stream)
-    while len(read) < 4:  # two micro-batches a step: the next step is there before it is asked for
+    while len(read) < 4:  # two micro-batches per step: the next step is read in advance
         time.sleep(0.01)
     assert {name.partition("_")[0] for name in read} == {"batches"}
     with pytest.raises(DataError, match="no more"):
@@ -480,7 +487,7 @@ def test_batches_are_read_ahead_in_a_thread_and_its_errors_reach_the_loop(start,
 
 
 def test_the_host_waits_for_the_device_at_records_and_checkpoints_only(start, monkeypatch):
-    """What brings numbers to the host is counted: a step must not be among it."""
+    """Count the calls that copy numbers to the host; steps between records must make none."""
     run = start("run", log_interval=6, val_interval=12, checkpoint_interval=12)
     waits = []
     for name in ("item", "tolist"):

@@ -1,4 +1,4 @@
-"""The sweep: its runs differ in the learning rate alone, and a rate that diverges is a row."""
+"""The sweep: its runs differ only in the learning rate, and a diverging rate becomes a row."""
 
 import csv
 import dataclasses
