@@ -236,7 +236,7 @@ def test_without_the_files_one_sentence_says_what_to_do(run, tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     ddl("evaluate", "--run", run, code=2)
     assert capsys.readouterr().err == (
-        "error: results/benchmarks/manifest.json: not found or no manifest of tasks: on a machine with a network run "
+        "error: results/benchmarks/manifest.json: not found or not a manifest of tasks: on a machine with a network run "
         "ddl benchmarks, and copy results/benchmarks here\n"
     )
 
