@@ -192,13 +192,15 @@ rule data:
     threads: threads_of_data
     resources:
         mem_mb=8000,
+        on_stale=STALE["restart"] if config["stale"] == "restart" else "",
     params:
         code=code_identity("ddl.data.build"),
         settings=settings("corpus", "tokenizer"),
     message:
         "data ({wildcards.scale}): tokenizer and token shards"
     shell:
-        "ddl data --scale {wildcards.scale} --out $(dirname {output.manifest}) --workers {threads} > {log} 2>&1"
+        "ddl data --scale {wildcards.scale} --out $(dirname {output.manifest}) --workers {threads} {resources.on_stale}"
+        " > {log} 2>&1"
 
 
 # The paper's eight benchmarks, downloaded once for all scales. No other evaluation step needs the network.

@@ -198,7 +198,12 @@ def commands() -> None:
     default=os.cpu_count,
     show_default="all cores",
 )
-def data(scale: Scale, out: Path, max_tokens: int | None, workers: int) -> None:
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Replace the finished shards of a large corpus if settings, sources or code changed since.",
+)
+def data(scale: Scale, out: Path, max_tokens: int | None, workers: int, restart: bool) -> None:
     """Build the tokenizer and token shards of a scale."""
     from dataclasses import replace
 
@@ -206,7 +211,7 @@ def data(scale: Scale, out: Path, max_tokens: int | None, workers: int) -> None:
 
     if max_tokens is not None:
         scale = replace(scale, corpus=scale.corpus.with_limit(max_tokens))
-    build(scale, out, workers)
+    build(scale, out, workers, restart)
 
 
 @commands.command()

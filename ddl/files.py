@@ -50,3 +50,11 @@ def write_json(path: Path, value: Any) -> None:
 def finite(value: float) -> float | None:
     """The value, or None if it is NaN or infinite, which JSON cannot represent."""
     return value if math.isfinite(value) else None
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    flattened: dict[str, Any] = {}
+    for key, value in values.items():
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flattened

@@ -332,9 +332,8 @@ print("agree with autograd through the module:", ", ".join(chain))
 # %% [markdown]
 # ## What the runs execute is the equation
 #
-# The functions above, like those of the other notebooks, are *references*: they are written like their formulas, and no
-# run calls them. Runs compute the same numbers with other code. Which code, and in which precision, depends on the
-# scale:
+# The functions above, like those of the other notebooks, are *references*: each is written like its formula, and no run
+# calls them. Runs compute the same numbers with other code. Which code, and in which precision, depends on the scale:
 
 # %%
 rows = ["| scale | matrix products | state | states for the backward pass | `kernels` |", "|---|---|---|---|---|"]
@@ -360,9 +359,8 @@ Markdown("\n".join(rows))
 #
 # ### The equations again, as one function
 #
-# The following code calls no function of the package and uses none of its constants. It looks up weights by their
-# names, keeps every state as $(B, T, d, d_v)$ even if $d_v = 1$, and leaves gradients to PyTorch's autograd. All norms
-# are
+# The following code calls no function of the package and takes no constant from it. It looks up weights by their names,
+# keeps every state as $(B, T, d, d_v)$ even if $d_v = 1$, and leaves gradients to PyTorch's autograd. All norms are
 #
 # $$\mathrm{RMSNorm}(\mathbf{x}) = \mathbf{w} \odot \frac{\mathbf{x}}{\sqrt{\frac1d|\mathbf{x}|^2 + \varepsilon}},
 # \qquad \varepsilon = 10^{-5} .$$
@@ -509,11 +507,11 @@ def model_by_equation(W, config, ids, rotation):
 
 
 # %% [markdown]
-# Even a model in fp64 keeps its sines and cosines in fp32. They are therefore compared first. The equations then use
-# the same rounded table, so that everything else can be compared in fp64. Let $u$ be the unit roundoff of fp32.
-# Rounding the exponent $2i/D$ causes a relative error of at most $u \ln 10000$ in the power. The power, its product
-# with $t$, and the result are rounded too. Sine and cosine change by no more than their angle. The error of a sine or
-# cosine is therefore at most $u\,(1 + \theta\,(3 + \ln 10000))$.
+# Even a model in fp64 keeps its sines and cosines in fp32. These are therefore compared with their formula first. The
+# equations then use the same rounded table, so that everything else can be compared in fp64. Let $u$ be the unit
+# roundoff of fp32. Rounding the exponent $2i/D$ causes a relative error of at most $u \ln 10000$ in the power. The
+# power, its product with $t$, and the result are rounded too. Sine and cosine change by no more than their angle. The
+# error of a sine or cosine is therefore at most $u\,(1 + \theta\,(3 + \ln 10000))$.
 
 
 # %%
@@ -713,20 +711,19 @@ Markdown("\n".join([head, "|---" * (3 + len(heads)) + "|", *map(check_design, DE
 # *Parameters* counts tensors. The columns of the precisions show the largest relative error of any gradient, of the
 # readout or of the loss (in bf16: of the readout or of the whole gradient), with stored states and, after the slash,
 # with rebuilt states. The last column is the largest error of a design relative to its tolerance, asserted to be at
-# most one. In fp64, a mistake that changes any single gradient by one part in $10^{10}$ would be noticed. The models
-# that runs execute compute the equations.
+# most one. In fp64, a mistake that changes any single gradient by one part in $10^{10}$ would be noticed. So what the
+# runs execute is the equation.
 
 # %% [markdown]
 # ### Where training starts
 #
-# The comparison above holds for any weights. A run must also start from the right ones. This is checked for every
-# parameter of the medium models of the laptop scale, in all designs. Matrices are drawn at random, with standard
-# deviations $s$ (Sec. 4.1): $0.02$ for the embedding, $0.5/\sqrt d$ for the other matrices, and $1/\sqrt L$ of that for
-# the output matrices of the sublayers. The mean of $N$ numbers must be within five standard errors $s/\sqrt N$ of zero,
-# and their standard deviation within five standard errors $s/\sqrt{2N}$ of $s$. All other parameters start at given
-# numbers: norms at one; EC at the identity, with tap 0 one and the other taps zero; TC at the identity followed by the
-# mean, CC at the mean over channels; the value's bias at one; and the gate's bias at the $b$ with
-# $2\sigma(b) = \beta_0$.
+# The equations hold for any weights; a run must also start from the right ones. This is checked for every parameter of
+# the medium models of the laptop scale, in all designs. Matrices are drawn at random, with standard deviations $s$
+# (Sec. 4.1): $0.02$ for the embedding, $0.5/\sqrt d$ for the other matrices, and $1/\sqrt L$ of that for the output
+# matrices of the sublayers. The mean of $N$ numbers must be within five standard errors $s/\sqrt N$ of zero, and their
+# standard deviation within five standard errors $s/\sqrt{2N}$ of $s$. All other parameters start at given numbers:
+# norms at one; EC at the identity, with tap 0 one and the other taps zero; TC at the identity followed by the mean, CC
+# at the mean over channels; the value's bias at one; and the gate's bias at the $b$ with $2\sigma(b) = \beta_0$.
 
 
 # %%

@@ -17,6 +17,7 @@ where they are.
 """
 
 import glob
+import hashlib
 import json
 import sys
 import time
@@ -28,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ddl.code_identity import code_identity
 from ddl.config import DocumentCorpus, ParquetDataset, Scale, TokenShards, changed_settings, to_mapping
@@ -39,7 +39,7 @@ from ddl.data.shard_format import DataError, read_shard
 from ddl.data.shard_writer import Journal, Place, SplitWriter
 from ddl.data.tokenizer import TokenizerError, end_of_text_id, ready_tokenizer, train_bpe
 from ddl.data.train_val_split import split_documents, text_key
-from ddl.files import atomic, sha256_file, write_json
+from ddl.files import atomic, sha256_file, write_json, write_text
 from ddl.layout import SPLITS
 from ddl.provenance import provenance
 
@@ -62,19 +62,25 @@ class _Progress:
         print(f"[{time.monotonic() - self._start:6.1f} s] {line}", flush=True)
 
 
-def build(scale: Scale, out: Path, workers: int) -> dict[str, Any]:
+def build(scale: Scale, out: Path, workers: int, restart: bool = False) -> dict[str, Any]:
     """Build the data of a scale in the folder `out` with `workers` processes, and return the manifest.
+
+    Args:
+        restart: whether finished shards of a large corpus may be replaced where settings, sources or code have changed;
+            those of a small one always are.
 
     Raises:
         CorpusError: the corpus cannot be read or is not the expected one.
         TokenizerError: the tokenizer cannot be made.
-        DataError: a split is empty, or existing shards are missing, damaged or listed in both splits.
+        DataError: a split is empty, existing shards are missing, damaged or listed in both splits, or finished ones
+            would be replaced without `restart`.
     """
     manifest_path = out / "manifest.json"
-    manifest_path.unlink(missing_ok=True)  # a folder without a manifest is unfinished
+    if restart or not scale.corpus.large:  # else once it is clear that finished shards are not replaced
+        manifest_path.unlink(missing_ok=True)  # a folder without a manifest is unfinished
     for leftover in out.glob(".*.tmp"):  # left by a build that was killed
         leftover.unlink()
-    work = _Build(scale, out, workers, _Progress())
+    work = _Build(scale, out, workers, restart, _Progress())
     work.say(f"reading {scale.corpus.name}: {scale.corpus.source}")
     parts = work.run()
     tokenizer_path = out / "tokenizer.json"
@@ -103,6 +109,7 @@ class _Build:
     scale: Scale
     out: Path
     workers: int
+    restart: bool
     say: Callable[[str], None]
     end_of_text: int = -1
 
@@ -213,14 +220,22 @@ class _Build:
             tokenizer = train_bpe((document.text for document in texts), config.vocab_size)
             self.say(f"trained a byte-level BPE of {config.vocab_size:,} tokens on the training documents")
         self.end_of_text = end_of_text_id(tokenizer)
-        _save(tokenizer, self.out / "tokenizer.json")
+        text = tokenizer.to_str(pretty=True)
         origin = {
             **source,
             "corpus": changed_settings(self.scale.corpus),
-            "tokenizer": sha256_file(self.out / "tokenizer.json"),
+            "tokenizer": hashlib.sha256(text.encode()).hexdigest(),
             "code": code_identity("ddl.data.build"),
         }
-        return Journal(self.out / "journal.json", origin)
+        journal = Journal(self.out / "journal.json", origin)
+        if journal.replaced and self.scale.corpus.large and not self.restart:
+            raise DataError(
+                f"{journal.path}: {journal.replaced}; put these back to continue, or build all shards again with "
+                "--restart (in the workflow: snakemake --config stale=restart)"
+            )
+        (self.out / "manifest.json").unlink(missing_ok=True)
+        write_text(self.out / "tokenizer.json", text)
+        return journal
 
     def write(self, writer: SplitWriter, batches: Sequence[Batch], wanted: Callable[[bytes], bool]) -> SplitWriter:
         """Tokenise the `wanted` documents into the shards of a split, until none are left or the split is full."""
@@ -262,11 +277,6 @@ def _keys_before(batches: Sequence[Batch], place: Place) -> set[bytes]:
         texts = batch.texts()
         keys.update(map(text_key, texts if number < place.batch else texts[: place.document]))
     return keys
-
-
-def _save(tokenizer: Tokenizer, path: Path) -> None:
-    with atomic(path) as temporary:
-        tokenizer.save(str(temporary))
 
 
 def _write_documents(path: Path, documents: list[Document]) -> dict[str, str]:

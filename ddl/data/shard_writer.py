@@ -15,7 +15,9 @@ import numpy as np
 
 from ddl.data.parallel_encode import Encoded
 from ddl.data.shard_format import DataError, write_shard
-from ddl.files import sha256_file, write_json
+from ddl.files import flat, sha256_file, write_json
+
+LISTED = 5  # differences in a message
 
 
 @dataclass(frozen=True, order=True)
@@ -40,8 +42,13 @@ class Journal:
     """`journal.json` of a data folder: the origin of its shards, and the finished shards of each split in order."""
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
-        """Open the journal at `path`, or start a new one if its `origin` (settings, sources and code) differs."""
+        """Open the journal at `path`, or start a new one if its `origin` (settings, sources and code) differs.
+
+        `replaced` is empty unless a new one was started in place of a journal with finished shards; then it says how
+        many shards and in which entries the two origins differ.
+        """
         self.path = path
+        self.replaced = ""
         self.record: dict[str, Any] = {"origin": origin, "splits": {}}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -49,6 +56,13 @@ class Journal:
             return  # there is none, or it is damaged
         if found.get("origin") == origin:
             self.record = found
+            return
+        shards = sum(len(entries) for entries in found.get("splits", {}).values())
+        if shards:
+            now, then = flat(origin), flat(found.get("origin", {}))
+            changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+            more = f" and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
+            self.replaced = f"{shards} finished shards differ in {', '.join(changed[:LISTED])}{more}"
 
     def finished(self, split: str) -> list[dict[str, Any]]:
         """The entries of a split, up to the first whose shard is missing or changed."""

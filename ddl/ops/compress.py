@@ -1,7 +1,7 @@
-"""From the expanded residual state to the width-d input of a sublayer (App. A.3): CC and TC.
+"""The compressors CC and TC: expanded residual state -> width-d input of a sublayer (App. A.3).
 
-Both are one sum with different taps, x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]: CC has one tap, which looks at the
-token itself, and TC has one for each of K tokens.
+Both compute x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]. CC has one tap, for the token itself; TC has K taps, for
+the token and the K - 1 tokens before it.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ def channel_taps(kernel: Tensor) -> Tensor:
 
 
 def token_taps(kernel: Tensor, read: Tensor) -> Tensor:
-    """The taps (K, d_v, d) of TC: the kernel (d, d_v, K) with the read vector (d_v,) folded in, as both are linear."""
+    """The taps (K, d_v, d) of TC: the kernel (d, d_v, K) times the read vector (d_v,)."""
     return kernel.permute(2, 1, 0) * read.unsqueeze(-1)
 
 
 def compress_channels(X: Tensor, kernel: Tensor) -> Tensor:
-    """CC, one kernel over the value channels for each feature: x_in[t,i] = sum_j c[i,j] X[t,i,j].
+    """CC: a weighted sum over the value channels of each feature, x_in[t,i] = sum_j c[i,j] X[t,i,j].
 
     Args:
         X: (B, T, d, d_v), state.
@@ -37,7 +37,7 @@ def compress_channels(X: Tensor, kernel: Tensor) -> Tensor:
 
 
 def compress_tokens(X: Tensor, kernel: Tensor, read: Tensor) -> Tensor:
-    """TC, a depthwise causal convolution over tokens and a read vector over the value channels.
+    """TC: a depthwise causal convolution over tokens, then a weighted sum over the value channels.
 
     x_in[t,i] = sum_j w_p[j] sum_s c[i,j,s] X[t-s,i,j].
 
@@ -68,10 +68,10 @@ def compress_reference(X: Tensor, taps: Tensor) -> Tensor:
 
 
 def compress(X: Tensor, taps: Tensor) -> Tensor:
-    """`compress_reference` as one operation, with the taps of either compressor; K is 1 or 4 on a GPU.
+    """`compress_reference` as one operation, for the taps of either compressor; on a GPU K must be 1 or 4.
 
     Raises:
-        ValueError: the shapes do not belong together, or no kernel is made for them.
+        ValueError: the shapes do not fit together, or no kernel supports them.
     """
     d, d_v = X.shape[-2:]
     check_shape("taps", taps, (taps.shape[0], d_v, d), X)
@@ -95,7 +95,7 @@ def _(S: Tensor, taps: Tensor) -> Tensor:
 
 @torch.library.custom_op("ddl::compress_backward", mutates_args=())
 def compress_backward_op(S: Tensor, taps: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients in S, dS[t,j,i] = sum_s taps[s,j,i] g[t+s,i], and in taps, sum_t g[t,i] S[t-s,j,i]."""
+    """The gradients dS[t,j,i] = sum_s taps[s,j,i] g[t+s,i] and dtaps[s,j,i] = sum_t g[t,i] S[t-s,j,i]."""
     if runs_triton(S):
         from ddl.ops.compress_triton import compress_backward
 

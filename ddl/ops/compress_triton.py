@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """Triton kernels of CC and TC, forward and backward, each in one pass over the state.
 
-A program of one warp holds blocks of tokens by features. Rows that several taps need are loaded once for each tap; all
-but the first of these loads are served by the cache. All arithmetic is in fp32.
+Each program is one warp and holds blocks of tokens by features. A row that several taps need is loaded once per tap;
+only the first of these loads misses the cache. All arithmetic is in fp32.
 """
 
 import torch
@@ -37,10 +37,10 @@ def compress_forward_kernel(
     inside = (earlier >= 0) & (t < tokens)[None, :]
     x_in = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     for j in tl.static_range(DV):
-        # 1. Channel j of the tokens t - s.
+        # 1. Read channel j of the tokens t - s.
         rows = ((sequence + earlier) * DV + j) * D
         S = load(S_ptr + rows[:, :, None] + i[None, None, :], inside[:, :, None] & real[None, None, :])
-        # 2. Weigh them.
+        # 2. Add their weighted sum.
         taps = load(taps_ptr + ((s * DV + j) * D)[:, None] + i[None, :], real[None, :])
         x_in += tl.sum(taps[:, None, :] * S, 0)
     tl.store(x_in_ptr + ((sequence + t) * D)[:, None] + i[None, :], x_in, mask=(t < tokens)[:, None] & real[None, :])
@@ -63,7 +63,7 @@ def compress_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # The programs of a chunk's channels run next to each other, so that g comes from memory once for all of them.
+    # The programs for the channels of a chunk are adjacent, so that they read g from memory only once.
     chunk = tl.program_id(0).to(tl.int64) // DV
     j = tl.program_id(0) % DV
     chunks = tl.cdiv(tokens, CHUNK)
@@ -76,7 +76,7 @@ def compress_backward_kernel(
     taps = load(taps_ptr + tap, real[None, :])
     grad_taps = tl.zeros([K, BLOCK_D], tl.float32)
     for start in range(first, tl.minimum(first + CHUNK, tokens), BLOCK_T):
-        # 1. Channel j of the tokens t, and the gradients in the inputs t + s that it went into.
+        # 1. Read channel j of the tokens t, and the gradients in the inputs t + s to which it contributed.
         t = start + tl.arange(0, BLOCK_T)
         later = t[None, :] + s[:, None]
         state = (((sequence + t) * DV + j) * D)[:, None] + i[None, :]
@@ -84,13 +84,13 @@ def compress_backward_kernel(
         S = load(S_ptr + state, inside)
         rows = (sequence + later) * D
         g = load(grad_ptr + rows[:, :, None] + i[None, None, :], (later < tokens)[:, :, None] & real[None, None, :])
-        # 2. The gradients of these tokens, and what they add to the gradients of the taps.
+        # 2. Compute the gradients of these tokens and their contribution to the gradients of the taps.
         tl.store(grad_S_ptr + state, tl.sum(taps[:, None, :] * g, 0), mask=inside)
         grad_taps += tl.sum(g * S[None, :, :], 1)
     tl.store(grad_taps_ptr + chunk * (K * DV * D) + tap, grad_taps, mask=real[None, :])
 
 
-BLOCK_T = {1: 8, 4: 4}  # tokens that a program holds at a time, by the number of taps
+BLOCK_T = {1: 8, 4: 4}  # tokens that a program holds at a time, for each number of taps
 CHUNK = 128  # tokens over which one program sums the gradients of the taps
 
 
@@ -105,7 +105,7 @@ def compress_forward(S: Tensor, taps: Tensor) -> Tensor:
         (B, T, d), of the dtype of S.
 
     Raises:
-        ValueError: no kernel is made for the dtype, d, d_v or K.
+        ValueError: no kernel supports the dtype, d, d_v or K.
     """
     B, T, d_v, d = S.shape
     K = taps.shape[0]
@@ -138,7 +138,7 @@ def compress_backward(S: Tensor, taps: Tensor, grad: Tensor) -> tuple[Tensor, Te
         the gradients in S and taps, each in the dtype of its tensor.
 
     Raises:
-        ValueError: no kernel is made for the dtype, d, d_v or K.
+        ValueError: no kernel supports the dtype, d, d_v or K.
     """
     B, T, d_v, d = S.shape
     K = taps.shape[0]

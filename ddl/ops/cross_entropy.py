@@ -1,9 +1,9 @@
 """The cross-entropy of a linear head, without the logits of the whole batch.
 
-At the vocabulary of GPT-2 the logits of a batch are its largest tensor by far: 32 x 1,024 tokens make 6.6 GB of them in
-fp32, and their gradient as much again. Here they exist for some rows at a time. The gradient of a mean over tokens is
-known up to one factor as soon as the logits are. So the forward pass computes it too, and the backward pass only scales
-it.
+With the vocabulary of GPT-2 the logits are by far the largest tensor of a batch: for 32 x 1,024 tokens they take 6.6 GB
+in fp32, and their gradient takes as much again. Here they exist only for a few rows at a time. Once the logits are
+known, the gradient of the mean over tokens is known up to one factor. The forward pass therefore computes it too, and
+the backward pass only scales it.
 
 `F.linear_cross_entropy` of torch 2.13 does the same, but returns the loss in the dtype of its inputs (a loss of 2.85 in
 bf16 is 2.84 or 2.86), ignores autocast and falls out of compiled graphs.
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ddl.ops.dispatch import runs_triton, saved_dtype
 
-# Logits that exist at a time: few enough for a processor's cache, enough to fill a GPU.
+# Size of the logits that exist at a time: small enough for a CPU's cache, large enough to fill a GPU.
 CPU_BYTES, GPU_BYTES = 2**21, 2**29
-FEWEST_ROWS = 64  # with fewer the matrix products become slow
+FEWEST_ROWS = 64  # with fewer rows the matrix products become slow
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -37,13 +37,13 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tens
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """`linear_cross_entropy_reference` as one operation, in fp32, or in fp64 if `hidden` is.
+    """`linear_cross_entropy_reference` as one operation, in fp32, or in fp64 if `hidden` is fp64.
 
-    Under autocast the matrix products are in its dtype, as those of a linear layer are. The logits have the dtype of
-    the products, the softmax and the sum over tokens are in fp32, and so is the gradient in an fp32 weight.
+    Under autocast the matrix products are in its dtype, as in a linear layer. The logits have the dtype of the
+    products; the softmax, the sum over tokens and the gradient in an fp32 weight are in fp32.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not fit together.
     """
     d = weight.shape[-1]
     if hidden.shape[-1] != d or hidden.shape[:-1] != targets.shape:
@@ -63,7 +63,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 def cross_entropy_op(
     hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean loss and, if `learns`, the gradients of the summed loss in hidden and weight; otherwise empty tensors.
+    """The mean loss; if `learns`, also the gradients of the summed loss in hidden and weight, else empty tensors.
 
     Args:
         hidden: (N, d); weight: (V, d); targets: (N,).
@@ -87,14 +87,14 @@ def cross_entropy_op(
 
 
 def parts(tokens: int, bytes_per_token: int, bytes_at_a_time: int) -> list[slice]:
-    """Cut the tokens into consecutive parts of one size; the last may be smaller."""
+    """Cut the tokens into consecutive parts of equal size; the last one may be smaller."""
     most = max(bytes_at_a_time // bytes_per_token, FEWEST_ROWS)
     size = -(-tokens // -(-tokens // most)) if tokens else 1
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
 def row_losses(logits: Tensor, targets: Tensor, learns: bool) -> Tensor:
-    """Loss of each row of logits (n, V); if `learns`, the logits become the gradients, softmax - one-hot."""
+    """The loss of each row of logits (n, V); if `learns`, the gradients, softmax - one-hot, overwrite the logits."""
     if runs_triton(logits):
         from ddl.ops.cross_entropy_triton import row_losses as row_losses_triton
 
@@ -108,7 +108,7 @@ def row_losses(logits: Tensor, targets: Tensor, learns: bool) -> Tensor:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b in the dtype of `total`; on a GPU the product takes factors of a lower precision as they are."""
+    """total += a b in the dtype of `total`; a GPU multiplies factors of lower precision without converting them."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif total.is_cuda:

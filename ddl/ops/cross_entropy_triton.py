@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """The kernel of `ddl.ops.cross_entropy`: the loss of each row of logits, and the gradient in place of the logits.
 
-Each row has one program. It reads the row twice, for the sum of exponentials and for the gradient; the second time most
-of the row comes from the L2 cache.
+One program per row reads the row twice: for the sum of exponentials and for the gradient. The second time most of the
+row comes from the L2 cache.
 """
 
 import torch
@@ -18,7 +18,7 @@ def cross_entropy_kernel(logits, targets, losses, vocabulary, LEARNS: tl.constex
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
     target = tl.load(targets + row)
-    # 1. log sum_j exp z_j; the running sum is relative to the largest logit so far.
+    # 1. log sum_j exp z_j; the running sum is relative to the largest logit seen.
     largest = float("-inf")
     total = 0.0
     for start in range(0, vocabulary, BLOCK):
@@ -29,7 +29,7 @@ def cross_entropy_kernel(logits, targets, losses, vocabulary, LEARNS: tl.constex
         largest = higher
     log_sum = largest + tl.log(total)
     tl.store(losses + row, log_sum - tl.load(logits + target).to(tl.float32))
-    # 2. The gradient softmax(z) - one_hot(y) where the logits were.
+    # 2. Overwrite the logits with the gradient softmax(z) - one_hot(y).
     if LEARNS:
         tl.debug_barrier()  # the target's logit is read before it is overwritten
         for start in range(0, vocabulary, BLOCK):
@@ -40,7 +40,7 @@ def cross_entropy_kernel(logits, targets, losses, vocabulary, LEARNS: tl.constex
 
 
 def row_losses(logits: Tensor, targets: Tensor, learns: bool) -> Tensor:
-    """(n, V) contiguous logits and (n,) targets -> (n,) losses in fp32; overwrites the logits if `learns`."""
+    """(n, V) contiguous logits and (n,) targets -> (n,) losses in fp32; if `learns`, the logits are overwritten."""
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     cross_entropy_kernel[(len(logits),)](
         logits=logits,

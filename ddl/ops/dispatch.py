@@ -1,4 +1,4 @@
-"""What all operations share: where they run, in which precision, and how their arguments are checked."""
+"""Common code of all operations: choice of device code, precision of the arithmetic, and checks of arguments."""
 
 import os
 
@@ -14,12 +14,12 @@ def runs_triton(tensor: Tensor) -> bool:
 
 
 def saved_dtype(state: Tensor) -> torch.dtype:
-    """The dtype of arithmetic on a state and of the numbers saved for its backward pass: fp64 for fp64, else fp32."""
+    """The dtype of arithmetic on a state and of values saved for its backward pass: fp64 for fp64, otherwise fp32."""
     return torch.float64 if state.dtype == torch.float64 else torch.float32
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], state: Tensor) -> None:
-    """Raise ValueError unless the argument `name` of an operation has the shape that belongs to the state."""
+    """Raise ValueError unless the argument `name` of an operation has the shape that fits the state."""
     if tensor.shape != shape:
         raise ValueError(
             f"{name}: expected {tuple(shape)} with a state {tuple(state.shape)}, found {tuple(tensor.shape)}"

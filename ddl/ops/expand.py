@@ -1,7 +1,7 @@
-"""From a token embedding to the expanded residual state (App. A.3, input expansion).
+"""The expansion of a token embedding to the residual state (App. A.3, input expansion).
 
-The state is (B, T, d, d_v) by its indices, but features lie innermost in memory: work over d then runs over adjacent
-numbers, whatever d_v is. Elementwise operations keep the layout of their inputs, so it is chosen once, here.
+The shape of a state is (B, T, d, d_v), but features are innermost in memory: loops over d then read adjacent numbers
+for every d_v. Elementwise operations keep the layout of their inputs, so the layout is chosen once, here.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from ddl.ops.dispatch import runs_triton, saved_dtype
 
 
 def shift_tokens(x: Tensor, steps: int) -> Tensor:
-    """Row t becomes row t - steps along axis 1, zeros before the first token: causal by construction.
+    """Shift by `steps` tokens along axis 1: token t gets the row of token t - steps, or zeros if there is none.
 
     Args:
         x: (B, T, ...).
@@ -27,14 +27,14 @@ def shift_tokens(x: Tensor, steps: int) -> Tensor:
 
 
 def shift_back(x: Tensor, steps: int) -> Tensor:
-    """Row t becomes row t + steps along axis 1, zeros after the last token: the transpose of `shift_tokens`."""
+    """The transpose of `shift_tokens`: token t gets the row of token t + steps, or zeros if there is none."""
     if steps == 0:
         return x
     return F.pad(x[:, steps:], (0, 0) * (x.dim() - 2) + (0, min(steps, x.shape[1])))
 
 
 def tap_gradients(later: Tensor, earlier: Tensor, taps: int) -> Tensor:
-    """sum_t later[t] earlier[t-s] over all sequences, for each of the taps s.
+    """sum_t later[t] earlier[t-s] over all sequences, for each tap s.
 
     Args:
         later, earlier: (B, T, d_v or 1, d).
@@ -77,10 +77,10 @@ def expand_reference(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def expand_embedding(x: Tensor, kernel: Tensor) -> Tensor:
-    """EC, a depthwise causal convolution over tokens: `expand_reference` as one operation; K = 4 on a GPU.
+    """EC, a depthwise causal convolution over tokens: `expand_reference` as one operation; on a GPU K must be 4.
 
     Raises:
-        ValueError: the shapes do not belong together, or no kernel is made for them.
+        ValueError: the shapes do not fit together, or no kernel supports them.
     """
     if kernel.dim() != 3 or kernel.shape[0] != x.shape[-1]:
         raise ValueError(f"kernel: expected (d, d_v, K) with d = {x.shape[-1]}, found {tuple(kernel.shape)}")
@@ -105,7 +105,7 @@ def _(x: Tensor, taps: Tensor) -> Tensor:
 
 @torch.library.custom_op("ddl::expand_backward", mutates_args=())
 def expand_backward_op(x: Tensor, taps: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients in x, dx[t,i] = sum_s sum_j taps[s,j,i] g[t+s,j,i], and in taps, sum_t g[t,j,i] x[t-s,i]."""
+    """The gradients dx[t,i] = sum_s sum_j taps[s,j,i] g[t+s,j,i] and dtaps[s,j,i] = sum_t g[t,j,i] x[t-s,i]."""
     if runs_triton(x):
         from ddl.ops.expand_triton import expand_backward
 

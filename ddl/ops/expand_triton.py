@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 """Triton kernels of EC, forward and backward, each in one pass over the state.
 
-Rows that several taps need are loaded once for each tap; all but the first of these loads are served by the cache. All
-arithmetic is in fp32.
+A row that several taps need is loaded once per tap; only the first of these loads misses the cache. All arithmetic is
+in fp32.
 """
 
 import torch
@@ -38,7 +38,7 @@ def expand_forward_kernel(
     inside = (earlier >= 0) & (t < tokens)[None, :]
     rows = (sequence + earlier) * D
     x = load(x_ptr + rows[:, :, None] + i[None, None, :], inside[:, :, None] & real[None, None, :])
-    # 2. Weigh them for each channel.
+    # 2. Compute their weighted sum for each channel.
     for j in tl.static_range(DV):
         taps = load(taps_ptr + ((s * DV + j) * D)[:, None] + i[None, :], real[None, :])
         S = tl.sum(taps[:, None, :] * x, 0)
@@ -49,7 +49,7 @@ def expand_forward_kernel(
 # With G the gradient in S, zero after the last token:
 #   dx[t,i] = sum_j sum_s taps[s,j,i] G[t+s,j,i]        dtaps[s,j,i] = sum_t x[t,i] G[t+s,j,i]
 #
-# Each channel has a warp, which walks the tokens and keeps the sums of its taps' gradients in registers.
+# There is one warp per channel. It walks along the tokens and keeps the sums of its taps' gradients in registers.
 @triton.jit(do_not_specialize=["tokens"])
 def expand_backward_kernel(
     x_ptr,
@@ -77,12 +77,12 @@ def expand_backward_kernel(
     taps = load(taps_ptr + tap, real[None, None, :])
     grad_taps = tl.zeros([K, DV, BLOCK_D], tl.float32)
     for t in range(first, tl.minimum(first + CHUNK, tokens)):
-        # 1. Read the token, for each channel, and the gradients in the states t + s that it went into.
+        # 1. Read the token, once for each channel, and the gradients in the states t + s to which it contributed.
         x = load(x_ptr + (sequence + t) * D + (j * 0)[:, None] + i[None, :], real[None, :])
         rows = (sequence + t + s) * (DV * D)
         inside = (t + s < tokens)[:, None, None] & real[None, None, :]
         G = load(grad_ptr + rows[:, None, None] + state[None, :, :], inside)
-        # 2. The gradient of this token, and what it adds to the gradients of the taps.
+        # 2. Compute the gradient of this token and its contribution to the gradients of the taps.
         tl.store(grad_x_ptr + (sequence + t) * D + i, tl.sum(tl.sum(taps * G, 0), 0), mask=real)
         grad_taps += x[None, :, :] * G
     tl.store(grad_taps_ptr + chunk * (K * DV * D) + tap, grad_taps, mask=real[None, None, :])
@@ -103,7 +103,7 @@ def expand_forward(x: Tensor, taps: Tensor) -> Tensor:
         (B, T, d_v, d), of the dtype of x.
 
     Raises:
-        ValueError: no kernel is made for the dtype, d, d_v or the number of taps.
+        ValueError: no kernel supports the dtype, d, d_v or the number of taps.
     """
     B, T, d = x.shape
     K, d_v, _ = taps.shape
@@ -136,7 +136,7 @@ def expand_backward(x: Tensor, taps: Tensor, grad: Tensor) -> tuple[Tensor, Tens
         the gradients in x and taps, each in the dtype of its tensor.
 
     Raises:
-        ValueError: no kernel is made for the dtype, d, d_v or the number of taps.
+        ValueError: no kernel supports the dtype, d, d_v or the number of taps.
     """
     B, T, d = x.shape
     K, d_v, _ = taps.shape

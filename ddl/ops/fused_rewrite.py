@@ -1,11 +1,12 @@
-"""The fused rewrite between two sublayers: rewrite the state, compress it for the next sublayer, normalise.
+"""The fused rewrite between two sublayers: rewrite the state, compress it for the next sublayer, normalise the result.
 
-One pass over the state instead of three: X is read once, X' is written once, and the compressed state in between never
-leaves the registers. The backward pass computes it again while it reads X and the gradient in X', once each.
+This takes one pass over the state instead of three: X is read once, X' is written once, and the compressed state stays
+in registers. The backward pass computes it again while it reads X and the gradient in X' once each.
 
-The backward pass needs the state in front of every sublayer. Either autograd stores them all (`fused_rewrite`), or one
-state is overwritten by the forward pass and restored by the backward pass, which undoes one rewrite after another
-(`fused_rewrite_in_place`): X = X' - k delta^T, exact except for rounding. Memory then does not grow with depth.
+The backward pass needs the state before every rewrite. Either autograd stores all of these (`fused_rewrite`). Or the
+forward pass overwrites one state, and the backward pass restores it by undoing one rewrite after another,
+X = X' - k delta^T, which is exact up to rounding (`fused_rewrite_in_place`). The memory for states then does not grow
+with depth.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def fused_rewrite_reference(
     eps_direction: float,
     eps_norm: float,
 ) -> tuple[Tensor, Tensor]:
-    """Rewrite (Eq. 2.2), compress (App. A.3), RMSNorm (Sec. 3), one after another; arguments as of `fused_rewrite`."""
+    """Rewrite (Eq. 2.2), compress (App. A.3), RMSNorm (Sec. 3), one after another; arguments as in `fused_rewrite`."""
     k = normalize_direction(k_tilde, eps_direction)
     if taps is None:
         X_next = x_in = rewrite_reference(X.unsqueeze(-1), k, v, beta).squeeze(-1)
@@ -61,17 +62,17 @@ def fused_rewrite(
         k_tilde: (B, T, d), unnormalised direction: the output of the sublayer.
         v: (B, T, d_v), target.
         beta: (B, T), gate in [0, 2].
-        taps: (K, d_v, d), the compressor that reads X' (`channel_taps`, `token_taps`); K is 1 or 4 on a GPU. None for
-            a scalar state, which needs no compressor.
+        taps: (K, d_v, d), the compressor that reads X' (`channel_taps`, `token_taps`); on a GPU K must be 1 or 4. None
+            for a scalar state, which needs no compressor.
         weight: (d,), the weight of the norm that follows the compressor.
         eps_direction: eps_k of the small-norm guard.
         eps_norm: epsilon of the norm.
 
     Returns:
-        X', of the shape and dtype of X, features innermost; and c, (B, T, d) in the dtype of k_tilde.
+        X', with the shape and dtype of X, features innermost; and c, (B, T, d), in the dtype of k_tilde.
 
     Raises:
-        ValueError: the shapes do not belong together, or no kernel is made for them.
+        ValueError: the shapes do not fit together, or no kernel supports them.
     """
     S, rewrite, reader = prepare(X, Rewrite(k_tilde, v, beta), Reader(taps, weight))
     S_next, c, *_ = fused_rewrite_op(S, *rewrite, *reader, eps_direction, eps_norm)
@@ -79,11 +80,11 @@ def fused_rewrite(
 
 
 class Rebuilding:
-    """Counts the rewrites of a state that is overwritten: the forward pass counts up, the backward pass down."""
+    """A counter of the rewrites of an overwritten state: the forward pass counts up, the backward pass counts down."""
 
     def __init__(self) -> None:
         self.position = 0
-        # Wrapped here and not where it is defined: this imports the compiler, which takes more than a second.
+        # Wrapped here and not at its definition: this imports the compiler, which takes more than a second.
         self.apply = torch.compiler.disable(InPlaceRewrite.apply)
 
 
@@ -98,16 +99,16 @@ def fused_rewrite_in_place(
     eps_norm: float,
     rebuilding: Rebuilding,
 ) -> tuple[Tensor, Tensor]:
-    """`fused_rewrite` that overwrites X, and whose backward pass restores X.
+    """`fused_rewrite`, but it overwrites X, and its backward pass restores X.
 
-    All rewrites of one X share a `Rebuilding`. No other operation may save X for its backward pass, the backward passes
-    of the rewrites run once and in reverse order, and torch.compile leaves the function out of its graphs.
+    All rewrites of one X share a `Rebuilding`. No other operation may save X for its backward pass. The backward passes
+    of the rewrites must run once and in reverse order. torch.compile does not include this function in its graphs.
 
     Returns:
-        X itself, rewritten; and c as from `fused_rewrite`.
+        X itself, rewritten; and c as in `fused_rewrite`.
 
     Raises:
-        ValueError: as `fused_rewrite`; also if the features of X do not lie innermost in memory.
+        ValueError: as in `fused_rewrite`; also if the features of X are not innermost in memory.
     """
     S, rewrite, reader = prepare(X.detach(), Rewrite(k_tilde, v, beta), Reader(taps, weight))
     if S.data_ptr() != X.data_ptr():
@@ -116,7 +117,7 @@ def fused_rewrite_in_place(
 
 
 def prepare(X: Tensor, rewrite: Rewrite, reader: Reader) -> tuple[Tensor, Rewrite, Reader]:
-    """Check the shapes; return the state as (B, T, d_v, d) and all tensors contiguous."""
+    """Check the shapes; return the state as (B, T, d_v, d) and the arguments, all contiguous."""
     (h, v, beta), (taps, weight) = rewrite, reader
     if X.dim() != (3 if taps is None else 4):
         raise ValueError(f"X: expected (B, T, d) without taps or (B, T, d, d_v) with taps, found {tuple(X.shape)}")
@@ -132,7 +133,7 @@ def prepare(X: Tensor, rewrite: Rewrite, reader: Reader) -> tuple[Tensor, Rewrit
 
 
 def as_rows(X: Tensor, scalar: bool) -> Tensor:
-    """(B, T, d, d_v), or (B, T, d) if scalar -> (B, T, d_v, d), as a state lies in memory."""
+    """(B, T, d, d_v), or (B, T, d) if scalar -> (B, T, d_v, d), the layout of a state in memory."""
     return X.unsqueeze(2) if scalar else X.mT
 
 
@@ -144,10 +145,10 @@ def as_state(S: Tensor, scalar: bool) -> Tensor:
 def forward_pass(
     S: Tensor, rewrite: Rewrite, reader: Reader, eps_direction: float, eps_norm: float, in_place: bool
 ) -> tuple[Tensor, Tensor, Saved]:
-    """The next state, c, and what the backward pass needs.
+    """The next state, c, and the numbers to save for the backward pass.
 
     Args:
-        S: (B, T, d_v, d), state before; overwritten by the next one if `in_place`.
+        S: (B, T, d_v, d), state before the rewrite; overwritten by the next state if `in_place`.
     """
     if runs_triton(S):
         from ddl.ops.fused_rewrite_triton import fused_rewrite_forward
@@ -168,7 +169,7 @@ def backward_pass(
     """The gradients of the loss in all inputs.
 
     Args:
-        S: (B, T, d_v, d), state before the rewrite; if `in_place` the state after it, which is turned back.
+        S: (B, T, d_v, d), state before the rewrite; if `in_place`, the state after it, in which the rewrite is undone.
         grad_next, grad_c: gradients in the next state and in c; None for zero.
     """
     if runs_triton(S):
@@ -178,7 +179,7 @@ def backward_pass(
     return fused_rewrite_backward(S, rewrite, reader, saved, grad_next, grad_c, in_place)
 
 
-# torch.library and torch.autograd see tensors only as arguments of their own: the groups end here.
+# torch.library and torch.autograd need every tensor as a separate argument, so the groups are unpacked from here on.
 @torch.library.custom_op("ddl::fused_rewrite", mutates_args=())
 def fused_rewrite_op(
     S: Tensor,
@@ -216,7 +217,7 @@ def fused_rewrite_backward_op(
     grad_next: Tensor | None,
     grad_c: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`backward_pass` with stored states. An operator cannot return None: without taps their gradient is empty."""
+    """`backward_pass` with stored states. An operator cannot return None, so without taps their gradient is empty."""
     rewrite, reader, saved = Rewrite(h, v, beta), Reader(taps, weight), Saved(inverse, readout, rstd)
     grads = backward_pass(S, rewrite, reader, saved, grad_next, grad_c, in_place=False)
     grad_taps = weight.new_empty(0) if grads.taps is None else grads.taps
@@ -250,7 +251,7 @@ fused_rewrite_op.register_autograd(_backward, setup_context=_save)
 
 
 class InPlaceRewrite(torch.autograd.Function):
-    """The gradient of `fused_rewrite_in_place`: an operator of torch.library that overwrites cannot have one."""
+    """`fused_rewrite_in_place` for autograd: operators of torch.library that overwrite cannot have a gradient."""
 
     @staticmethod
     def forward(
@@ -271,7 +272,7 @@ class InPlaceRewrite(torch.autograd.Function):
         _, c, saved = forward_pass(S, rewrite, reader, eps_direction, eps_norm, in_place=True)
         rebuilding.position += 1
         ctx.rebuilding, ctx.position = rebuilding, rebuilding.position
-        ctx.S = S.detach()  # not save_for_backward, which refuses a tensor that later rewrites change
+        ctx.S = S.detach()  # not save_for_backward, which rejects a tensor that later rewrites change
         ctx.save_for_backward(*rewrite, *reader, *saved)
         return X, c
 

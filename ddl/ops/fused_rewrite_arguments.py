@@ -1,6 +1,6 @@
-"""The tensors of the fused rewrite in groups, as `ddl.ops.fused_rewrite` hands them to the CPU code and to the kernels.
+"""The arguments of the fused rewrite in groups, as `ddl.ops.fused_rewrite` passes them to the CPU code and the kernels.
 
-A state X, (B, T, d, d_v), is held as S = X^T: d_v rows of d adjacent features for every token.
+A state X, (B, T, d, d_v), is passed as S = X^T: d_v rows of d adjacent features for every token.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Rewrite(NamedTuple):
-    """What rewrites the state."""
+    """The inputs of a rewrite, except for the state."""
 
     h: Tensor  # (B, T, d), unnormalised direction k_tilde, the output of a sublayer
     v: Tensor  # (B, T, d_v), target
@@ -17,14 +17,14 @@ class Rewrite(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """What reads the rewritten state: the compressor and the norm in front of the next sublayer."""
+    """The parameters that read the rewritten state: the compressor and the norm of the next sublayer."""
 
-    taps: Tensor | None  # (K, d_v, d), tap s looks s tokens back; None for d_v = 1 without a compressor
-    weight: Tensor  # (d,), of the norm
+    taps: Tensor | None  # (K, d_v, d), tap s looks s tokens back; None without a compressor (d_v = 1)
+    weight: Tensor  # (d,), weight of the norm
 
 
 class Saved(NamedTuple):
-    """What the forward pass keeps of every token for the backward pass: the numbers that take a sum over features."""
+    """The numbers per token that the forward pass saves for the backward pass: those that need a sum over features."""
 
     inverse: Tensor  # (B, T), q = 1 / sqrt(|h|^2 + eps_direction^2), so that the direction is k = q h
     readout: Tensor  # (B, T, d_v), r = S k
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of the loss in the state before the rewrite, in `Rewrite` and in `Reader`, shaped as those are."""
+    """The gradients of the loss in the state before the rewrite and in the fields of `Rewrite` and `Reader`."""
 
     S: Tensor
     h: Tensor

@@ -1,4 +1,4 @@
-"""The fused rewrite on the CPU: rewrite, compress and RMSNorm between two sublayers, and its derivative by hand.
+"""The fused rewrite on the CPU: rewrite, compress and RMSNorm between two sublayers, with its derivative by hand.
 
 With S = X^T the state as d_v rows of d features, q = 1 / sqrt(|h|^2 + eps_direction^2) and the direction k = q h:
 
@@ -7,9 +7,9 @@ With S = X^T the state as d_v rows of d features, q = 1 / sqrt(|h|^2 + eps_direc
     input     x[t] = sum_s sum_j taps[s,j] S'[t-s,j]          without taps (d_v = 1): x = S'
     normed    c = x rstd weight,  rstd = 1 / sqrt(mean x^2 + eps_norm)
 
-Every operation is one pass over memory, so the code saves passes: it never forms k, but puts q into the few numbers per
-token that multiply h (`write` = q delta), and adds sums over value channels or taps in place, one (B, T, d) slice after
-another. Arithmetic is in fp32, or in fp64 for a state in fp64.
+Every operation is one pass over memory, so the code uses few of them. It never computes k: it multiplies q into the few
+numbers per token by which h is multiplied (`write` = q delta). And it computes sums over value channels or taps in
+place, one (B, T, d) slice after another. Arithmetic is in fp32, or in fp64 if the state is fp64.
 """
 
 import torch
@@ -24,7 +24,7 @@ def fused_rewrite_forward(
     """The next state S' and the normalised input c of the next sublayer, in the dtypes of S and h.
 
     Args:
-        S: (B, T, d_v, d), state before; overwritten by the next one if `in_place`.
+        S: (B, T, d_v, d), state before the rewrite; overwritten by the next state if `in_place`.
     """
     h, v, beta = rewrite
     h_wide, taps = widen(h, S), reader.taps if reader.taps is None else widen(reader.taps, S)
@@ -50,13 +50,13 @@ def fused_rewrite_backward(
 ) -> Gradients:
     """The gradients of the loss, each in the dtype of its tensor.
 
-    With G the gradient in S' by either way (`input_backward`), e = v - r the discrepancy and g = G k:
+    With G the whole gradient in S' (`input_backward`), e = v - r the discrepancy and g = G k:
 
         dS = G - dv k^T      dv = beta g      dbeta = g^T e
         dk = G^T delta - S^T dv               dh = q (dk - k k^T dk),  k^T dk = dv^T (e - r)
 
     Args:
-        S: (B, T, d_v, d), state before; if `in_place` the next state, which is turned back into the one before.
+        S: (B, T, d_v, d), state before the rewrite; if `in_place`, the state after it, in which the rewrite is undone.
         grad_next: (B, T, d_v, d), gradient in S'; None for zero.
         grad_c: (B, T, d), gradient in c; None for zero.
     """
@@ -88,7 +88,7 @@ def fused_rewrite_backward(
 def input_backward(
     S: Tensor, reader: Reader, rstd: Tensor, grad_next: Tensor | None, grad_c: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients in the next state S, in taps and in weight: what reaches S directly and what reaches it through c.
+    """The gradients in the next state S, in taps and in weight; that in S is the sum of grad_next and the part from c.
 
     dweight = sum_bt rstd dc x               dx = rstd (weight dc - rstd^2 x mean(weight dc x))
     dtaps[s,j] = sum_bt dx[t] S[t-s,j]       G[t,j] = grad_next[t,j] + sum_s taps[s,j] dx[t+s]
@@ -118,22 +118,22 @@ def input_backward(
 
 
 def widen(tensor: Tensor, S: Tensor) -> Tensor:
-    """The tensor in the dtype of the arithmetic, contiguous: strided taps make a compressor four times slower."""
+    """The tensor in the dtype of the arithmetic, and contiguous: strided taps make a compressor four times slower."""
     return tensor.to(torch.promote_types(S.dtype, torch.float32)).contiguous()
 
 
 def square_norm(x: Tensor) -> Tensor:
-    """|x|^2 over the last axis, by the only reduction that writes no squares to memory."""
+    """|x|^2 over the last axis; this is the only reduction that does not write the squares to memory."""
     return torch.linalg.vector_norm(x, dim=-1).square_()
 
 
 def read(S: Tensor, h: Tensor) -> Tensor:
-    """S h: (B, T, d_v, d), (B, T, d) -> (B, T, d_v); twice as fast here as a batched matrix product."""
+    """S h: (B, T, d_v, d), (B, T, d) -> (B, T, d_v); on a CPU twice as fast as a batched matrix product."""
     return (S * h.unsqueeze(-2)).sum(-1)
 
 
 def compress(S: Tensor, taps: Tensor | None) -> Tensor:
-    """x[t] = sum_s sum_j taps[s,j] S[t-s,j], zeros before the first token: (B, T, d)."""
+    """x[t] = sum_s sum_j taps[s,j] S[t-s,j], with zeros before the first token: (B, T, d)."""
     if taps is None:
         return S.squeeze(2)
     T = S.shape[1]

@@ -1,14 +1,15 @@
 # mypy: allow-untyped-defs
-"""Triton kernels of the fused rewrite: rewrite, compress, RMSNorm in one pass over the state, forward and backward.
+"""Triton kernels of the fused rewrite: rewrite, compress and RMSNorm in one pass over the state, forward and backward.
 
-A program walks consecutive tokens of a sequence with all d features in registers, so that everything of width d is read
-or written once: X, h, X' and c in the forward pass; X, h, the gradients in X' and c, and those in X and h in the
-backward pass. For d_v = 4 that is 10 and 15 vectors of d numbers per token. Little is moved besides: d_v + 2 numbers
-per token that the backward pass needs, and for each program its share of the parameters' gradients. These shares are
-added afterwards in a fixed order, so that two runs agree to the bit. All arithmetic is in fp32.
+A program walks along consecutive tokens of a sequence with all d features in registers, so everything of width d is
+read or written once: X, h, X' and c in the forward pass; X, h, the gradients in X' and c, and those in X and h in the
+backward pass. For d_v = 4 that is 10 and 15 vectors of d numbers per token. There is little other traffic: d_v + 2
+numbers per token that the backward pass needs, and each program's share of the parameters' gradients. These shares are
+summed afterwards in a fixed order, so that two runs agree bit for bit. All arithmetic is in fp32.
 
-Token compression also needs rows of the neighbouring programs (the halo): the K - 1 tokens before a program's own, and
-in the backward pass the K - 1 tokens after them. They are read from the state, or from a copy if it is overwritten.
+Token compression also needs rows of the neighbouring programs (the halo): the K - 1 tokens before a program's own and,
+in the backward pass, the K - 1 tokens after them. They are read from the state, or from a copy if the state is
+overwritten.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from ddl.ops.rewrite_triton import back_through_rewrite
 # x_in[t] = sum_s sum_j taps[s,j] X'[t-s,j]       no compressor (K = 0): x_in = X'
 # c = weight x_in / sqrt(mean(x_in^2) + eps_norm)
 #
-# Token compression (K = 4) is computed in transposed form: row t is added to x_in of the tokens t to t + 3.
+# Token compression (K = 4) is computed in transposed form: row t contributes to x_in of the tokens t to t + 3.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def fused_rewrite_forward_kernel(
     S_ptr,
@@ -64,7 +65,7 @@ def fused_rewrite_forward_kernel(
     tile = j[:, None] * D + i[None, :]
     SIZE: tl.constexpr = DV * D  # numbers in the state of a token, and in a tap
     weight = load(weight_ptr + i, real)
-    # What the rows so far contribute to x_in of this token, the next and the one after.
+    # The contributions of the rows already visited to x_in of this token, the next, and the one after that.
     ahead_0 = tl.zeros([BLOCK], tl.float32)
     ahead_1 = tl.zeros([BLOCK], tl.float32)
     ahead_2 = tl.zeros([BLOCK], tl.float32)
@@ -97,7 +98,7 @@ def fused_rewrite_forward_kernel(
         # 5. Normalise.
         rstd = tl.rsqrt(tl.sum(x_in * x_in, 0) / D + eps_norm)
         tl.store(c_ptr + token * D + i, weight * (rstd * x_in), mask=real & own)
-        # 6. Keep for the backward pass the numbers that take a sum over all features.
+        # 6. Save for the backward pass the numbers that need a sum over all features.
         tl.store(inverse_ptr + token, inverse, mask=own)
         tl.store(readout_ptr + token * DV + j, readout, mask=own)
         tl.store(rstd_ptr + token, rstd, mask=own)
@@ -106,7 +107,7 @@ def fused_rewrite_forward_kernel(
 # Without token compression, with x_hat = rstd x_in and u = weight dc:
 #   dx_in = rstd (u - x_hat mean(u x_hat))        dweight = sum_t dc x_hat
 #   G = dX' + taps dx_in                          dtaps = sum_t dx_in X'
-# and from the gradient G in X' on as in `back_through_rewrite`.
+# The rest, from the gradient G in X', is `back_through_rewrite`.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def fused_rewrite_backward_kernel(
     S_ptr,
@@ -164,7 +165,7 @@ def fused_rewrite_backward_kernel(
         else:
             X = S
             X_next = S + change
-        # 2. Back through the norm and the compressor.
+        # 2. Go back through the norm and the compressor.
         G = tl.zeros([DV, BLOCK], tl.float32)
         if grad_next_ptr is not None:
             G = load(grad_next_ptr + token * SIZE + tile, real[None, :])
@@ -184,7 +185,7 @@ def fused_rewrite_backward_kernel(
             else:
                 G += grad_x_in[None, :] * taps
                 grad_taps += grad_x_in[None, :] * X_next
-        # 3. Back through the rewrite.
+        # 3. Go back through the rewrite.
         grad_S, grad_h, grad_v, grad_beta = back_through_rewrite(G, X, k, e, beta, inverse, readout)
         tl.store(grad_S_ptr + token * SIZE + tile, grad_S, mask=real[None, :])
         tl.store(grad_h_ptr + token * D + i, grad_h, mask=real)
@@ -202,8 +203,8 @@ def fused_rewrite_backward_kernel(
 #   x_in[t] = sum_s taps[s] X'[t-s]    G[t] = dX'[t] + sum_s taps[s] dx_in[t+s]    dtaps[s] = sum_t dx_in[t+s] X'[t]
 #
 # Rows are visited in descending order, ROWS at a time: x_in[t] is complete once row t - 3 has been visited. The rows of
-# X and dx_in of these tokens are then read again, soon enough to come from the cache. The 4 d_v d sums of dtaps stay in
-# the cache too, because the registers have no room for them.
+# X and dx_in of these tokens are then read again, soon enough to be in the cache. The 4 d_v d sums of dtaps also stay
+# in the cache, because there are not enough registers for them.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
 def fused_rewrite_backward_tokens_kernel(
     S_ptr,
@@ -249,14 +250,14 @@ def fused_rewrite_backward_tokens_kernel(
     grad_x_in_ptr += program * (RING * D)  # dx_in of the last RING tokens
     grad_taps_ptr += program * (4 * SIZE)
     grad_weight = tl.zeros([BLOCK], tl.float32)
-    above_1 = tl.zeros([BLOCK], tl.float32)  # what the rows above r contribute to x_in[r+1], x_in[r+2], x_in[r+3]
+    above_1 = tl.zeros([BLOCK], tl.float32)  # contributions of the rows above r to x_in[r+1], x_in[r+2], x_in[r+3]
     above_2 = tl.zeros([BLOCK], tl.float32)
     above_3 = tl.zeros([BLOCK], tl.float32)
 
     for top in range(stop + 5, first - 1, -ROWS):
         bottom = tl.maximum(top - ROWS + 1, first)
         for t in range(top, bottom - 1, -1):
-            # 1. X' of row r, the last that x_in[t] needs; zero before and after the sequence.
+            # 1. Read X' of row r, the last row that x_in[t] needs; it is zero before and after the sequence.
             r = t - 3
             token = sequence + r
             inside = (r >= 0) & (r < tokens)
@@ -274,7 +275,7 @@ def fused_rewrite_backward_tokens_kernel(
             above_3 = above_2 + tl.sum(X_next * load(taps_ptr + 2 * SIZE + tile, real[None, :]), 0)
             above_2 = above_1 + tl.sum(X_next * load(taps_ptr + SIZE + tile, real[None, :]), 0)
             above_1 = tl.sum(X_next * load(taps_ptr + tile, real[None, :]), 0)
-            # 3. Back through the norm.
+            # 3. Go back through the norm.
             token = sequence + t
             rstd = load(rstd_ptr + token, t < tokens)
             grad_c = load(grad_c_ptr + token * D + i, real & (t < tokens))
@@ -284,9 +285,9 @@ def fused_rewrite_backward_tokens_kernel(
             grad_weight += tl.where(t < stop, grad_c * x_hat, 0.0)
             tl.store(grad_x_in_ptr + (t & (RING - 1)) * D + i, grad_x_in, mask=real)
 
-        tl.debug_barrier()  # threads now read rows of dx_in, and later of X, that others wrote
+        tl.debug_barrier()  # threads now read rows of dx_in, and later of X, that other threads wrote
         for t in range(tl.minimum(top, stop - 1), bottom - 1, -1):
-            # 4. Back through the compressor.
+            # 4. Go back through the compressor.
             token = sequence + t
             G = tl.zeros([DV, BLOCK], tl.float32)
             if grad_next_ptr is not None:
@@ -294,7 +295,7 @@ def fused_rewrite_backward_tokens_kernel(
             for s in range(tl.minimum(4, tokens - t)):
                 grad_x_in = load(grad_x_in_ptr + ((t + s) & (RING - 1)) * D + i, real)
                 G += load(taps_ptr + s * SIZE + tile, real[None, :]) * grad_x_in[None, :]
-            # 5. Back through the rewrite.
+            # 5. Go back through the rewrite.
             X = load(S_ptr + token * SIZE + tile, real[None, :])
             beta = tl.load(beta_ptr + token).to(tl.float32)
             inverse = tl.load(inverse_ptr + token)
@@ -339,15 +340,16 @@ def fused_rewrite_backward_tokens_kernel(
     tl.store(grad_weight_ptr + program * D + i, grad_weight, mask=real)
 
 
-# Left alone, ptxas limits the registers of a thread so that one more program fits on a processor, and spills the rest.
+# By default, ptxas limits the registers per thread so that one more program fits on a multiprocessor, and spills the
+# rest to memory. We allow a thread the maximum instead.
 MOST_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
 
 
 class Layout(NamedTuple):
-    """How a kernel is laid out on the device; computed from the shape, not tuned by measurements."""
+    """The launch parameters of a kernel; computed from the shape, not tuned by measurements."""
 
-    chunk: int  # tokens that one program walks
-    rows: int  # with token compression, tokens between two updates of the taps' gradient; a power of two
+    chunk: int  # tokens per program
+    rows: int  # tokens between updates of the taps' gradient, with token compression; a power of two
     warps: int
 
 
@@ -363,13 +365,14 @@ def fused_rewrite_forward(
     """Launch the forward kernel.
 
     Args:
-        S: (B, T, d_v, d), state before, contiguous as all tensors are; overwritten by the next one if `in_place`.
+        S: (B, T, d_v, d), state before the rewrite; overwritten by the next state if `in_place`. All tensors must be
+            contiguous.
 
     Returns:
-        the next state and c, in the dtypes of S and h; what the backward pass needs, in fp32.
+        the next state and c, in the dtypes of S and h; the numbers to save for the backward pass, in fp32.
 
     Raises:
-        ValueError: no kernel is made for d, d_v or K.
+        ValueError: no kernel supports d, d_v or K.
     """
     K = check(S, reader.taps)
     B, T, d_v, d = S.shape
@@ -410,7 +413,7 @@ def fused_rewrite_backward(
     """Launch the backward kernel that fits the compressor.
 
     Args:
-        S: (B, T, d_v, d), state before the rewrite; if `in_place` the state after it, which is turned back.
+        S: (B, T, d_v, d), state before the rewrite; if `in_place`, the state after it, in which the rewrite is undone.
         grad_next: (B, T, d_v, d), gradient in the next state; None for zero.
         grad_c: (B, T, d), gradient in c; None for zero.
 
@@ -418,10 +421,10 @@ def fused_rewrite_backward(
         the gradients, each in the dtype of its tensor.
 
     Raises:
-        ValueError: no kernel is made for d, d_v or K.
+        ValueError: no kernel supports d, d_v or K.
     """
     taps, weight = reader
-    K = check(S, taps) if grad_c is not None else 0  # without it nothing comes back through the compressor
+    K = check(S, taps) if grad_c is not None else 0  # without it the compressor receives no gradient
     B, T, d_v, d = S.shape
     layout = choose_layout(d, K, S.dtype)
     sequences, tokens = (B, T) if K == 4 else (1, B * T)
@@ -461,12 +464,12 @@ def fused_rewrite_backward(
 
 
 def pointers(prefix: str, *groups: Rewrite | Reader | Saved | Gradients) -> dict[str, Tensor | None]:
-    """The tensors of the groups under the names of the kernels' arguments: h becomes h_ptr."""
+    """The tensors of the groups under the names of the kernel's arguments: h becomes h_ptr."""
     return {f"{prefix}{name}_ptr": tensor for group in groups for name, tensor in group._asdict().items()}
 
 
 def copy_halo(S: Tensor, chunk: int, before: int, after: int) -> Tensor:
-    """(B, chunks, before + after, d_v, d): the rows around each chunk; rows outside the sequence are never read."""
+    """(B, chunks, before + after, d_v, d): copies of the rows around each chunk. Rows outside a sequence are unused."""
     tokens = S.shape[1]
     starts = torch.arange(0, tokens, chunk, device=S.device)
     around = torch.cat([torch.arange(-before, 0, device=S.device), torch.arange(chunk, chunk + after, device=S.device)])
@@ -474,7 +477,7 @@ def copy_halo(S: Tensor, chunk: int, before: int, after: int) -> Tensor:
 
 
 def check(S: Tensor, taps: Tensor | None) -> int:
-    """K, or 0 without a compressor; raises ValueError where no kernel is made for the arguments."""
+    """Return K, or 0 without a compressor; raise ValueError if no kernel supports the arguments."""
     d_v, d = S.shape[2:]
     check_supported(S.dtype, d, d_v, 1 if taps is None else taps.shape[0], (1, 4))
     if taps is None and d_v > 1:

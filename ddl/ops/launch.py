@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""What the kernels' launchers share: the shapes that kernels are made for, and loads into fp32."""
+"""Common code of the kernels and their launchers: supported shapes, block sizes, and loads into fp32."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ LARGEST_WIDTH = 8192
 def check_supported(
     dtype: torch.dtype, d: int, d_v: int, taps: int = 1, supported_taps: tuple[int, ...] = (1,)
 ) -> None:
-    """Raise ValueError unless there are kernels for this dtype, width, number of value channels and number of taps."""
+    """Raise ValueError unless the kernels support this dtype, width, number of value channels and number of taps."""
     for name, found, supported in (
         ("dtype", dtype, DTYPES),
         ("d_v", d_v, VALUE_CHANNELS),
@@ -26,7 +26,7 @@ def check_supported(
 
 
 def feature_block(d: int) -> int:
-    """Features in a block that one warp reads row by row, 8 adjacent ones per thread: 16 bytes of bf16 at once."""
+    """Features per block. One warp reads a block row by row, 8 adjacent features (16 bytes of bf16) per thread."""
     return min(triton.next_power_of_2(d), 256)
 
 

@@ -1,8 +1,8 @@
 """The delta rewrite of a residual state, Eq. 2.2: read along a direction, compare with a target, write back.
 
 A state X is (..., d, d_v): d features by d_v value channels. The `_reference` functions are the definitions: they
-compute in the dtype they are given, so that fp64 in gives fp64 out. The `_backward` functions are the derivatives,
-worked out by hand; the backward passes of operation and kernel follow them. `rewrite` is the operation that models use.
+compute in the dtype of their inputs, so fp64 inputs give fp64 results. The `_backward` functions are the derivatives,
+derived by hand; the backward passes of operation and kernel follow them. `rewrite` is the operation that models use.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ def normalize_direction(k_tilde: Tensor, eps: float) -> Tensor:
 
     Args:
         k_tilde: (..., d), unnormalised direction.
-        eps: eps_k; |k| falls below 1 once |k_tilde| comes near it.
+        eps: eps_k; |k| is noticeably below 1 if |k_tilde| is not much larger than eps_k.
 
     Returns:
-        (..., d), |k| < 1, and 1 to rounding for |k_tilde| >> eps.
+        (..., d), |k| < 1, and equal to 1 up to rounding if |k_tilde| >> eps.
     """
     return k_tilde * torch.rsqrt(k_tilde.square().sum(-1, keepdim=True) + eps * eps)
 
@@ -46,17 +46,17 @@ def rewrite_reference(X: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
 
 
 def undo_rewrite_reference(X_next: Tensor, k: Tensor, delta: Tensor) -> Tensor:
-    """X = X' - k delta^T: the state before a rewrite, from the state after it and the rewrite's rank-one change.
+    """X = X' - k delta^T: the state before a rewrite, from the state after it and its rank-one change.
 
-    Exact but for the rounding of two additions, at every gate: nothing is divided, so beta = 1 is no special case.
+    Exact up to the rounding of two additions, for every gate: there is no division, so beta = 1 is not special.
 
     Args:
         X_next: (..., d, d_v), the rewritten state X'.
-        k: (..., d), the direction of the rewrite; its length need not be one.
+        k: (..., d), the direction of the rewrite, of any length.
         delta: (..., d_v), the correction beta (v - X^T k).
 
     Returns:
-        (..., d, d_v), the state before, in the memory layout of X_next.
+        (..., d, d_v), the state before the rewrite, in the memory layout of X_next.
     """
     return torch.addcmul(X_next, k.unsqueeze(-1), delta.unsqueeze(-2), value=-1)
 
@@ -71,7 +71,7 @@ def rewrite_backward_reference(
         dX = G - beta k g^T = (I - beta k k^T) G      dv = beta g
         dk = beta (G e - X g)                         dbeta = g^T e
 
-    k is treated as a free vector here, whose length need not be one.
+    k is treated as a free vector of any length.
 
     Args:
         X: (..., d, d_v), state before the rewrite.
@@ -81,7 +81,7 @@ def rewrite_backward_reference(
         grad: (..., d, d_v), G.
 
     Returns:
-        the gradients in X, k, v and beta, each of the shape of its tensor.
+        the gradients in X, k, v and beta, each with the shape of its tensor.
     """
     discrepancy = v - torch.einsum("...i,...ij->...j", k, X)
     along = torch.einsum("...i,...ij->...j", k, grad)
@@ -127,7 +127,7 @@ def rewrite(X: Tensor, k_tilde: Tensor, v: Tensor, beta: Tensor, eps: float) -> 
     """X' = X + beta k (v^T - k^T X) with k = `normalize_direction(k_tilde, eps)`, as one operation.
 
     Args:
-        X: (..., d, d_v), state; d_v one of 1, 2, 4, 8 on a GPU.
+        X: (..., d, d_v), state; on a GPU d_v must be 1, 2, 4 or 8.
         k_tilde: (..., d), unnormalised direction.
         v: (..., d_v), target.
         beta: (...), gate in [0, 2].
@@ -137,7 +137,7 @@ def rewrite(X: Tensor, k_tilde: Tensor, v: Tensor, beta: Tensor, eps: float) -> 
         (..., d, d_v), features innermost, of the dtype of X.
 
     Raises:
-        ValueError: the shapes do not belong together, or no kernel is made for them.
+        ValueError: the shapes do not fit together, or no kernel supports them.
     """
     leading, (d, d_v) = X.shape[:-2], X.shape[-2:]
     check_shape("k_tilde", k_tilde, (*leading, d), X)
@@ -174,7 +174,7 @@ def _(S: Tensor, h: Tensor, v: Tensor, beta: Tensor, eps: float) -> tuple[Tensor
 def rewrite_backward_op(
     S: Tensor, h: Tensor, v: Tensor, beta: Tensor, inverse: Tensor, readout: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients in S, h, v and beta; `rewrite_backward_reference`, then `normalize_direction_backward`."""
+    """The gradients in S, h, v and beta: `rewrite_backward_reference`, then `normalize_direction_backward`."""
     if runs_triton(S):
         from ddl.ops.rewrite_triton import rewrite_backward
 

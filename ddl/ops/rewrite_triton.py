@@ -3,8 +3,8 @@
 
 A program holds the state of one token, d_v rows of d features, so that everything of width d is read or written once:
 X, h and X' in the forward pass; X, h, the gradient in X' and those in X and h in the backward pass. For d_v = 4 that is
-9 and 14 vectors of d numbers per token. The forward pass keeps d_v + 1 numbers per token for the backward pass: those
-that take a sum over all features. All arithmetic is in fp32.
+9 and 14 vectors of d numbers per token. The forward pass saves d_v + 1 numbers per token for the backward pass: those
+that need a sum over all features. All arithmetic is in fp32.
 """
 
 import torch
@@ -46,14 +46,14 @@ def rewrite_forward_kernel(
     # 3. Compare with the target and write back.
     delta = beta * (v - readout)
     tl.store(S_next_ptr + state, S + delta[:, None] * (inverse * h)[None, :], mask=real[None, :])
-    # 4. Keep for the backward pass the numbers that take a sum over all features.
+    # 4. Save for the backward pass the numbers that need a sum over all features.
     tl.store(inverse_ptr + token, inverse)
     tl.store(readout_ptr + token * DV + j, readout)
 
 
 # With G the gradient in X', g = G^T k and e = v - X^T k:
 #   dX = G - beta k g^T    dv = beta g    dbeta = g^T e    dk = beta (G e - X g)    dh = inverse (dk - k (k^T dk))
-# where k^T dk = beta (g^T e - g^T X^T k) takes no further sum over the features.
+# where k^T dk = beta (g^T e - g^T X^T k) needs no further sum over the features.
 @triton.jit
 def back_through_rewrite(G, X, k, e, beta, inverse, readout):
     g = tl.sum(G * k[None, :], 1)
@@ -93,7 +93,7 @@ def rewrite_backward_kernel(
     readout = tl.load(readout_ptr + token * DV + j)
     e = tl.load(v_ptr + token * DV + j).to(tl.float32) - readout
     beta = tl.load(beta_ptr + token).to(tl.float32)
-    # 2. Back through the rewrite and the direction's normalisation.
+    # 2. Go back through the rewrite and the normalisation of the direction.
     grad_S, grad_h, grad_v, grad_beta = back_through_rewrite(G, S, k, e, beta, inverse, readout)
     tl.store(grad_S_ptr + state, grad_S, mask=real[None, :])
     tl.store(grad_h_ptr + token * D + i, grad_h, mask=real)
@@ -102,7 +102,7 @@ def rewrite_backward_kernel(
 
 
 def rewrite_blocks(d: int) -> dict[str, int]:
-    """A row of d features in one block, 8 adjacent ones per thread: 16 bytes of bf16 at once."""
+    """Launch settings: one block per row of d features, 8 adjacent features (16 bytes of bf16) per thread."""
     block = triton.next_power_of_2(d)
     return {"BLOCK_D": block, "num_warps": min(max(block // 256, 1), 16)}
 
@@ -111,17 +111,17 @@ def rewrite_forward(S: Tensor, h: Tensor, v: Tensor, beta: Tensor, eps: float) -
     """Launch the forward kernel.
 
     Args:
-        S: (N, d_v, d), state before.
+        S: (N, d_v, d), state before the rewrite.
         h: (N, d), unnormalised direction.
         v: (N, d_v), target.
         beta: (N,), gate.
         eps: eps_k of the small-norm guard.
 
     Returns:
-        the state after, of the dtype of S; 1 / |h| with the guard (N,) and X^T k (N, d_v), fp32.
+        the state after the rewrite, in the dtype of S; in fp32: 1 / |h| with the guard (N,), and X^T k (N, d_v).
 
     Raises:
-        ValueError: no kernel is made for the dtype, d or d_v.
+        ValueError: no kernel supports the dtype, d or d_v.
     """
     N, d_v, d = S.shape
     check_supported(S.dtype, d, d_v)
@@ -152,13 +152,13 @@ def rewrite_backward(
     Args:
         S, h, v, beta: as in the forward pass.
         inverse, readout: results of the forward pass.
-        grad: (N, d_v, d), gradient in the state after, of the dtype of S.
+        grad: (N, d_v, d), gradient in the state after the rewrite, in the dtype of S.
 
     Returns:
         the gradients in S, h, v and beta, each in the dtype of its tensor.
 
     Raises:
-        ValueError: no kernel is made for the dtype, d or d_v.
+        ValueError: no kernel supports the dtype, d or d_v.
     """
     N, d_v, d = S.shape
     check_supported(S.dtype, d, d_v)

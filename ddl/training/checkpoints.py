@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ddl.files import atomic, write_json
+from ddl.files import atomic, flat, write_json
 from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
@@ -72,7 +72,7 @@ class Origin:
         """Entries that have changed since `other`, the older origin."""
         found = []
         for kind in ("settings", "data", "code"):
-            now, then = _flat(getattr(self, kind)), _flat(getattr(other, kind))
+            now, then = flat(getattr(self, kind)), flat(getattr(other, kind))
             changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
             found += [Difference(kind, key, then.get(key), now.get(key)) for key in changed]
         return found
@@ -193,13 +193,6 @@ def _step(path: Path) -> int:
 
 def _checksum(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:DIGITS]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _short(value: Any) -> str:

@@ -231,6 +231,19 @@ def test_gpt2_from_files_of_ones_own(stream_scale, tmp_path, monkeypatch):
     assert (manifest["tokenizer"]["name"], manifest["tokenizer"]["vocab_size"]) == ("gpt2", 50_304)
 
 
+def test_finished_shards_of_a_large_corpus_are_replaced_only_when_told_to(stream_scale, tmp_path):
+    folder = tmp_path / "data"
+    data.build(stream_scale, folder, 1)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = dataclasses.replace(stream_scale, corpus=dataclasses.replace(stream_scale.corpus, val_tokens=9_000))
+    with pytest.raises(
+        DataError, match=r"journal\.json: \d+ finished shards differ in corpus\.val_tokens; .*--restart"
+    ):
+        data.build(other, folder, 1)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert data.build(other, folder, 1, restart=True)["splits"]["val"]["tokens"] == 9_000
+
+
 def test_validation_that_is_resumed_still_leaves_out_repeats_of_its_first_part(stream_scale, tmp_path):
     corpus = dataclasses.replace(stream_scale.corpus, val_tokens=30_000, shard_tokens=10_000)
     scale = dataclasses.replace(stream_scale, corpus=corpus)
@@ -252,18 +265,23 @@ from ddl.data import build, parquet_blocks
 from ddl.config import Scale, from_mapping
 parquet_blocks.BLOCK_ROWS = 20
 scale = from_mapping(Scale, json.loads(Path(sys.argv[1]).read_text()), "test")
-build.code_identity("ddl.data.build")  # cached here, as in the process that times the whole build
 print("started", flush=True)
 build.build(scale, Path(sys.argv[2]), 1)
 """
 
 
+def finished_shards(folder: Path) -> list[str]:
+    """The shards that a build has noted as finished so far."""
+    if not (folder / "journal.json").is_file():
+        return []
+    splits = json.loads((folder / "journal.json").read_text())["splits"].values()
+    return [entry["file"] for entries in splits for entry in entries]
+
+
 def test_killed_at_any_moment_a_build_ends_with_the_same_shards_and_writes_none_twice(stream_scale, tmp_path):
     corpus = dataclasses.replace(stream_scale.corpus, shard_tokens=1_000)
     scale = dataclasses.replace(stream_scale, corpus=corpus)
-    started = time.monotonic()
     whole = data.build(scale, tmp_path / "whole", 1)
-    seconds = time.monotonic() - started
     settings = dataclasses.asdict(scale)
     write_json(tmp_path / "scale.json", json.loads(json.dumps(settings)))
     out, generator = tmp_path / "data", random.Random(0)
@@ -273,14 +291,13 @@ def test_killed_at_any_moment_a_build_ends_with_the_same_shards_and_writes_none_
         command = [sys.executable, "-c", BUILD_AND_ANNOUNCE, str(tmp_path / "scale.json"), str(out)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
-            time.sleep(generator.uniform(0, seconds / 4))
+            target = len(finished) + generator.randint(0, 15)
+            while process.poll() is None and len(finished_shards(out)) < target:
+                time.sleep(0.001)
             process.kill()
         for name, written in finished.items():
             assert (out / name).stat().st_mtime_ns == written, "a finished shard was written again"
-        if (out / "journal.json").is_file():
-            splits = json.loads((out / "journal.json").read_text())["splits"].values()
-            names = [entry["file"] for entries in splits for entry in entries]
-            finished = {name: (out / name).stat().st_mtime_ns for name in names}
+        finished = {name: (out / name).stat().st_mtime_ns for name in finished_shards(out)}
         killed_at.append(len(finished))
     assert len({*killed_at} - {0, len(whole["splits"]["train"]["shards"])}) > 1, "the test killed nothing at work"
     assert data.build(scale, out, 1)["splits"] == whole["splits"]
