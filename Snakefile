@@ -9,6 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from ddl import layout
 from ddl.code_identity import code_identity
 from ddl.config import SHOTS, ConfigError, changed_settings, load_scale, load_variants, scale_names
 from ddl.layout import DRAWN, SWEEP, drawn_files, points
@@ -37,11 +38,11 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error))
 
-RUN = "results/{scale}/runs/{size}/{variant}/seed{seed}"
-EVAL = "results/{scale}/evals/{size}/{variant}/seed{seed}"
-RANDOM_INIT = "results/{scale}/evals/random-init"
-POINT = "results/{scale}/sweep/{size}/{variant}/lr{rate}/seed{seed}/point.json"
-COST = "results/{scale}/cost/{size}/{variant}.json"
+RUN = f"results/{{scale}}/{layout.RUN}"
+EVAL = f"results/{{scale}}/{layout.EVAL}"
+RANDOM_INIT = f"results/{{scale}}/{layout.RANDOM_INIT}"
+POINT = f"results/{{scale}}/{layout.POINT}/point.json"
+COST = f"results/{{scale}}/{layout.COST}"
 TEMPLATE = sorted(str(path) for path in Path("notebooks/template").rglob("*") if path.is_file())
 NOTEBOOKS = [name for name in DRAWN if name != SWEEP]
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - set(DRAWN))
@@ -183,7 +184,7 @@ rule data:
     input:
         packages="config/package_docs.json",
     output:
-        manifest="results/{scale}/data/manifest.json",
+        manifest=f"results/{{scale}}/{layout.DATA_MANIFEST}",
         tokenizer="results/{scale}/data/tokenizer.json",
     log:
         "results/{scale}/logs/data.log",
@@ -338,7 +339,7 @@ rule evaluate:
         code=code_identity("ddl.evaluation.run"),
         settings=settings("evaluation"),
         shots=SHOTS,
-        model="--run results/{scale}/runs/{size}/{variant}/seed{seed}",
+        model=f"--run {RUN}",
     message:
         "evaluate {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
     shell:

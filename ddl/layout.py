@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "baseline"
 SPLITS = ("train", "val")
+# Under results/<scale>/, as patterns: the Snakefile takes the braces for wildcards, Python fills them with `format`.
+DATA_MANIFEST = "data/manifest.json"
+RUN = "runs/{size}/{variant}/seed{seed}"
+ANY_RUN = RUN.format(size="*", variant="*", seed="*")
+EVAL = "evals/{size}/{variant}/seed{seed}"
+RANDOM_INIT = "evals/random-init"
+COST = "cost/{size}/{variant}.json"
+POINT = "sweep/{size}/{variant}/lr{rate}/seed{seed}"
 KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
 SWEEP = "09_learning_rate"  # notebook of the learning-rate study, built by `snakemake sweep`
 # The notebooks that show the results of a scale, and the figures and tables that each draws. The other notebooks are
@@ -37,7 +45,7 @@ class Point:
     @property
     def folder(self) -> str:
         """Path of the run under results/<scale>/."""
-        return f"sweep/{self.size}/{self.variant}/lr{self.rate:g}/seed{self.seed}"
+        return POINT.format(size=self.size, variant=self.variant, rate=f"{self.rate:g}", seed=self.seed)
 
 
 def points(scale: "Scale") -> Iterator[Point]:

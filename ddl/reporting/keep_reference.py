@@ -17,19 +17,19 @@ from typing import Any
 
 from ddl.errors import UserError
 from ddl.files import write_json
-from ddl.layout import ROOT
+from ddl.layout import ANY_RUN, COST, DATA_MANIFEST, ROOT
 
 REFERENCE = ROOT / "results" / "reference"
 KEPT = (
     "numbers.json",
-    "data/manifest.json",
+    DATA_MANIFEST,
     "data/tasks/manifest.json",
-    "runs/*/*/seed*/summary.json",
-    "runs/*/*/seed*/metrics.jsonl",
-    "runs/*/*/seed*/provenance.json",
+    f"{ANY_RUN}/summary.json",
+    f"{ANY_RUN}/metrics.jsonl",
+    f"{ANY_RUN}/provenance.json",
     "evals/**/*.json",
     "contamination.json",
-    "cost/*/*.json",
+    COST.format(size="*", variant="*"),
     "tables/*.csv",
     "figures/figure2.png",
 )
@@ -58,7 +58,7 @@ def keep(results: Path, name: str) -> None:
     """
     if not (results / "paper.pdf").is_file():
         raise KeepError(f"{results}/paper.pdf: not found; expected the results of a finished run")
-    dirty = [path for path in results.glob("runs/*/*/seed*/provenance.json") if json.loads(path.read_text())["dirty"]]
+    dirty = [path for path in results.glob(f"{ANY_RUN}/provenance.json") if json.loads(path.read_text())["dirty"]]
     if dirty:
         raise KeepError(f"{dirty[0]}: trained from uncommitted changes; commit them, then run again")
     target = REFERENCE / name

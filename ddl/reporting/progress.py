@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddl.config import Scale, load_scale
-from ddl.layout import ROOT, points
+from ddl.layout import ROOT, RUN, points
 from ddl.reporting.keep_reference import STAGES
 from ddl.reporting.workflow_messages import duration
 
@@ -48,8 +48,8 @@ def runs(scale: Scale, results: Path) -> Iterator[Status]:
     for size in scale.sizes:
         for variant in scale.variants:
             for seed in scale.seeds:
-                name = f"{size}/{variant}/seed{seed}"
-                yield status(name, results / "runs" / name, scale, scale.training.steps)
+                folder = RUN.format(size=size, variant=variant, seed=seed)
+                yield status(folder.removeprefix("runs/"), results / folder, scale, scale.training.steps)
     if (results / "sweep").is_dir():
         for point in points(scale):
             yield status(point.folder, results / point.folder, scale, scale.sweep.steps)

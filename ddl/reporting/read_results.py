@@ -16,7 +16,7 @@ import pandas as pd
 from ddl.config import Scale, load_scale, paper_variants, scale_names, to_mapping
 from ddl.errors import UserError
 from ddl.evaluation.columns import by_column
-from ddl.layout import BASELINE, ROOT
+from ddl.layout import ANY_RUN, BASELINE, COST, DATA_MANIFEST, EVAL, RANDOM_INIT, ROOT, RUN
 
 PUBLISHED_DIR = ROOT / "paper" / "published"
 REFERENCE_DIR = ROOT / "results" / "reference"
@@ -60,7 +60,7 @@ class Results:
     def _scale_name(self) -> str:
         if self.path.resolve().name in scale_names():
             return self.path.resolve().name
-        for file in sorted(self.path.glob("runs/*/*/seed*/summary.json")):
+        for file in sorted(self.path.glob(f"{ANY_RUN}/summary.json")):
             return str(_read_json(file)["scale"])
         raise ResultsError(
             f"{self.path}: expected a folder named after a scale ({', '.join(scale_names())}) or a run's summary.json"
@@ -83,8 +83,8 @@ class Results:
         """Records of all metrics.jsonl: size, variant, seed, step, tokens, train_loss, val_loss, ..., reason."""
         rows: list[Record] = []
         for size, variant, seed in self.runs():
-            name = f"runs/{size}/{variant}/seed{seed}/metrics.jsonl"
             key = {"size": size, "variant": variant, "seed": seed}
+            name = f"{RUN.format(**key)}/metrics.jsonl"
             records = self._lines(name)
             rows += [{**key, **record, "reason": ""} for record in records]
             if not records:
@@ -94,15 +94,13 @@ class Results:
     def summaries(self) -> pd.DataFrame:
         """Contents of all summary.json, one row per run, with `reason`."""
         return self._per_run(
-            "runs/{}/{}/seed{}/summary.json",
+            f"{RUN}/summary.json",
             ("val_loss", "val_perplexity", "params", "steps", "tokens", "seconds", "peak_mem_bytes"),
         )
 
     def validation(self) -> pd.DataFrame:
         """Loss in nats and perplexity on the whole validation split, one row per run, with `reason`."""
-        return self._per_run(
-            "evals/{}/{}/seed{}/validation.json", ("val_loss", "val_loss_stderr", "val_perplexity", "tokens")
-        )
+        return self._per_run(f"{EVAL}/validation.json", ("val_loss", "val_loss_stderr", "val_perplexity", "tokens"))
 
     def downstream(self, shots: int) -> pd.DataFrame:
         """Accuracies in [0, 1] in long form: one row per run and task, and one with column "Avg." for the average.
@@ -113,16 +111,16 @@ class Results:
         rows: list[Record] = []
         for size, variant, seed in self.runs():
             key = {"size": size, "variant": variant, "seed": seed}
-            rows += [key | row for row in self._tasks(f"evals/{size}/{variant}/seed{seed}/{shots}shot.json")]
+            rows += [key | row for row in self._tasks(f"{EVAL.format(**key)}/{shots}shot.json")]
         return _task_frame(rows)
 
     def untrained(self, shots: int) -> pd.DataFrame:
         """Accuracies of an untrained model, as a check of the tasks; columns as in `downstream`, without the run."""
-        return _task_frame(self._tasks(f"evals/random-init/{shots}shot.json"))
+        return _task_frame(self._tasks(f"{RANDOM_INIT}/{shots}shot.json"))
 
     def outcomes(self, size: str, variant: str, seed: int, shots: int) -> dict[str, np.ndarray]:
         """Column -> 1 (right) or 0 (wrong) for each item, int8; empty if the run has no answers."""
-        name = f"evals/{size}/{variant}/seed{seed}/{shots}shot"
+        name = f"{EVAL.format(size=size, variant=variant, seed=seed)}/{shots}shot"
         if not (self.path / f"{name}.parquet").is_file():
             return {}
         items = pd.read_parquet(self.path / f"{name}.parquet", columns=["task", "correct"])
@@ -148,7 +146,7 @@ class Results:
         rows: list[Record] = []
         for size in self.sizes:
             for variant in self.variants:
-                name = f"cost/{size}/{variant}.json"
+                name = COST.format(size=size, variant=variant)
                 found = self._json(name)
                 row: Record = {"size": size, "variant": variant, "reason": "" if found else self._reason(name)}
                 for key, value in found.items():
@@ -161,17 +159,18 @@ class Results:
 
     def manifest(self) -> Record:
         """The manifest of the corpus; empty if there is none."""
-        return self._json("data/manifest.json")
+        return self._json(DATA_MANIFEST)
 
     def provenances(self) -> list[Record]:
         """The provenance of every training run that has one."""
-        found = (self._json(f"runs/{size}/{variant}/seed{seed}/provenance.json") for size, variant, seed in self.runs())
+        folders = (RUN.format(size=size, variant=variant, seed=seed) for size, variant, seed in self.runs())
+        found = (self._json(f"{folder}/provenance.json") for folder in folders)
         return [record for record in found if record]
 
     def _per_run(self, pattern: str, numeric: tuple[str, ...]) -> pd.DataFrame:
         rows: list[Record] = []
         for size, variant, seed in self.runs():
-            name = pattern.format(size, variant, seed)
+            name = pattern.format(size=size, variant=variant, seed=seed)
             found = self._json(name)
             row = {key: found.get(key) for key in numeric}
             lacking = [key for key in numeric[:1] if row[key] is None]

@@ -9,7 +9,6 @@ import lm_eval
 import pytest
 
 from ddl.layout import ROOT
-from tests.benchmarks.test_benchmarks import _offline, folder, rows, run, sources  # noqa: F401 (fixtures)
 
 
 def lm_eval_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -20,7 +19,7 @@ def lm_eval_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def task(folder, tmp_path):  # noqa: F811
+def task(folder, tmp_path):
     """Options that select a task with the harness's definition and local files."""
     shipped = os.path.join(os.path.dirname(lm_eval.__file__), "tasks", "piqa", "piqa.yaml")
     files = {"train": str(folder / "piqa.train.parquet"), "validation": str(folder / "piqa.test.parquet")}
@@ -30,7 +29,7 @@ def task(folder, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("model", ["ddl", "hf"])
-def test_the_harness_evaluates_a_run_through_our_model_and_through_transformers(run, task, tmp_path, model):  # noqa: F811
+def test_the_harness_evaluates_a_run_through_our_model_and_through_transformers(run, task, tmp_path, model):
     done = lm_eval_command("--model", model, "--model_args", f"pretrained={run}", *task, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "|piqa_local|" in done.stdout.replace(" ", "")
