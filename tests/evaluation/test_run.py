@@ -257,7 +257,7 @@ def test_a_model_of_another_vocabulary_is_refused(data, tiny_config, tmp_path):
 
 
 SOURCE = "expected either --run, or --random-init with --size and --variant"
-TOGETHER = "--scale, --data and --out belong together"
+TOGETHER = "give --scale, --data and --out together"
 
 
 @pytest.mark.parametrize(
