@@ -16,7 +16,8 @@ from typing import Any
 from ddl.layout import ROOT
 
 PACKAGE = ROOT / "ddl"
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # nodes that can have a docstring
+NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+DOCUMENTED = (ast.Module, *NAMED)  # nodes that can have a docstring
 
 
 def code_identity(*sources: str) -> dict[str, str]:
@@ -99,7 +100,10 @@ def _shown(notebook: Path) -> dict[str, str]:
         module = _files(str(modules.get(name.split(".")[0])))[-1:]  # none if the notebook defines it
         for path in module:
             text = path.read_text(encoding="utf-8")
-            found = [node for node in ast.walk(ast.parse(text)) if getattr(node, "name", None) == name.split(".")[-1]]
-            segments = "\n".join(str(ast.get_source_segment(text, node)) for node in found)
-            shown[f"{path.relative_to(ROOT).as_posix()}:{name}"] = hashlib.sha256(segments.encode()).hexdigest()
+            named = [node for node in ast.walk(ast.parse(text)) if isinstance(node, NAMED)]
+            lines = text.split("\n")
+            matching = [node for node in named if node.name == name.split(".")[-1]]
+            texts = ["\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in matching]
+            key = f"{path.relative_to(ROOT).as_posix()}:{name}"
+            shown[key] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return shown

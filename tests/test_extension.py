@@ -23,7 +23,7 @@ FAST_TESTS = (
     "tests/reporting/test_budget.py",
     "tests/reporting/test_figures_and_tables.py",
     "tests/reporting/test_progress.py",
-    "tests/reporting/test_typeset_paper.py",
+    "tests/reporting/test_typeset_paper.py::test_every_table_and_figure_of_the_paper_is_included",
     "tests/training/test_cost.py",
 )
 LEFT_OUT = "not notebooks and not no_results and not describe_prints and not larger_batch and not test_defaults"

@@ -1,8 +1,9 @@
 """Kill data preparation, training or checkpoint writing at any moment; the rerun ends with the same weights to the bit.
 
 A moment is a line of the package that the main thread is about to execute. One uninterrupted run records all of them.
-Then 20 are drawn with a fixed seed. For each, a new run is killed (SIGKILL) at that moment, started again, and compared
-by the SHA-256 of its weights. `pytest -rP tests/training/test_kill.py` prints the moments.
+Then 8 are drawn with a fixed seed, and 20 others under the mark `full`. For each, a new run is killed (SIGKILL) at that
+moment, started again, and compared by the SHA-256 of its weights. `pytest -rP tests/training/test_kill.py` prints the
+moments.
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ from tests.helpers.tiny_run import FORKS
 
 PACKAGE = str(ROOT / "ddl") + os.sep
 SAVE = Checkpoints.save.__code__
-KILLS = {"data preparation": 5, "checkpoint writing": 7, "training": 8}
+KILLS = {"data preparation": 2, "checkpoint writing": 3, "training": 3}
+MORE_KILLS = {"data preparation": 5, "checkpoint writing": 7, "training": 8}
 
 
 def tiny_scale(corpus: Path) -> Scale:
@@ -98,12 +100,13 @@ def start(tmp_path):
     return run
 
 
-def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(start, tmp_path):
+@pytest.mark.parametrize(("kills", "seed"), [(KILLS, 1), pytest.param(MORE_KILLS, 0, marks=pytest.mark.full)])
+def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(start, tmp_path, kills, seed):
     assert start("whole") == 0
     expected = sha256_file(tmp_path / "whole/run/model.safetensors")
     moments = (tmp_path / "whole/moments").read_text().splitlines()
-    draw = random.Random(0)
-    for stage, count in KILLS.items():
+    draw = random.Random(seed)
+    for stage, count in kills.items():
         visits = {}  # draw lines, not visits: most visits are in a few loops
         for moment, place in enumerate(moments):
             if place.startswith(stage):
