@@ -4,4 +4,5 @@ import sys
 
 from ddl.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # not in the processes that a command starts, which import this file under another name
+    sys.exit(main())

@@ -436,20 +436,6 @@ def cost(scale: Scale, size: str, out: Path) -> None:
     measure(scale, size, out)
 
 
-@commands.command(hidden=True)
-@of_scale
-@of_size
-@of_variant
-def peak_memory(scale: Scale, size: str, variant: str) -> None:
-    """Print the peak memory of one variant as JSON.
-
-    `ddl cost` runs this in a fresh process for each variant.
-    """
-    from ddl.training.cost import peak_memory
-
-    click.echo(json.dumps(peak_memory(scale, size, variant)))
-
-
 @commands.command()
 @of_scale
 def describe(scale: Scale) -> None:
