@@ -16,6 +16,7 @@ from typing import Any
 from ddl.layout import ROOT
 
 PACKAGE = ROOT / "ddl"
+BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # fields that hold statements
 NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 DOCUMENTED = (ast.Module, *NAMED)  # nodes that can have a docstring
 
@@ -85,9 +86,9 @@ def _imports(node: ast.AST) -> Iterator[str]:
     elif isinstance(node, ast.ImportFrom):
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
     only_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    for child in node.orelse if only_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
-        if not isinstance(child, ast.expr):
-            yield from _imports(child)
+    blocks = ("orelse",) if only_types else BLOCKS
+    for child in [child for block in blocks for child in getattr(node, block, ())]:
+        yield from _imports(child)
 
 
 def _shown(notebook: Path) -> dict[str, str]:

@@ -16,7 +16,15 @@ collect_ignore = ["ops/test_ahead_of_time.py"] if INTERPRETED else []
 
 
 # Files that take minutes. They start first, so that the other workers do not wait for them at the end.
-LONGEST = ("tests/test_workflow.py", "tests/ops/test_interpreter.py", "tests/training/test_kill.py")
+LONGEST = (
+    "tests/test_workflow.py",
+    "tests/ops/test_interpreter.py",
+    "tests/test_extension.py",
+    "tests/evaluation/test_lm_eval_model.py",
+    "tests/training/test_distributed.py",
+    "tests/ops/test_ahead_of_time.py",
+    "tests/training/test_kill.py",
+)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -107,7 +107,7 @@ def train_command(folder: Path, target: str, *arguments: str, **kwargs) -> str:
     return command
 
 
-@pytest.mark.parametrize(("granted", "processes"), [(1, 1), (4, 4), (8, 4)])
+@pytest.mark.parametrize(("granted", "processes"), [(1, 1), (8, 4)])
 def test_a_training_gets_the_processes_that_its_resources_grant(project, granted, processes):
     target = "results/paper/runs/small/baseline/seed0/summary.json"
     assert f"--processes {processes} " in train_command(project, target, "--resources", f"gpu={granted}")
