@@ -151,12 +151,17 @@ def task_files(wildcards):
 messages = Messages(DEFAULT)
 
 
+def everything():
+    """Whether the whole default scale was asked for."""
+    return "all" in {rule.name for rule in workflow.dag.targetrules}
+
+
 onstart:
-    messages.start(jobs=len(workflow.dag))
+    messages.start(jobs=len(workflow.dag), whole=everything())
 
 
 onsuccess:
-    messages.finish(whole="all" in {rule.name for rule in workflow.dag.targetrules})
+    messages.finish(whole=everything())
 
 
 # All results of a scale. Each file is listed, so that a deleted file is built again.

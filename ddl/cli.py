@@ -20,7 +20,7 @@ from ddl.errors import UserError
 if TYPE_CHECKING:
     from ddl.training.checkpoints import Stale
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells give it
+INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -521,7 +521,7 @@ def keep(results: Path, name: str) -> None:
 @commands.command()
 @option("--name", click.STRING, "Name of the folder in results/reference.", "NAME")
 def readme(name: str) -> None:
-    """Write the marked parts of README.md from kept results."""
+    """Write the generated parts of README.md and docs/."""
     from ddl.reporting.readme import readme
 
     readme(name)

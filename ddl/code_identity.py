@@ -101,10 +101,11 @@ def _shown(notebook: Path) -> dict[str, str]:
         module = _files(str(modules.get(name.split(".")[0])))[-1:]  # none if the notebook defines it
         for path in module:
             text = path.read_text(encoding="utf-8")
-            named = [node for node in ast.walk(ast.parse(text)) if isinstance(node, NAMED)]
-            lines = text.split("\n")
-            matching = [node for node in named if node.name == name.split(".")[-1]]
-            texts = ["\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in matching]
+            lines, nodes = text.split("\n"), list[ast.AST]([ast.parse(text)])
+            for part in name.split("."):
+                inside = [child for node in nodes for child in ast.walk(node) if isinstance(child, NAMED)]
+                nodes = [child for child in inside if child.name == part]
+            texts = ["\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes]  # type: ignore[attr-defined]
             key = f"{path.relative_to(ROOT).as_posix()}:{name}"
             shown[key] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return shown

@@ -105,11 +105,11 @@ class ModelConfig:
                 f"direction_pool: {self.direction_pool!r} needs direction 'mlp'; direction 'output' does not read the "
                 "pooled state"
             )
-        if self.state_memory == "rebuilt":
+        if self.state_memory == "rebuilt":  # the state is overwritten: nothing but the fused rewrite may keep it
             for name, unfit in (("kernels", "reference"), ("direction", "mlp"), ("value_input", "compressed")):
                 if getattr(self, name) == unfit:
                     raise ConfigError(
-                        f"state_memory: 'rebuilt' needs the fused rewrite, which does not support {name} {unfit!r}"
+                        f"state_memory: 'rebuilt' overwrites the state, which {name} {unfit!r} still needs"
                     )
         if self.residual == "additive" and self.value_channels > 1:
             raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
@@ -151,7 +151,7 @@ class Corpus(abc.ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.default is dataclasses.MISSING and not getattr(self, field.name):
+            if field.default is dataclasses.MISSING and getattr(self, field.name) in ("", ()):
                 raise ConfigError(f"corpus.{field.name}: required by the corpus {self.name!r}, found nothing")
 
     @property
@@ -418,7 +418,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ConfigError("sweep: expected positive learning_rates and steps")
+            raise ConfigError("expected positive learning_rates and steps")
 
 
 @dataclass(frozen=True)
@@ -490,7 +490,7 @@ def load_scale(name: str) -> Scale:
         ConfigError: there is no such scale, or a setting is unknown, missing, of the wrong type or inconsistent.
     """
     path = SCALES_DIR / f"{name}.yaml"
-    if not path.is_file():
+    if name not in scale_names():
         raise ConfigError(f"scale: expected one of {', '.join(scale_names())}, found {name!r}")
     return from_mapping(Scale, {"name": name, **_read_yaml(path)}, str(path.relative_to(ROOT)))
 
@@ -578,7 +578,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: {key}: expected a list, found {value!r}")
         return tuple(_convert(typing.get_args(hint)[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
-    if origin in (dict, types.MappingProxyType):
+    if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: {key}: expected a mapping, found {value!r}")
         return {name: _convert(typing.get_args(hint)[1], item, where, f"{key}.{name}") for name, item in value.items()}

@@ -76,7 +76,7 @@ def build(scale: Scale, out: Path, workers: int, restart: bool = False) -> dict[
             would be replaced without `restart`.
     """
     manifest_path = out / "manifest.json"
-    if restart or not scale.corpus.large:  # else once it is clear that finished shards are not replaced
+    if restart or not scale.corpus.large:  # otherwise `start` removes it, once no finished shard would be lost
         manifest_path.unlink(missing_ok=True)  # a folder without a manifest is unfinished
     for leftover in out.glob(".*.tmp"):  # left by a build that was killed
         leftover.unlink()
@@ -228,9 +228,9 @@ class _Build:
             "code": code_identity("ddl.data.build"),
         }
         journal = Journal(self.out / "journal.json", origin)
-        if journal.replaced and self.scale.corpus.large and not self.restart:
+        if journal.conflict and self.scale.corpus.large and not self.restart:
             raise DataError(
-                f"{journal.path}: {journal.replaced}; put these back to continue, or build all shards again with "
+                f"{journal.path}: {journal.conflict}; restore it to continue, or build all shards again with "
                 "--restart (in the workflow: snakemake --config stale=restart)"
             )
         (self.out / "manifest.json").unlink(missing_ok=True)

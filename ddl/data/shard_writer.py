@@ -44,11 +44,11 @@ class Journal:
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
         """Open the journal at `path`, or start a new one if its `origin` (settings, sources and code) differs.
 
-        `replaced` is empty unless a new one was started in place of a journal with finished shards; then it says how
-        many shards and in which entries the two origins differ.
+        `conflict` is empty unless a new one was started in place of a journal with finished shards; then it says how
+        many shards there are and in which entries the two origins differ.
         """
         self.path = path
-        self.replaced = ""
+        self.conflict = ""
         self.record: dict[str, Any] = {"origin": origin, "splits": {}}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ class Journal:
             now, then = flat(origin), flat(found.get("origin", {}))
             changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
             more = f" and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
-            self.replaced = f"{shards} finished shards differ in {', '.join(changed[:LISTED])}{more}"
+            self.conflict = f"{shards} finished shards were made with a different {', '.join(changed[:LISTED])}{more}"
 
     def finished(self, split: str) -> list[dict[str, Any]]:
         """The entries of a split, up to the first whose shard is missing or changed."""

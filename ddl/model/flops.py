@@ -46,7 +46,6 @@ def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[st
 def describe(scale: Scale) -> str:
     """A table of all runs of a scale: parameters, FLOPs per token, state bytes per token, training cost."""
     recipe = scale.training
-    width = 2 if recipe.dtype == "bfloat16" else 4
     lines = [
         f"scale {scale.name}: {len(scale.seeds)} seed(s), {recipe.steps:,} steps x {recipe.batch_sequences} sequences "
         f"x {scale.sequence_length} tokens = {scale.tokens:,} tokens per run, {recipe.dtype}",
@@ -66,7 +65,7 @@ def describe(scale: Scale) -> str:
                 total = flops.backbone + flops.state
                 forward, share = f"{total / 1e6:.2f}", f"{flops.state / total:.2%}"
                 training = f"{3 * total * scale.tokens:.2e}"
-            memory = state_bytes_per_token(config, width)
+            memory = state_bytes_per_token(config, 2 if config.state_dtype == "bfloat16" else 4)
             lines.append(
                 f"{size:7} {variant:12} {counts['total']:12,} {counts['total'] - counts['non_embedding']:11,} "
                 f"{forward:>12} {share:>12} {memory['state']:14,} {memory['stored']:15,} {training:>12}"

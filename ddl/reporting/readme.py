@@ -31,8 +31,8 @@ def readme(name: str) -> None:
         KeepError: there are no such reference results, or marks and parts do not match.
     """
     folder = REFERENCE / name
-    if not folder.is_dir():
-        known = ", ".join(sorted(path.name for path in REFERENCE.glob("*"))) or "none"
+    if not (folder / "numbers.json").is_file():
+        known = ", ".join(sorted(path.parent.name for path in REFERENCE.glob("*/numbers.json"))) or "none"
         raise KeepError(f"results/reference/{name}: not found; expected one of: {known}")
     pages = read_pages()
     changed = {page: text for page, text in fill(pages, readme_parts(folder)).items() if text != pages[page]}

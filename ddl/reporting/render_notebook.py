@@ -101,6 +101,8 @@ def read_notebook(source: Path, parameters: dict[str, Any]) -> NotebookNode:
     """Read a py:percent file, and check the parameters against its cell tagged `parameters`."""
     if not source.is_file():
         raise NotebookError(f"{source}: notebook not found")
+    if source.suffix != ".py":
+        raise NotebookError(f"{source}: expected a notebook in the py:percent format, named *.py")
     notebook = jupytext.read(source, fmt="py:percent")
     tagged = [cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", [])]
     if len(tagged) != 1:

@@ -51,17 +51,21 @@ class Messages:
         self.jobs = 0
         self.started = time.monotonic()
 
-    def start(self, jobs: int) -> None:
+    def start(self, jobs: int, whole: bool) -> None:
         """Print what will run and the expected time, and from then on show each job as one line.
 
         Args:
             jobs: number of jobs that will run.
+            whole: whether the whole scale was asked for, not single files or another scale's.
         """
         self.jobs = jobs
         logger = logging.getLogger("snakemake.logging")
         for handler in [handler for handler in logger.handlers if handler.name == "DefaultStreamHandler"]:
             logger.removeHandler(handler)
             logger.addHandler(JobLines(jobs, handler))
+        if not whole:
+            say(f"{counted(jobs)} to run. Their logs are in results/<scale>/logs/.")
+            return
         say(f"{counted(jobs)} to run. Their logs are in results/{self.scale}/logs/.")
         for path in sorted(Path("results/reference").glob(f"{self.scale}-*/times.json")):
             known = json.loads(path.read_text())
@@ -104,6 +108,7 @@ def counted(jobs: int) -> str:
 
 def duration(seconds: float) -> str:
     """Format seconds: 2 d 03 h, 1 h 05 min, 3 min 20 s, 12 s."""
+    seconds = round(seconds)
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if days:
         return f"{days:.0f} d {hours % 24:02.0f} h"

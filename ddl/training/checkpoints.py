@@ -116,7 +116,7 @@ class Checkpoints:
 
         Raises:
             TrainingError: there are such checkpoints and `stale` is "refuse"; or `stale` is "continue", but they were
-                trained on other data or for more steps.
+                trained on other data or for more steps, or none of them can be read.
         """
         if (state := self.newest(say)) is not None or (other := self._newest_other()) is None:
             return state
@@ -140,10 +140,11 @@ class Checkpoints:
                 f"{other}: these checkpoints, at step {step} of {steps}, are from a different run: {listed}; {ways} "
                 f"(in the workflow: snakemake --config {keys})"
             )
+        if (state := self.newest(say, other)) is None:
+            raise TrainingError(f"{other}: none of these checkpoints can be read; start over with --restart")
         say(f"{other}: continued although this is a different run: {listed}")
-        if (state := self.newest(say, other)) is not None:
-            named = [difference._asdict() for difference in differences]
-            state["origin"] = {"fingerprint": origin.fingerprint, "differences": named}
+        named = [difference._asdict() for difference in differences]
+        state["origin"] = {"fingerprint": origin.fingerprint, "differences": named}
         return state
 
     def newest(self, say: Callable[[str], None], folder: Path | None = None) -> dict[str, Any] | None:

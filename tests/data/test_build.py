@@ -237,7 +237,8 @@ def test_finished_shards_of_a_large_corpus_are_replaced_only_when_told_to(stream
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = dataclasses.replace(stream_scale, corpus=dataclasses.replace(stream_scale.corpus, val_tokens=9_000))
     with pytest.raises(
-        DataError, match=r"journal\.json: \d+ finished shards differ in corpus\.val_tokens; .*--restart"
+        DataError,
+        match=r"journal\.json: \d+ finished shards were made with a different corpus\.val_tokens; .*--restart",
     ):
         data.build(other, folder, 1)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

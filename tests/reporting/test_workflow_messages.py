@@ -9,6 +9,7 @@ import pytest
 
 from ddl.files import write_json
 from ddl.layout import ROOT
+from ddl.reporting.workflow_messages import duration
 
 SNAKEFILE = f"""
 import sys
@@ -18,7 +19,7 @@ from ddl.reporting.workflow_messages import Messages
 messages = Messages("tiny")
 
 onstart:
-    messages.start(jobs=len(workflow.dag))
+    messages.start(jobs=len(workflow.dag), whole="all" in {{rule.name for rule in workflow.dag.targetrules}})
 
 onsuccess:
     messages.finish(whole="all" in {{rule.name for rule in workflow.dag.targetrules}})
@@ -65,6 +66,8 @@ def test_a_run_says_how_long_it_will_take_then_one_line_per_job_then_where_the_r
 def test_a_single_target_is_no_whole_scale(build):
     code, lines = build("out1")
     assert code == 0
+    assert "1 job to run. Their logs are in results/<scale>/logs/." in lines
+    assert not any("tiny" in line for line in lines)
     assert re.fullmatch(r"Done: 1 job in \d+ s\.", lines[-1])
     assert not any("is built" in line for line in lines)
 
@@ -75,3 +78,10 @@ def test_the_log_of_a_failed_job_is_shown(build):
     assert "Logfile log2:" in lines
     assert "words" in lines
     assert not any("is built" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.4, "12 s"), (59.7, "1 min 00 s"), (119.7, "2 min 00 s"), (3599.9, "1 h 00 min")]
+)
+def test_a_duration_is_rounded_before_it_is_split_into_units(seconds, text):
+    assert duration(seconds) == text

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddl.training.checkpoints import Checkpoints, Origin
+from ddl.training.errors import TrainingError
 
 
 @pytest.fixture
@@ -84,3 +85,11 @@ def test_origins_differ_in_a_setting_a_file_of_data_or_of_code(checkpoints):
         "code x.py has changed",
     ]
     assert str(new.differences(Origin({}, {}, {"y.py": "0"}))[-1]) == "code y.py was removed"
+
+
+def test_to_continue_from_checkpoints_that_cannot_be_read_is_refused(checkpoints, tmp_path, said):
+    for path in checkpoints.folder.glob("*.pt"):
+        path.write_bytes(b"damaged")
+    other = Checkpoints(tmp_path, Origin({"lr": 2}, {"a.bin": "0"}, {"x.py": "0"}))
+    with pytest.raises(TrainingError, match="none of these checkpoints can be read; start over with --restart"):
+        other.find("continue", 5, said.append)
