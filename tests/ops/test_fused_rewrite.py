@@ -219,8 +219,8 @@ def test_a_state_that_cannot_be_overwritten_is_refused():
     [{"kernels": "reference"}, {"direction": "mlp", "value_input": "output"}, {"value_input": "compressed"}],
     ids=str,
 )
-def test_rebuilt_states_without_a_fused_rewrite_are_a_config_error(tiny_config, settings):
-    with pytest.raises(ConfigError, match="state_memory: 'rebuilt' needs the fused rewrite"):
+def test_rebuilt_states_that_something_else_still_needs_are_a_config_error(tiny_config, settings):
+    with pytest.raises(ConfigError, match="state_memory: 'rebuilt' overwrites the state, which"):
         tiny_config("ddl-cc", state_memory="rebuilt", **settings)
 
 
