@@ -58,3 +58,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flattened
+
+
+def differing_keys(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Keys whose values differ between two mappings, or that only one of them has, in alphabetical order."""
+    return [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]

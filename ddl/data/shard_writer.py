@@ -15,7 +15,7 @@ import numpy as np
 
 from ddl.data.parallel_encode import Encoded
 from ddl.data.shard_format import DataError, write_shard
-from ddl.files import flat, sha256_file, write_json
+from ddl.files import differing_keys, flat, sha256_file, write_json
 
 LISTED = 5  # differences in a message
 
@@ -59,8 +59,7 @@ class Journal:
             return
         shards = sum(len(entries) for entries in found.get("splits", {}).values())
         if shards:
-            now, then = flat(origin), flat(found.get("origin", {}))
-            changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+            changed = differing_keys(flat(origin), flat(found.get("origin", {})))
             more = f" and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
             self.conflict = f"{shards} finished shards were made with a different {', '.join(changed[:LISTED])}{more}"
 

@@ -30,7 +30,7 @@ from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: a gate can start close to 0 or 2 and is still trainable
 
 
-class Rule(nn.Module):
+class Rule(nn.Module, abc.ABC):
     """Base class of residual rules; a subclass defines `__init__(config)` and `forward`.
 
     The constructor raises ConfigError for settings that the rule does not support. The model draws the matrices
@@ -44,9 +44,9 @@ class Rule(nn.Module):
         """Floating-point operations per token, a multiply-add counting as two; None if they have not been counted."""
         return None
 
+    @abc.abstractmethod
     def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
         """The next state, with the shape of X."""
-        raise NotImplementedError
 
 
 class Additive(Rule):

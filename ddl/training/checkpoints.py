@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ddl.files import atomic, flat, write_json
+from ddl.files import atomic, differing_keys, flat, write_json
 from ddl.layout import KEPT_CHECKPOINTS
 from ddl.training.errors import TrainingError
 
@@ -73,8 +73,7 @@ class Origin:
         found = []
         for kind in ("settings", "data", "code"):
             now, then = flat(getattr(self, kind)), flat(getattr(other, kind))
-            changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
-            found += [Difference(kind, key, then.get(key), now.get(key)) for key in changed]
+            found += [Difference(kind, key, then.get(key), now.get(key)) for key in differing_keys(now, then)]
         return found
 
 
