@@ -411,9 +411,10 @@ def compress_by_equation(W, config, X):
 # $\mathbf{a}$ and $\mathbf{b}$. At position $t$ the pair $(a_i, b_i)$ is rotated by the angle
 # $\theta_i = t \cdot 10000^{-2i/D}$; then the query or key is normalised:
 #
-# $$\mathbf{q}_t = \mathrm{RMSNorm}\begin{pmatrix} \mathbf{a}\cos\theta - \mathbf{b}\sin\theta \\
-# \mathbf{b}\cos\theta + \mathbf{a}\sin\theta \end{pmatrix}, \qquad
-# \mathbf{y}_t = \sum_{u \le t} \frac{e^{\mathbf{q}_t^\top\mathbf{k}_u / \sqrt{D}}}
+# $$\mathbf{q}_t = \mathrm{RMSNorm}\,[\,\mathbf{a}\cos\theta - \mathbf{b}\sin\theta,\;
+# \mathbf{b}\cos\theta + \mathbf{a}\sin\theta\,]$$
+#
+# $$\mathbf{y}_t = \sum_{u \le t} \frac{e^{\mathbf{q}_t^\top\mathbf{k}_u / \sqrt{D}}}
 # {\sum_{u' \le t} e^{\mathbf{q}_t^\top\mathbf{k}_{u'} / \sqrt{D}}}\,\mathbf{v}_u, \qquad
 # \mathbf{h} = \mathbf{W}_{\mathrm{out}}\,\mathbf{y} .$$
 #

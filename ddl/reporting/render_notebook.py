@@ -285,6 +285,8 @@ def formula(latex: str, display: bool) -> str:
     latex = latex.strip()
     if r"\operatorname*" in latex:
         raise NotebookError(rf"\operatorname* in formula ${latex}$ would be drawn wrongly, expected \operatorname")
+    if r"\begin{pmatrix}" in latex:
+        raise NotebookError(rf"pmatrix in formula ${latex}$ would be drawn with brackets as high as a page")
     ziamath.config.svg2 = False  # draw glyphs as paths; identifiers could clash between formulas
     try:
         drawing = ziamath.Latex(latex, size=EM, inline=not display, margin=MARGIN)

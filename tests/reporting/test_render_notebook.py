@@ -171,7 +171,9 @@ def test_absent_notebook_is_named(tmp_path: Path) -> None:
         read_notebook(tmp_path / "absent.py", {})
 
 
-@pytest.mark.parametrize("latex", [r"\operatorname*{argmin} x", r"\nosuchcommand x", r"\frac{1}{"])
+@pytest.mark.parametrize(
+    "latex", [r"\operatorname*{argmin} x", r"\nosuchcommand x", r"\frac{1}{", r"\begin{pmatrix} x \\ y \end{pmatrix}"]
+)
 def test_formula_that_would_be_drawn_wrongly_is_refused(latex: str) -> None:
     with pytest.raises(NotebookError, match="formula"):
         formula(latex, display=True)
