@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import sympy as sp
 import torch
 from IPython.display import Markdown
+from torch import nn
 
 from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, paper_variants
 from ddl.model.language_model import Block, LanguageModel, parameter_count
@@ -486,6 +487,85 @@ Markdown("\n".join(rows))
 
 # %%
 source(Delta.generate, Gate.forward, Value.forward, MLPDirection.forward)
+
+# %% [markdown]
+# Written out with the weights of the modules, on random inputs: the gate is $2\sigma(\cdot)$ of one linear map of
+# $\mathbf{c}$, or of two with a $\tanh$ between them; the target is a linear map of $\mathbf{c}$; the direction is the
+# normalised output $\mathbf{h}$, or the normalised output of an MLP on the pooled state.
+
+# %%
+inputs = torch.Generator().manual_seed(seed)
+X = torch.randn(2, 5, 12, 4, generator=inputs, dtype=torch.float64)
+x_in, c, h = torch.randn(3, 2, 5, 12, generator=inputs, dtype=torch.float64)
+
+
+@torch.no_grad()
+def generated(**setting):
+    """Weights of a rule, away from their initial values, and the direction, target and gate that it generates."""
+    rule = away_from_start(make_rule(config_of("ddl-cc", gate_hidden=7, **setting)).double())
+    return dict(rule.named_parameters()), *rule.generate(X, x_in, c, h)
+
+
+def unit(k_tilde):
+    return k_tilde / k_tilde.norm(dim=-1, keepdim=True)
+
+
+GUARD = 1e-8  # the guard of the normalisation changes a direction by less than this
+for kind in ("linear", "mlp"):
+    W, k, v, beta = generated(gate=kind)
+    features = c if kind == "linear" else torch.tanh(c @ W["gate.hidden.weight"].T)
+    logit = (features @ W["gate.logit.weight"].T + W["gate.logit.bias"])[..., 0]
+    assert torch.allclose(beta, 2 / (1 + torch.exp(-logit)), rtol=0, atol=1e-14), "gate-form"
+    assert torch.allclose(v, c @ W["value.linear.weight"].T + W["value.linear.bias"], rtol=0, atol=1e-14), "value-form"
+    assert torch.allclose(k, unit(h), rtol=0, atol=GUARD), "output-direction"
+for pool, pooled in (("mean", X.mean(-1)), ("flatten", X.flatten(-2))):
+    W, k, *_ = generated(direction="mlp", direction_pool=pool, value_input="output")
+    hidden = pooled @ W["direction.up.weight"].T
+    k_tilde = (hidden * hidden.sigmoid()) @ W["direction.down.weight"].T
+    assert torch.allclose(k, unit(k_tilde), rtol=0, atol=GUARD), "mlp-direction"
+print("gate, target and both kinds of direction: equal to their formulas")
+
+# %% [markdown]
+# > We compute the logits in fp32 for stability and initialize the output bias to match the configured starting value
+# > $\beta_0 = \texttt{ddl\_beta\_init} \in [0, 2]$ via $\mathrm{logit}(\beta_0/2)$ (clamped in code) (App. A.2)
+#
+# In bf16 training the gate's weights and logits are fp32: given the same bf16 input, it returns what fp32 arithmetic
+# gives, bit for bit. Logits in bf16 would give other gates. The bias makes the gate $\beta_0$ for the input
+# $\mathbf{c} = 0$; the clamp of the logit to $\pm 15$ moves the ends of the range by less than $10^{-6}$.
+
+# %%
+gate = away_from_start(Gate(config_of("ddl-cc")))
+rounded = torch.randn(1000, 12, generator=inputs).bfloat16()
+with torch.no_grad():
+    in_fp32 = 2 * torch.sigmoid(nn.functional.linear(rounded.float(), gate.logit.weight, gate.logit.bias))[:, 0]
+    in_bf16 = 2 * torch.sigmoid(nn.functional.linear(rounded, *(p.bfloat16() for p in gate.logit.parameters())))[:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gate(rounded)
+assert gate.logit.weight.dtype == found.dtype == torch.float32, "fp32-logits"
+assert torch.equal(found, in_fp32), "fp32-logits"
+assert (in_bf16 - in_fp32).abs().max() > 1e-3, "fp32-logits"
+
+for beta_0 in (0.0, 0.3, 1.0, 1.8, 2.0):
+    with torch.no_grad():
+        at_zero = float(Gate(config_of("ddl-cc", gate_init=beta_0))(torch.zeros(1, 12)))
+    assert abs(at_zero - beta_0) < 1e-6, "initial-gate"
+
+starts = []
+for n in range(10):
+    model = LanguageModel(config_of("ddl-cc"), seed=1000 * seed + n)
+    for module in model.modules():
+        if isinstance(module, Gate):
+            module.register_forward_hook(lambda _, arguments, output: starts.append(output.detach().flatten()))
+    model(torch.randint(0, SHAPE["vocab_size"], (2, SHAPE["sequence_length"]), generator=inputs))
+starts = torch.cat(starts)
+assert starts.std() > 0.1, "initial-gate"
+print(f"{len(starts)} gates of 10 new models: mean {starts.mean():.2f}, standard deviation {starts.std():.2f}")
+
+# %% [markdown]
+# So $\beta_0$ is the centre of the initial gates and not their value: the weights of the gate are drawn at random, and
+# the gates of different tokens scatter around it.
+#
+# ### Choices and their numbers of parameters
 
 # %% [markdown]
 # The table shows what each choice computes, and how many parameters it has per sublayer with $d$ features, $d_v$

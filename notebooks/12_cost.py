@@ -126,9 +126,9 @@ assert (expanded["peak_memory_factor"] > 1).all(), "cost-of-expansion"
 relative.round(2)
 
 # %% [markdown]
-# The rows without EC are slower and need more memory than those with EC, although they do less. The paper says why: the
-# optimised kernels are used "for CC and EC-enabled implementations". A row without EC is therefore not the cost of
-# leaving EC out.
+# The rows without EC, which only the revised text has, are slower and need more memory than those with EC, although
+# they do less. The captions give a reason: optimised kernels are used "for CC and EC-enabled implementations". A row
+# without EC is therefore no lower bound for the cost of its design with EC.
 
 # %%
 for size, variant in expanded.index:
