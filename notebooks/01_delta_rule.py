@@ -109,6 +109,24 @@ assert difference < ROUNDING
 print(f"(2.1) and (2.2) differ by less than {ROUNDING:.0e} in all {state.numel():,} numbers")
 
 # %% [markdown]
+# With one value channel the state is a vector, the target a number, and (2.2) becomes
+#
+# $$\mathbf{x}' = \mathbf{x} + \beta\,(v - \mathbf{k}^\top\mathbf{x})\,\mathbf{k} ,$$
+#
+# the scalar rule of Sec. 3.1. The channels of an expanded state do not interact: with the same direction and gate, each
+# of them follows the scalar rule on its own.
+
+# %%
+rewritten = rewrite_reference(state, direction, target, gate)
+for j in range(D_V):
+    x, v = state[..., j], target[:, j]
+    scalar_rule = x + (gate * (v - (direction * x).sum(-1)))[:, None] * direction
+    alone = rewrite_reference(x[..., None], direction, v[:, None], gate)[..., 0]
+    assert (alone - scalar_rule).abs().max() < ROUNDING, "scalar-equation"
+    assert (rewritten[..., j] - scalar_rule).abs().max() < ROUNDING, "scalar-equation"
+print(f"each of the {D_V} channels follows the scalar rule to within {ROUNDING:.0e}")
+
+# %% [markdown]
 # ## A closed gate is the identity
 #
 # With $\beta = 0$ the correction is multiplied by zero, so $\mathbf{X}' = \mathbf{X}$. The function returns the same
@@ -356,6 +374,12 @@ halves = rewrite_reference(
 )
 kept = (proposal @ halves)[:, 0] / (proposal @ state[0])[0]
 assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13)
+for factor in (
+    1e-2,
+    1e2,
+):  # without a guard the length of a proposal has no effect, so a gate means the same everywhere
+    rescaled = normalize_direction(factor * proposal, eps=0.0)
+    assert torch.allclose(rescaled, proposal, rtol=0, atol=1e-15), "unit-direction"
 print(f"1 - |k| at 10, 100, 1000 eps_k: {', '.join(f'{1 - n / (n * n + 1) ** 0.5:.1e}' for n in (10, 100, 1000))}")
 
 # %% alt="Length of the direction, and old readout left by an overwrite, against the proposal's length" tags=["fold"]

@@ -20,6 +20,7 @@ from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.statistics import Z
+from ddl.reporting.table_format import DASH
 
 SCALAR = "ddl-dv1"  # the design without an expanded state
 
@@ -333,10 +334,16 @@ def kernels_part(folder: Path) -> str:
 
 
 def claims_part() -> str:
-    """The table of the paper's claims and where each was checked."""
-    with open(ROOT / "paper" / "claims.csv", newline="") as file:
-        head, *rows = csv.reader(file)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+    """The table of the paper's claims; the column `Check` links the notebooks and gives the label of the check."""
+    pages = {path.name[:2]: path.name for path in (ROOT / "notebooks").glob("*.py")}
+    columns = ("Paper", "Version", "Claim", "Check", "Verified by", "Outcome, and what is inexact")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    with open(ROOT / "paper" / "claims.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            links = [f"[{n}](../notebooks/{pages[n]})" for n in row["Notebook"].split(", ") if n in pages]
+            row["Check"] = f"{', '.join(links) or DASH}: `{row['Label']}`"
+            lines.append(f"| {' | '.join(row[name] for name in columns)} |")
+    return "\n".join(lines)
 
 
 def rulegraph() -> str:

@@ -58,7 +58,8 @@ def disagreements(rows: list[Row], notebooks: dict[str, str]) -> list[str]:
             found.append(f"{label}: a row without a notebook says {NOT_TESTED!r} and why, and no other row does")
         found += [f"{label}: no check in notebook {n}" for n in numbers if label not in checked.get(n, ())]
     for number, present in checked.items():
-        found += [f"{label}: no row that names notebook {number}" for label in present if number not in named.get(label, ())]
+        unknown = [label for label in present if number not in named.get(label, ())]
+        found += [f"{label}: no row that names notebook {number}" for label in unknown]
     return found
 
 
