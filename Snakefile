@@ -518,6 +518,7 @@ for notebook, results in READ.items():
 # Every number quoted in the paper's text and the README.
 rule numbers:
     input:
+        published=PUBLISHED,
         data=rules.data.output.manifest,
         tasks=task_files,
         summaries=every_run(rules.train.output.summary),

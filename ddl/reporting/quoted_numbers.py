@@ -82,7 +82,10 @@ def measured(results: Results) -> dict[str, dict[str, Record]]:
 
 
 def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
-    """Size -> slug -> the paper's numbers, named as in `measured`; accuracies are fractions."""
+    """Size -> slug -> the paper's numbers, named as in `measured`; accuracies are fractions.
+
+    `cost_version` is the version of the paper that the speeds and the memory are from: v3, revised, or None.
+    """
     loss = by_key(published("validation_loss"), "size", "variant")
     accuracy = by_key(published("downstream_accuracy"), "size", "variant", "num_fewshot", "task")
     cost = by_key(published("cost"), "size", "variant")
@@ -99,6 +102,7 @@ def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
                 speed, reference = (cost.get((size, name), {}).get(f"{kind}_ktok_per_s") for name in (slug, BASELINE))
                 row[f"{kind}_ratio"] = speed / reference if speed and reference else None
             row["peak_mem_factor"] = cost.get(key, {}).get("peak_memory_factor")
+            row["cost_version"] = cost.get(key, {}).get("version")
             table[size][slug] = row
         _add_deltas(table[size])
     return table
