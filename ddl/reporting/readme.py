@@ -218,8 +218,8 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
         "The bias of the value branch and its initial value (`value_bias_init`) are our choice under both versions of "
         "the paper: v3 names none, and in the revised text the value is a linear map of the normed context without a "
         f"bias. At the laptop scale it matters: with a bias of {ours:g}, as used here, the small DDL-CC ends at "
-        f"{small['ddl-cc']['val_loss']:.3f} nats. With {settings['value_bias_init']:g} it ends at {other:.3f} nats. The "
-        f"baseline ends at {small[BASELINE]['val_loss']:.3f} nats. Each is a single run; files in {_link(place)}."
+        f"{small['ddl-cc']['val_loss']:.3f} nats. With {settings['value_bias_init']:g} it ends at {other:.3f} nats. "
+        f"The baseline ends at {small[BASELINE]['val_loss']:.3f} nats. Each is a single run; files in {_link(place)}."
     )
 
 
