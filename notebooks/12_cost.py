@@ -102,7 +102,7 @@ if handles:
 # block shows the paper's shapes on one GPU, or dashes until they have been measured.
 #
 # In the published blocks the designs w/o EC are slower than those with it and need more memory, although they do less
-# work. According to the captions of the paper's tables, fused kernels are used for "CC and EC-enabled implementations".
+# work. The captions of the paper's tables say that optimised kernels are used for "CC and EC-enabled implementations".
 # So these rows compare implementations as well as designs, and they say little about what EC costs.
 #
 # `peak_mem_kind` above states what peak memory means on this device. It is a different quantity on other kinds of
