@@ -54,7 +54,7 @@ class ModelConfig:
     value_input: Literal["normed", "compressed", "output"] = "normed"
     value_activation: Literal["linear", "sigmoid4"] = "linear"
     value_bias_init: float = 1.0
-    # The backbone (Sec. 4.1).
+    # The backbone (Sec. 4.1, which gives none of these numbers; paper/choices.csv names their source).
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     embedding_std: float = 0.02
@@ -90,7 +90,7 @@ class ModelConfig:
             raise ConfigError(f"compressor: expected 'tc' or 'cc' with value_channels = {self.value_channels}")
         if self.compressor == "cc" and self.compressor_kernel != self.value_channels:
             raise ConfigError(
-                f"compressor_kernel: a cc kernel covers all value channels (App. A.2), "
+                f"compressor_kernel: a cc kernel covers all value channels (App. A.3), "
                 f"expected {self.value_channels}, found {self.compressor_kernel}"
             )
         if self.value_channels == 1 and self.embed_conv:
