@@ -54,7 +54,7 @@ class ModelConfig:
     value_input: Literal["normed", "compressed", "output"] = "normed"
     value_activation: Literal["linear", "sigmoid4"] = "linear"
     value_bias_init: float = 1.0
-    # The backbone (Sec. 4.1, which gives none of these numbers; paper/choices.csv names their source).
+    # The backbone (Sec. 4.1).
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     embedding_std: float = 0.02
