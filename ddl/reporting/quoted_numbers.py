@@ -8,7 +8,8 @@ import pandas as pd
 from ddl.config import SHOTS, Scale, load_scale, paper_variants, to_mapping
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
-from ddl.reporting.accuracy_tables import gains, published_gains
+from ddl.reporting.accuracy_tables import gains, published_counts, published_gains
+from ddl.reporting.choices import choices, settings_of_designs
 from ddl.reporting.figures import comparable, scale_note
 from ddl.reporting.read_results import Record, Results, by_key, over_seeds, published
 from ddl.reporting.statistics import Z
@@ -35,6 +36,7 @@ def collect(results: Results) -> Record:
         "training": settings["training"] | {"tokens_per_step": scale.tokens_per_step, "tokens": _run_tokens(results)},
         "sizes": {size: _shape(scale, size) for size in results.sizes},
         "model": settings_of_designs(scale),
+        "choices": choices(scale),
         "paper": _paper(load_scale("paper")),
         "corpus": _corpus(results),
         "variants": [{"slug": slug, "label": variant.label} for slug, variant in results.variants.items()],
@@ -42,6 +44,7 @@ def collect(results: Results) -> Record:
         "published": theirs,
         "comparison": {size: compare(ours[size], theirs[size], gained[size]) for size in results.sizes},
         "gains": {"ours": gained, "published": published_gains()},
+        "published_counts": published_counts(),
         "evaluation": _evaluation(results),
         "provenance": _provenance(results),
         "missing": missing,
@@ -147,12 +150,6 @@ def _add_deltas(rows: dict[str, Record]) -> None:
     base = rows[BASELINE]["val_loss"]
     for row in rows.values():
         row["delta"] = None if None in (base, row["val_loss"]) else row["val_loss"] - base
-
-
-def settings_of_designs(scale: Scale) -> Record:
-    """The settings of DDL-CC that do not depend on the size."""
-    model = to_mapping(scale.model("small", "ddl-cc"))
-    return {key: value for key, value in model.items() if key not in ("layers", "width", "heads")}
 
 
 def _paper(paper: Scale) -> Record:

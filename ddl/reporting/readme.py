@@ -18,6 +18,7 @@ from ddl.files import write_text
 from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
+from ddl.reporting.choices import choices
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.quoted_numbers import published_numbers
 from ddl.reporting.read_results import Results
@@ -93,6 +94,8 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "scoring": scoring_part(REFERENCE / "scoring.csv"),
         "gains": gains_part(),
         "claims": claims_part(),
+        "choices": choices_part(),
+        "our-choices": our_choices_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
     }
 
@@ -192,7 +195,7 @@ def times_part(spent: dict[str, Any]) -> str:
 def scales_part() -> str:
     """The table of scales, in order of tokens per run."""
     scales = sorted(map(load_scale, scale_names()), key=lambda scale: scale.tokens)
-    default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"]
+    default = default_scale()
     lines = ["| scale | layers | width | corpus | tokens per run | GPUs per run |", "|---|---|---|---|--:|--:|"]
     for scale in scales:
         sizes = scale.sizes.values()
@@ -206,6 +209,11 @@ def scales_part() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def default_scale() -> str:
+    """The scale that runs unless another is asked for."""
+    return str(yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"])
 
 
 def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
@@ -345,6 +353,40 @@ def claims_part() -> str:
     with open(ROOT / "paper" / "claims.csv", newline="") as file:
         head, *rows = csv.reader(file)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def choices_part() -> str:
+    """The table of choices at the paper's scale, with the values of the default scale where they differ."""
+    columns = {
+        "topic": "Open point",
+        "paper": "The paper (v3)",
+        "revised": "Revised text",
+        "used": "Used here",
+        "settings": "Setting",
+        "source": "Source",
+        "why": "Why, and what differs",
+    }
+    lines = [f"| {' | '.join(columns.values())} |", f"|{'---|' * len(columns)}"]
+    for row in choices(load_scale("paper"), load_scale(default_scale())):
+        row["settings"] = ", ".join(f"`{name}`" for name in row["settings"].split(", ") if name)
+        lines.append(f"| {' | '.join(row[column] or '–' for column in columns)} |")
+    return "\n".join(lines)
+
+
+def our_choices_part() -> str:
+    """The choices that no source settles, in short."""
+    rows = choices(load_scale("paper"), load_scale(default_scale()))
+    ours = [row for row in rows if "ours" in row["source"]]
+    return "\n".join(
+        [
+            f"The paper leaves {len(rows)} points open or ambiguous. [Choices](docs/choices.md) lists them all, with "
+            f"what is used here and where that comes from. For these {len(ours)}, all or part of it is our own choice:",
+            "",
+            "| open point | used here |",
+            "|---|---|",
+            *(f"| {row['topic']} | {row['used']} |" for row in ours),
+        ]
+    )
 
 
 def rulegraph() -> str:

@@ -126,6 +126,24 @@ def test_no_source_code_shows_in_the_text(results: Path, tmp_path: Path) -> None
         assert leftover not in text
 
 
+def test_every_choice_is_in_the_paper_with_its_value(results: Path, tmp_path: Path) -> None:
+    text = text_of(results, tmp_path)
+    rows = json.loads((results / "numbers.json").read_text())["choices"]
+    assert [row["topic"] for row in rows if row["topic"] not in text or row["source"] not in text] == []
+    assert "every 64 steps on 256 fixed sequences" in text
+
+
+def test_the_paper_names_accuracies_that_no_number_of_right_answers_gives(results: Path, tmp_path: Path) -> None:
+    assert "32.07 percent of DDL" in text_of(results, tmp_path)
+    file = results / "numbers.json"
+    numbers = json.loads(file.read_text())
+    numbers["published_counts"]["impossible"] = []
+    file.write_text(json.dumps(numbers))
+    text = text_of(results, tmp_path)
+    assert "192 published accuracies in single tasks, 192 are" in text
+    assert "No number of right answers" not in text
+
+
 def test_paper_without_any_run_has_dashes_and_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "laptop").mkdir()
     results = build(tmp_path / "laptop")
