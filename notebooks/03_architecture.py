@@ -10,7 +10,8 @@
 # # Where does the rewrite sit in the model, and how large are the models?
 #
 # **Question.** What does a layer read from the residual state, what does it compute, and what does it write back (the
-# paper's Figure 1)? And how do the two model sizes of this run compare with those of the paper (Table 6)?
+# paper's Figure 1)? How do the two model sizes of this run compare with those of the paper (Table 6)? What do the
+# designs share, and what does the rewrite cost?
 #
 # > The resulting protocol is therefore compress, process, and rewrite. (Sec. 2.2)
 
@@ -381,9 +382,10 @@ print(f"{paper_scale.tokens_per_step:,} tokens per step, {paper_scale.tokens / 1
 # > blocks [...] (Sec. 3.2)
 #
 # **Work and traffic, measured.** The reference functions run on states of several sizes, while PyTorch reports every
-# operation that it executes. We add up the sizes of all tensors that these operations read and write. An operation on
-# tensors does a bounded number of additions and multiplications per number that it touches, so the sum bounds the work
-# as well. If it is $O(dd_v)$, then the sum divided by $dd_v$ cannot grow with $d$ or $d_v$.
+# operation that it executes. We add up the sizes of all tensors that these operations read and write. Here the sum also
+# bounds the work: the functions consist of elementwise operations, of sums, and of a vector times a matrix, all of which
+# do at most two operations per number that they touch. If the cost is $O(dd_v)$, then the sum divided by $dd_v$ cannot
+# grow with $d$ or $d_v$.
 
 
 # %%
@@ -477,8 +479,11 @@ for (size, slug), lost in slower.items():
 # ## What was shown and what was not
 #
 # **Shown:** the layout of a block and of the stack, as the package implements them; that the package's baseline has the
-# published shapes; that all designs in Tables 4 and 5 have the published numbers of parameters, truncated to millions.
+# published shapes; that all designs in Tables 4 and 5 have the published numbers of parameters, truncated to millions;
+# that the designs share the backbone and all other settings; that rewrite, compressors and generators cost as little
+# as the paper says, in operations and in numbers touched.
 #
 # **Not shown:** that the drawing agrees with the code; no assertion can check a picture. [Notebook
 # 05](05_gradient.html), "What the runs execute is the equation", checks the code against the formulas. The printed
-# counts have three digits, so they cannot confirm small parts, such as a bias.
+# counts have three digits, so they cannot confirm small parts, such as a bias. Nor is shown why the designs are slower
+# than the baseline: the number of operations does not explain it, and time was not measured here.

@@ -789,8 +789,9 @@ Markdown("\n".join(rows))
 # **Shown:** the shapes of state and computation, from running models; EC, CC and TC as explicit matrices, which are
 # equal to the functions and to their Kronecker forms and are lower block triangular; that a compressor reads one in
 # $d_v$ dimensions; that no later token changes an earlier output, in any variant; that all expanded designs start as
-# the same function, which is that of a scalar model; every valid combination of generators, with its number of
-# parameters, and the messages that reject the others; how much memory the states take.
+# the same function, which is that of a scalar model; the generators' formulas, the fp32 logits of the gate and where it
+# starts; every valid combination of generators, with its number of parameters, and the messages that reject the
+# others; how much memory the states take.
 #
 # **Not shown:** that the extra channels are used for anything. A compressor *can* leave content unread and read it
 # later; only trained models can tell whether one does. Causality was checked on small models with two blocks, whose

@@ -137,9 +137,8 @@ assert (expanded["peak_memory_factor"] > 1).all(), "cost-of-expansion"
 relative.round(2)
 
 # %% [markdown]
-# The rows without EC, which only the revised text has, are slower and need more memory than those with EC, although
-# they do less. The captions give a reason: optimised kernels are used "for CC and EC-enabled implementations". A row
-# without EC is therefore no lower bound for the cost of its design with EC.
+# The rows w/o EC, which only the revised text has, are slower and need more memory than those with EC. They are
+# therefore no lower bounds for the cost of the designs with EC; the end of this page says why.
 
 # %%
 for size, slug in itertools.product(("small", "medium"), ("ddl-tc", "ddl-cc")):
@@ -209,6 +208,9 @@ pd.DataFrame(verdicts).fillna(DASH)
 # In the published blocks the designs w/o EC are slower than those with it and need more memory, although they do less
 # work. The captions of the paper's tables say that optimised kernels are used for "CC and EC-enabled implementations".
 # So these rows compare implementations as well as designs, and they say little about what EC costs.
+#
+# The paper's sentences about cost agree with its tables, except that "the best trade-off" of CC depends, at the small
+# size, on what a lower loss is worth.
 #
 # `peak_mem_kind` above states what peak memory means on this device. It is a different quantity on other kinds of
 # devices, so only ratios can be compared.
