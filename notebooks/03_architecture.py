@@ -383,9 +383,9 @@ print(f"{paper_scale.tokens_per_step:,} tokens per step, {paper_scale.tokens / 1
 #
 # **Work and traffic, measured.** The reference functions run on states of several sizes, while PyTorch reports every
 # operation that it executes. We add up the sizes of all tensors that these operations read and write. Here the sum also
-# bounds the work: the functions consist of elementwise operations, of sums, and of a vector times a matrix, all of which
-# do at most two operations per number that they touch. If the cost is $O(dd_v)$, then the sum divided by $dd_v$ cannot
-# grow with $d$ or $d_v$.
+# bounds the work: the functions consist of elementwise operations, of sums, and of a vector times a matrix, which do at
+# most two additions or multiplications per number that they touch. If the cost is $O(dd_v)$, then the sum divided by
+# $dd_v$ cannot grow with $d$ or $d_v$.
 
 
 # %%
