@@ -130,15 +130,26 @@ print(f"each of the {D_V} channels follows the scalar rule to within {ROUNDING:.
 # ## A closed gate is the identity
 #
 # With $\beta = 0$ the correction is multiplied by zero, so $\mathbf{X}' = \mathbf{X}$. The function returns the same
-# bits, in every precision that training uses and for any finite direction and target. There is one harmless exception:
-# $-0$ plus a correction of zero is $+0$.
+# bits, in every precision that training uses, as long as no number on the way overflows: a readout that overflows is
+# infinite, and infinity times zero is not a number. With $|\mathbf{k}| \le 1$, no partial sum of a readout is longer
+# than its column $\mathbf{x}_j$ of the state. So $|\mathbf{x}_j| + |v_j|$ below the largest number of the precision is
+# enough, about $3 \cdot 10^{38}$ in fp32 and bf16. There is one harmless exception: $-0$ plus a correction of zero is
+# $+0$.
 
 # %%
 for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), (torch.bfloat16, torch.int16)):
     before = state.to(dtype)
     after = rewrite_reference(before, direction.to(dtype), 1e3 * target.to(dtype), torch.zeros(TOKENS, dtype=dtype))
     assert torch.equal(before.view(bits), after.view(bits))
-    print(f"{dtype}: all {before.numel():,} numbers have the same bits")
+    largest = torch.finfo(dtype).max
+    huge = (0.8 * largest * (state / torch.linalg.vector_norm(state, dim=1, keepdim=True))).to(dtype)
+    far = (0.1 * largest * target.sign()).to(dtype)
+    after = rewrite_reference(huge, direction.to(dtype), far, torch.zeros(TOKENS, dtype=dtype))
+    assert torch.equal(huge.view(bits), after.view(bits))  # columns of length 0.8, targets of 0.1 of the largest number
+    even = torch.full((1, D), D**-0.5, dtype=dtype)
+    too_huge = torch.full((1, D, D_V), 0.8 * largest, dtype=dtype)  # columns of length 0.8 sqrt(16) = 3.2 of it
+    assert rewrite_reference(too_huge, even, far[:1], torch.zeros(1, dtype=dtype)).isnan().all()
+    print(f"{dtype}: all {before.numel():,} numbers have the same bits; NaN if a readout exceeds {largest:.1e}")
 
 minus_zero = torch.full((1, D, D_V), -0.0, dtype=torch.float64)
 after = rewrite_reference(minus_zero, direction[:1], target[:1].abs(), torch.zeros(1, dtype=torch.float64))
@@ -350,9 +361,9 @@ Markdown("\n".join(rows))
 #
 # $$\mathbf{k} = \frac{\tilde{\mathbf{k}}}{\sqrt{|\tilde{\mathbf{k}}|^2 + \varepsilon_k^2}}, \qquad |\mathbf{k}| < 1 .$$
 #
-# A proposal near $\varepsilon_k = 10^{-5}$ gives a direction shorter than one, and the law above changes: with
-# $|\mathbf{k}| = s$, the readout along the unit vector contracts by $1 - \beta s^2$ instead of $1 - \beta$, towards
-# $\mathbf{v} / s$.
+# The paper gives no number for $\varepsilon_k$; this package uses $10^{-5}$. A proposal of about that length gives a
+# direction shorter than one, and the law above changes: with $|\mathbf{k}| = s$, the readout along the unit vector
+# contracts by $1 - \beta s^2$ instead of $1 - \beta$, towards $\mathbf{v} / s$.
 
 # %%
 source(normalize_direction)
@@ -374,10 +385,12 @@ halves = rewrite_reference(
 )
 kept = (proposal @ halves)[:, 0] / (proposal @ state[0])[0]
 assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13)
-for factor in (
-    1e-2,
-    1e2,
-):  # without a guard the length of a proposal has no effect, so a gate means the same everywhere
+assert (1 - guarded.norm(dim=-1)[lengths > 100.1 * EPS] < 5e-5).all()
+assert abs(float(kept[30]) - 0.5) < 1e-12 > abs(float(lengths[30]) / EPS - 1)  # the length eps_k itself
+at_limit = proposal[:, None] * target[0] / guarded.norm(dim=-1)[:, None, None]  # the readout is v / s
+stays = rewrite_reference(at_limit, guarded, target[0].expand(81, D_V), torch.ones(81, dtype=torch.float64))
+assert torch.allclose(stays, at_limit, rtol=1e-13, atol=0)
+for factor in (1e-2, 1e2):  # without a guard the length of a proposal has no effect: a gate means the same everywhere
     rescaled = normalize_direction(factor * proposal, eps=0.0)
     assert torch.allclose(rescaled, proposal, rtol=0, atol=1e-15), "unit-direction"
 print(f"1 - |k| at 10, 100, 1000 eps_k: {', '.join(f'{1 - n / (n * n + 1) ** 0.5:.1e}' for n in (10, 100, 1000))}")
@@ -424,10 +437,11 @@ print(f"after {TOKENS} steps, states of size {over_depth.abs().max():.1f} differ
 # ## What was shown and what was not
 #
 # **Shown,** in symbols for every size and in fp64 on seeded examples: (2.1) and (2.2) are one rule; a closed gate
-# returns the state bit for bit (only $-0$ may become $+0$); a gate of one overwrites the readout with the target; in
-# general the discrepancy is multiplied by $1 - \beta$, which is negative for gates above one, and only the component
-# along $\mathbf{k}$ moves; at two the shortcut is a reflection; with separate gates the target is no longer a fixed
-# point; the small-norm guard weakens these statements only for proposals near $\varepsilon_k$.
+# returns the state bit for bit unless the readout overflows (only $-0$ may become $+0$); a gate of one overwrites the
+# readout with the target; in general the discrepancy is multiplied by $1 - \beta$, which is negative for gates above
+# one, and only the component along $\mathbf{k}$ moves; at two the shortcut is a reflection; with separate gates the
+# target is no longer a fixed point; the small-norm guard weakens these statements only for proposals near
+# $\varepsilon_k$.
 #
 # **Not shown:** that a network benefits from any of this. Here direction, target and gate were given; in the model they
 # are learned and depend on the state. Nothing here tells which gates training chooses, or what happens in bf16 over

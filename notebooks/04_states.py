@@ -350,7 +350,7 @@ for name in ("CC", "TC"):
 # %%
 @torch.no_grad()
 def away_from_start(model):
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed + 1)
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
