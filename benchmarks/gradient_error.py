@@ -121,9 +121,10 @@ def gradient(
     model = LanguageModel(config).to(dtype)
     model.load_state_dict(weights)
     prepare(model)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = model.loss(*text)
-    loss.backward()
+    for ids, targets in zip(*text, strict=True):  # one by one: plain autograd in fp64 takes much memory
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model.loss(ids[None], targets[None]) / len(text[0])
+        loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -131,17 +132,19 @@ class Watch:
     """Compares each state that the backward pass rebuilds with the one that the forward pass overwrote.
 
     Attributes:
-        errors: per state, from the first, the relative error of all tokens together and of the worst token.
-        sizes: per state, its norm; one more entry for the last state.
+        wrong: per state, from the first, the sum of squares of the difference.
+        worst: per state, the largest relative error of a token.
+        size: per state, its sum of squares; one more entry for the last state.
     """
 
     def __init__(self) -> None:
-        self.errors: list[tuple[float, float]] = []
-        self.sizes: list[float] = []
+        self.wrong: list[float] = []
+        self.worst: list[float] = []
+        self.size: list[float] = []
 
     def attach(self, model: LanguageModel) -> None:
         rules = model.rules()
-        self.errors = [(float("nan"), float("nan"))] * len(rules)
+        self.wrong, self.worst, self.size = [0.0] * len(rules), [0.0] * len(rules), [0.0] * (len(rules) + 1)
         for index, rule in enumerate(rules):
             self.wrap(rule, index)
 
@@ -151,19 +154,32 @@ class Watch:
         def watched(X: Tensor, c: Tensor, h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
             before, held = X.detach().clone(), X.detach()  # `held` is the memory that is overwritten
 
-            def rebuilt(_: Tensor) -> None:  # the gradient in h exists: this rewrite has been undone
-                axes = tuple(range(2, before.dim()))
-                wrong, size = ((x.float().square().sum(axes)) for x in (held.float() - before.float(), before))
-                self.errors[index] = (float(wrong.sum() / size.sum()) ** 0.5, float((wrong / size).max()) ** 0.5)
+            def rebuilt(_: Tensor) -> None:  # the gradient in h exists, so this rewrite has been undone
+                wrong, size = per_token(held.double() - before.double()), per_token(before)
+                self.wrong[index] += float(wrong.sum())
+                self.worst[index] = max(self.worst[index], float((wrong / size).max()) ** 0.5)
 
             h.register_hook(rebuilt)
-            self.sizes.append(float(before.float().norm()))
+            self.size[index] += float(per_token(before).sum())
             X_next, c = rewrite_and_read(X, c, h, *arguments)
-            if index == len(self.errors) - 1:
-                self.sizes.append(float(X_next.detach().float().norm()))
+            if index == len(self.wrong) - 1:
+                self.size[-1] += float(per_token(X_next.detach()).sum())
             return X_next, c
 
         rule.rewrite_and_read = watched
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The columns of rebuilt_states.csv for each state."""
+        return [
+            {"state": index, "error": (wrong / size) ** 0.5, "worst_token": worst}
+            | {"growth": (self.size[-1] / size) ** 0.5}
+            for index, (wrong, worst, size) in enumerate(zip(self.wrong, self.worst, self.size, strict=False))
+        ]
+
+
+def per_token(X: Tensor) -> Tensor:
+    """The sum of squares of each token's state, (B, T) in fp64."""
+    return X.double().square().flatten(2).sum(-1)
 
 
 def measure(
@@ -182,7 +198,7 @@ def measure(
     of_gradient: list[dict[str, Any]] = []
     of_states: list[dict[str, Any]] = []
     for name, (autocast, state_dtype) in ARITHMETIC.items():
-        mode = dataclasses.replace(config, state_dtype=state_dtype, state_memory="stored")
+        mode = dataclasses.replace(config, state_dtype=state_dtype, state_memory="stored")  # type: ignore[arg-type]
         stored = gradient(mode, weights, texts[0], autocast)
         watch = Watch()
         mode = dataclasses.replace(mode, state_memory="rebuilt")
@@ -192,11 +208,7 @@ def measure(
             {"arithmetic": name, "group": group} | columns(each, members, large)
             for group, members in groups(list(exact), config.layers).items()
         ]
-        of_states += [
-            {"arithmetic": name, "state": index, "error": error, "worst_token": worst}
-            | {"growth": watch.sizes[-1] / watch.sizes[index]}
-            for index, (error, worst) in enumerate(watch.errors)
-        ]
+        of_states += [{"arithmetic": name} | row for row in watch.rows()]
     for rows, found in ((gradient_rows, of_gradient), (state_rows, of_states)):
         for row in found:
             rows.add(**subject, **row)
