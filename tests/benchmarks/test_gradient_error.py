@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from benchmarks import gradient_error
-from benchmarks.gradient_error import Watch, columns, gradient, groups, sums
+from benchmarks.gradient_error import ARITHMETIC, MOST, Watch, columns, gradient, groups, sums
 from benchmarks.measure import ORIGIN
+from ddl.config import load_scale, scale_names
+from ddl.layout import ROOT
 from ddl.model.language_model import LanguageModel
 from ddl.ops import fused_rewrite
 from tests.helpers.tiny_run import write_data
@@ -103,3 +105,14 @@ def test_an_interrupted_measurement_continues_and_writes_each_row_once(tmp_path,
     assert run("parts") == whole
     assert run("parts") == whole
     assert [len(rows) for rows in whole] == [3 * 3 * 10, 3 * 3 * 2]
+
+
+def test_a_scale_rebuilds_states_where_the_kept_measurements_accept_it_and_only_there():
+    accepted = dict.fromkeys(ARITHMETIC, True)
+    with open(ROOT / "results" / "reference" / "kernels" / "gradient_error.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            accepted[row["arithmetic"]] &= float(row["rebuilt"]) <= MOST * float(row["stored"])
+    names = {setting: name for name, setting in ARITHMETIC.items()}
+    for scale in map(load_scale, scale_names()):
+        name = names[scale.training.dtype == "bfloat16", scale.execution.state_dtype]
+        assert (scale.execution.state_memory == "rebuilt") == accepted[name], scale.name
