@@ -422,6 +422,7 @@ rule derivation:
         template=TEMPLATE,
         settings=["config/variants.yaml", "config/scales/paper.yaml"],
         claims="paper/claims.csv",
+        kept=["results/reference/kernels/gradient_error.csv", "results/reference/kernels/rebuilt_states.csv"],
     output:
         html="results/notebooks/{notebook}.html",
     log:

@@ -337,16 +337,35 @@ def kernels_part(folder: Path) -> str:
             lines.append(f"| {name}, {direction} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| error of the gradient against fp64 | layers | fp32: stored | rebuilt | bf16, state in fp32: stored "
-        "| rebuilt | bf16, state in bf16: stored | rebuilt |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| error of the gradient against fp64 | layers x width | training steps | state in fp32: stored | rebuilt "
+        "| most affected | state in bf16: stored | rebuilt | most affected |",
+        "|---|--:|--:|--:|--:|---|--:|--:|---|",
     ]
-    labels = load_variants()
-    errors: dict[tuple[str, str], list[str]] = {}
-    for row in newest_rows(folder / "gradient_error.csv"):
-        errors.setdefault((labels[row["variant"]].label, row["layers"]), []).append(f"{float(row['error']):.2e}")
-    lines += [f"| {label} | {layers} | {' | '.join(found)} |" for (label, layers), found in errors.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + [_gradient_row(model) for model in _by_model(folder / "gradient_error.csv")])
+
+
+def _by_model(path: Path) -> list[list[dict[str, str]]]:
+    """The rows of gradient_error.csv, one list per measured model."""
+    models: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key = (row["width"], row["layers"], row["variant"], row["step"])
+            models.setdefault(key, []).append(row)
+    return [models[key] for key in sorted(models, key=lambda key: (int(key[0]), int(key[1]), key[2], int(key[3])))]
+
+
+def _gradient_row(rows: list[dict[str, str]]) -> str:
+    """Errors of one model's gradient, and the group of parameters whose error grows most by rebuilding states."""
+    model = rows[0]
+    shape = f"{model['layers']} x {int(model['width']):,}"
+    cells = [load_variants()[model["variant"]].label, shape, model["step"]]
+    for arithmetic in ("bf16, state in fp32", "bf16, state in bf16"):
+        groups = {row["group"]: row for row in rows if row["arithmetic"] == arithmetic}
+        ratios = {group: float(row["rebuilt"]) / float(row["stored"]) for group, row in groups.items()}
+        worst = max(ratios, key=lambda group: ratios[group])
+        cells += [f"{float(groups['all'][way]):.2%}" for way in ("stored", "rebuilt")]
+        cells.append(f"{worst}, x {ratios[worst]:.2f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def claims_part() -> str:
