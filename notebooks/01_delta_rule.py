@@ -63,7 +63,7 @@ X, k, k_row, v_row = sp.symbols("X k k^T v^T", commutative=False)
 
 erase_then_write = (1 - beta * k * k_row) * X + beta * k * v_row
 read_compare_write = X + beta * k * (v_row - k_row * X)
-assert sp.expand(erase_then_write - read_compare_write) == 0
+assert sp.expand(erase_then_write - read_compare_write) == 0, "two-forms"
 sp.expand(read_compare_write)
 
 # %% [markdown]
@@ -75,7 +75,7 @@ K = sp.Matrix(sp.symbols("k1:4", real=True))
 V = sp.Matrix(sp.symbols("v1:3", real=True))
 S = sp.Matrix(3, 2, sp.symbols("x1:4(1:3)", real=True))
 by_entries = (sp.eye(3) - beta * K * K.T) * S + beta * K * V.T - (S + beta * K * (V.T - K.T * S))
-assert by_entries.expand() == sp.zeros(3, 2)
+assert by_entries.expand() == sp.zeros(3, 2), "two-forms"
 by_entries.expand()
 
 # %% [markdown]
@@ -105,7 +105,7 @@ outer = torch.einsum("ti,tj->tij", direction, direction)
 shortcut = torch.eye(D, dtype=torch.float64) - gate[:, None, None] * outer
 write = gate[:, None, None] * direction[:, :, None] * target[:, None, :]
 difference = (shortcut @ state + write - rewrite_reference(state, direction, target, gate)).abs().max()
-assert difference < ROUNDING
+assert difference < ROUNDING, "two-forms"
 print(f"(2.1) and (2.2) differ by less than {ROUNDING:.0e} in all {state.numel():,} numbers")
 
 # %% [markdown]
@@ -140,7 +140,7 @@ print(f"each of the {D_V} channels follows the scalar rule to within {ROUNDING:.
 for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), (torch.bfloat16, torch.int16)):
     before = state.to(dtype)
     after = rewrite_reference(before, direction.to(dtype), 1e3 * target.to(dtype), torch.zeros(TOKENS, dtype=dtype))
-    assert torch.equal(before.view(bits), after.view(bits))
+    assert torch.equal(before.view(bits), after.view(bits)), "closed-gate-identity"
     largest = torch.finfo(dtype).max
     huge = (0.8 * largest * (state / torch.linalg.vector_norm(state, dim=1, keepdim=True))).to(dtype)
     far = (0.1 * largest * target.sign()).to(dtype)
@@ -153,7 +153,7 @@ for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), 
 
 minus_zero = torch.full((1, D, D_V), -0.0, dtype=torch.float64)
 after = rewrite_reference(minus_zero, direction[:1], target[:1].abs(), torch.zeros(1, dtype=torch.float64))
-assert torch.equal(after, minus_zero)
+assert torch.equal(after, minus_zero), "closed-gate-identity"
 assert not torch.equal(after.view(torch.int64), minus_zero.view(torch.int64))
 
 # %% [markdown]
@@ -171,8 +171,8 @@ assert not torch.equal(after.view(torch.int64), minus_zero.view(torch.int64))
 # %%
 projected = sp.expand(k_row * read_compare_write).subs(k_row * k, 1)
 law = (1 - beta) * (k_row * X - v_row)
-assert sp.expand(projected - v_row - law) == 0
-assert sp.expand(projected.subs(beta, 1)) == v_row
+assert sp.expand(projected - v_row - law) == 0, "discrepancy-law"
+assert sp.expand(projected.subs(beta, 1)) == v_row, "overwrite-at-one"
 sp.expand(projected)
 
 # %%
@@ -180,8 +180,8 @@ overwritten = rewrite_reference(state, direction, target, torch.ones(TOKENS, dty
 left = (readout(overwritten) - target).abs().max()
 rewritten = rewrite_reference(state, direction, target, gate)
 off_law = (readout(rewritten) - target - (1 - gate[:, None]) * (readout(state) - target)).abs().max()
-assert left < ROUNDING
-assert off_law < ROUNDING
+assert left < ROUNDING, "overwrite-at-one"
+assert off_law < ROUNDING, "discrepancy-law"
 print(f"gate 1: largest discrepancy {(readout(state) - target).abs().max():.2f} before, below {ROUNDING:.0e} after")
 print(f"gates between 0 and 2: the discrepancy follows the law to within {ROUNDING:.0e}")
 
@@ -206,7 +206,7 @@ for value, colour in GATES.items():
         first, current = readout(state) - target, readout(now) - target
         remaining.append(float((current * first).sum() / first.square().sum()))
         now = rewrite_reference(now, direction, target, torch.full((TOKENS,), value, dtype=torch.float64))
-    assert np.allclose(remaining, (1 - value) ** times, rtol=0, atol=1e-13)
+    assert np.allclose(remaining, (1 - value) ** times, rtol=0, atol=1e-13), "discrepancy-law"
     style = {"color": colour, "marker": "o" if value <= 1 else "s", "label": f"β = {value:g}"}
     axes[0].plot(times, remaining, **style)
     if value != 1.0:
@@ -234,14 +234,14 @@ plt.show()
 
 # %%
 u_row = Symbol("u^T", commutative=False)
-assert sp.expand(u_row * read_compare_write).subs(u_row * k, 0) == u_row * X
+assert sp.expand(u_row * read_compare_write).subs(u_row * k, 0) == u_row * X, "complement-unchanged"
 
 change = rewritten - state
 complement = torch.eye(D, dtype=torch.float64) - outer
 touched = (complement @ change).abs().max()
 ranks = torch.linalg.matrix_rank(change, rtol=1e-12)
-assert touched < ROUNDING
-assert (ranks == 1).all()
+assert touched < ROUNDING, "complement-unchanged"
+assert (ranks == 1).all(), "complement-unchanged"
 print(f"change orthogonal to k: below {ROUNDING:.0e}; rank of every change: {int(ranks.max())}, possible: {D_V}")
 
 # %% [markdown]
@@ -257,9 +257,9 @@ two = torch.full((TOKENS,), 2.0, dtype=torch.float64)
 mirrored = rewrite_reference(state, direction, torch.zeros_like(target), two)
 twice = rewrite_reference(rewrite_reference(state, direction, target, two), direction, target, two)
 stretch = (torch.linalg.matrix_norm(mirrored) / torch.linalg.matrix_norm(state) - 1).abs().max()
-assert stretch < ROUNDING
-assert (twice - state).abs().max() < ROUNDING
-assert (mirrored - state).abs().max() > 1  # it is not the identity
+assert stretch < ROUNDING, "reflection-at-two"
+assert (twice - state).abs().max() < ROUNDING, "reflection-at-two"
+assert (mirrored - state).abs().max() > 1, "reflection-at-two"  # it is not the identity
 print(f"the shortcut moves a number by up to {(mirrored - state).abs().max():.1f} and keeps lengths to {ROUNDING:.0e}")
 print(f"the whole rewrite, applied twice, restores the state to {ROUNDING:.0e}")
 
@@ -319,7 +319,7 @@ plt.show()
 # %%
 a, b = sp.symbols("a b", real=True)
 separate = sp.expand(k_row * ((1 - a * k * k_row) * X + b * k * v_row)).subs(k_row * k, 1)
-assert sp.expand(separate - v_row - ((1 - a) * (k_row * X - v_row) + (b - a) * v_row)) == 0
+assert sp.expand(separate - v_row - ((1 - a) * (k_row * X - v_row) + (b - a) * v_row)) == 0, "separate-gates"
 r, v = sp.symbols("r v", real=True)
 sp.Eq(Symbol("r^*"), sp.solve(sp.Eq(r, (1 - a) * r + b * v), r)[0])
 
@@ -343,8 +343,8 @@ for erase, write, kind in (
         now = rewrite_with_two_gates(now, erase, write)
         ratio[n] = float((readout(now) * target).sum() / target.square().sum())
     limit = write / erase if erase else 1 + 40 * write
-    assert abs(ratio[1] - (1 - erase + write)) < 1e-13
-    assert abs(ratio[40] - limit) < 1e-10
+    assert abs(ratio[1] - (1 - erase + write)) < 1e-13, "separate-gates"
+    assert abs(ratio[40] - limit) < 1e-10, "separate-gates"
     rows.append(f"| {erase} | {write} | {ratio[1]:.3f} | {ratio[40]:.3f} | {kind} |")
 Markdown("\n".join(rows))
 
@@ -376,15 +376,17 @@ lengths = torch.logspace(-8, 0, 81, dtype=torch.float64)
 guarded = normalize_direction(lengths[:, None] * proposal, EPS)
 formula = lengths / (lengths.square() + EPS**2).sqrt()
 as_rms_norm = torch.nn.functional.rms_norm(lengths[:, None] * proposal, (D,), eps=EPS**2 / D) / D**0.5
-assert torch.allclose(guarded.norm(dim=-1), formula, rtol=1e-14, atol=0)
-assert torch.allclose(guarded, as_rms_norm, rtol=1e-13, atol=0)  # the form that Sec. 3.1 gives for low precision
-assert torch.equal(normalize_direction(torch.zeros(D), EPS), torch.zeros(D))  # no 0 / 0: a closed rewrite
+assert torch.allclose(guarded.norm(dim=-1), formula, rtol=1e-14, atol=0), "guarded-direction"
+# This is the form that Sec. 3.1 gives for low precision.
+assert torch.allclose(guarded, as_rms_norm, rtol=1e-13, atol=0), "guarded-direction"
+# There is no 0 / 0: the rewrite is closed.
+assert torch.equal(normalize_direction(torch.zeros(D), EPS), torch.zeros(D)), "guarded-direction"
 
 halves = rewrite_reference(
     state[0].expand(81, D, D_V), guarded, torch.zeros(81, D_V).double(), torch.ones(81, dtype=torch.float64)
 )
 kept = (proposal @ halves)[:, 0] / (proposal @ state[0])[0]
-assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13)
+assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13), "overwrite-at-one"
 assert (1 - guarded.norm(dim=-1)[lengths > 100.1 * EPS] < 5e-5).all()
 assert abs(float(kept[30]) - 0.5) < 1e-12 > abs(float(lengths[30]) / EPS - 1)  # the length eps_k itself
 at_limit = proposal[:, None] * target[0] / guarded.norm(dim=-1)[:, None, None]  # the readout is v / s
@@ -430,7 +432,7 @@ for t in range(TOKENS):
     over_depth = rewrite_reference(over_depth, direction[t], target[t], gate[t])
     over_time = over_time + gate[t] * torch.outer(target[t] - over_time @ direction[t], direction[t])
 gap = (over_depth - over_time.T).abs().max()
-assert gap < 1e-11
+assert gap < 1e-11, "deltanet-over-depth"
 print(f"after {TOKENS} steps, states of size {over_depth.abs().max():.1f} differ by less than 1e-11")
 
 # %% [markdown]

@@ -86,8 +86,8 @@ def using(expression, *rules):
 
 
 A = 1 - beta * k * k_row
-assert using(A * u, (k_row * u, 0)) == u
-assert sp.expand(using(A * k, (k_row * k, 1)) - (1 - beta) * k) == 0
+assert using(A * u, (k_row * u, 0)) == u, "frozen-eigenvalues"
+assert sp.expand(using(A * k, (k_row * k, 1)) - (1 - beta) * k) == 0, "frozen-eigenvalues"
 sp.factor(using(A * k, (k_row * k, 1)))
 
 # %% [markdown]
@@ -96,10 +96,10 @@ sp.factor(using(A * k, (k_row * k, 1)))
 # $d - \beta\,\mathbf{k}^\top\mathbf{k} = d - \beta$ then tells how often each eigenvalue occurs.
 
 # %%
-assert using((A - 1) * (A - (1 - beta)), (k_row * k, 1)) == 0
+assert using((A - 1) * (A - (1 - beta)), (k_row * k, 1)) == 0, "frozen-eigenvalues"
 d, ones, others = sp.symbols("d m_1 m_2", positive=True)
 multiplicities = sp.solve([ones + others - d, ones + (1 - beta) * others - (d - beta)], [ones, others])
-assert multiplicities == {ones: d - 1, others: 1}
+assert multiplicities == {ones: d - 1, others: 1}, "frozen-eigenvalues"
 Markdown(f"$$m_1 = {sp.latex(multiplicities[ones])}, \\qquad m_2 = {sp.latex(multiplicities[others])}$$")
 
 # %% [markdown]
@@ -124,12 +124,13 @@ for width in (2, 3, 4):
     determinant = sp.simplify(matrix.det())
     kept = (matrix - sp.eye(width)).nullspace()
     scaled = (matrix - (1 - beta) * sp.eye(width)).applyfunc(sp.simplify).nullspace(simplify=True)
-    assert sp.expand(polynomial - (lam - 1) ** (width - 1) * (lam - 1 + beta)) == 0
+    assert sp.expand(polynomial - (lam - 1) ** (width - 1) * (lam - 1 + beta)) == 0, "frozen-eigenvalues"
     assert sp.simplify(determinant - (1 - beta)) == 0
-    assert len(kept) == width - 1
-    assert all(sp.simplify((w.T * vector)[0]) == 0 for vector in kept)
-    assert len(scaled) == 1
-    assert sp.simplify(scaled[0] * w[-1] - w * scaled[0][-1]) == sp.zeros(width, 1)  # parallel to w
+    assert len(kept) == width - 1, "frozen-eigenvalues"
+    assert all(sp.simplify((w.T * vector)[0]) == 0 for vector in kept), "frozen-eigenvalues"
+    assert len(scaled) == 1, "frozen-eigenvalues"
+    # It is parallel to w.
+    assert sp.simplify(scaled[0] * w[-1] - w * scaled[0][-1]) == sp.zeros(width, 1), "frozen-eigenvalues"
     rows.append(
         f"| {width} | ${sp.latex(polynomial)}$ | ${sp.latex(determinant)}$ "
         f"| {len(kept)}, orthogonal to $\\mathbf{{k}}$ | 1, parallel to $\\mathbf{{k}}$ |"
@@ -145,15 +146,16 @@ Markdown("\n".join(rows))
 
 # %%
 s = sp.Symbol("s", positive=True)
-assert sp.expand(using(A * k, (k_row * k, s**2)) - (1 - beta * s**2) * k) == 0
-assert shortcut(torch.ones(1, dtype=torch.float64), 0.5).tolist() == [[0.5]]  # d = 1: the only eigenvalue is 1 - beta
+assert sp.expand(using(A * k, (k_row * k, s**2)) - (1 - beta * s**2) * k) == 0, "frozen-eigenvalues"
+# With d = 1 the only eigenvalue is 1 - beta.
+assert shortcut(torch.ones(1, dtype=torch.float64), 0.5).tolist() == [[0.5]], "frozen-eigenvalues"
 
 EPS_K = 1e-5
 rows = ["| $\\lvert\\tilde{\\mathbf{k}}\\rvert / \\varepsilon_k$ | smallest eigenvalue at $\\beta = 1$ |", "|---|---|"]
 for ratio in (1.0, 10.0, 1000.0):
     guarded = normalize_direction(ratio * EPS_K * k_example, EPS_K)
     smallest = torch.linalg.eigvalsh(shortcut(guarded, 1.0))[0]
-    assert torch.allclose(smallest, 1 - guarded.square().sum(), rtol=0, atol=1e-14)
+    assert torch.allclose(smallest, 1 - guarded.square().sum(), rtol=0, atol=1e-14), "frozen-eigenvalues"
     rows.append(f"| {ratio:g} | {float(smallest):.1e} |")
 Markdown("\n".join(rows))
 
@@ -174,7 +176,7 @@ for width in (2, 3):
     w = sp.Matrix(sp.symbols(f"w1:{width + 1}", positive=True))
     matrix = sp.eye(width) - beta * w * w.T / (w.T * w)[0]
     squared = sp.factor((matrix.T * matrix).applyfunc(sp.factor).charpoly(lam).as_expr())
-    assert sp.expand(squared - (lam - 1) ** (width - 1) * (lam - (1 - beta) ** 2)) == 0
+    assert sp.expand(squared - (lam - 1) ** (width - 1) * (lam - (1 - beta) ** 2)) == 0, "bounded-spectrum"
 squared
 
 # %% [markdown]
@@ -189,8 +191,8 @@ singular = torch.linalg.svdvals(matrices)
 eigen = torch.linalg.eigvalsh(matrices)
 expected = torch.ones_like(eigen)
 expected[:, 0] = 1 - grid  # ascending order: for a gate in [0, 2], 1 - beta is the smallest
-assert torch.allclose(eigen, expected, rtol=0, atol=1e-14)
-assert torch.allclose(singular[:, -1], (1 - grid).abs(), rtol=0, atol=1e-14)
+assert torch.allclose(eigen, expected, rtol=0, atol=1e-14), "frozen-eigenvalues"
+assert torch.allclose(singular[:, -1], (1 - grid).abs(), rtol=0, atol=1e-14), "bounded-spectrum"
 assert torch.allclose(torch.linalg.det(matrices), 1 - grid, rtol=0, atol=1e-14)
 away = (grid - 1).abs() > 1e-9
 condition = singular[:, 0] / singular[:, -1]
@@ -240,7 +242,7 @@ def describe(gates):
 
 of_models, error = describe(initial_gates), describe(initial_gates).std(-1) / len(initial_gates) ** 0.5
 expected = describe(in_theory)
-assert ((of_models.mean(-1) - expected).abs() < 5 * error).all()
+assert ((of_models.mean(-1) - expected).abs() < 5 * error).all(), "initial-gate"
 assert (error < 0.02).all()
 assert abs(float(expected[1]) - 0.24) < 0.005 > abs(float(expected[2]) - 0.16)
 rows = ["| initial gates | mean | standard deviation | within 0.05 of one |", "|---|---|---|---|"]
@@ -269,7 +271,8 @@ Markdown("\n".join(rows))
 a11, a12, a21, a22 = sp.symbols("a11 a12 a21 a22")
 small = sp.Matrix([[a11, a12], [a21, a22]])
 S = sp.Matrix(2, 3, sp.symbols("x1:3(1:4)"))
-assert (small * S).vec() == sp.kronecker_product(sp.eye(3), small) * S.vec()  # sympy's vec stacks columns
+# Sympy's vec stacks columns
+assert (small * S).vec() == sp.kronecker_product(sp.eye(3), small) * S.vec(), "vectorised-shortcut"
 
 state, gate, channels = draw(WIDTH, 4), 0.7, 4
 matrix = shortcut(k_wide, gate)
@@ -277,9 +280,13 @@ nothing = torch.zeros(channels, dtype=torch.float64)
 rewritten = rewrite_reference(state, k_wide, nothing, torch.tensor(gate, dtype=torch.float64))
 by_columns = torch.kron(torch.eye(channels, dtype=torch.float64), matrix)
 by_rows = torch.kron(matrix, torch.eye(channels, dtype=torch.float64))
-assert torch.allclose(by_columns @ state.T.reshape(-1), rewritten.T.reshape(-1), rtol=0, atol=1e-14)
-assert torch.allclose(by_rows @ state.reshape(-1), rewritten.reshape(-1), rtol=0, atol=1e-14)
-assert not torch.allclose(by_columns @ state.reshape(-1), rewritten.reshape(-1), rtol=0, atol=1e-3)
+assert torch.allclose(by_columns @ state.T.reshape(-1), rewritten.T.reshape(-1), rtol=0, atol=1e-14), (
+    "vectorised-shortcut"
+)
+assert torch.allclose(by_rows @ state.reshape(-1), rewritten.reshape(-1), rtol=0, atol=1e-14), "vectorised-shortcut"
+assert not torch.allclose(by_columns @ state.reshape(-1), rewritten.reshape(-1), rtol=0, atol=1e-3), (
+    "vectorised-shortcut"
+)
 values, counts = torch.linalg.eigvalsh(by_columns).round(decimals=12).unique(return_counts=True)
 assert counts.tolist() == [channels, channels * (WIDTH - 1)]
 singular_values = torch.linalg.svdvals(by_columns)
@@ -305,8 +312,8 @@ print({round(float(value), 12): int(count) for value, count in zip(values, count
 
 # %%
 gram = using(A * A, (k_row * k, 1))  # A is symmetric
-assert sp.expand(gram - (1 - beta * (2 - beta) * k * k_row)) == 0
-assert sp.solveset(beta * (2 - beta), beta, sp.S.Reals) == sp.FiniteSet(0, 2)
+assert sp.expand(gram - (1 - beta * (2 - beta) * k * k_row)) == 0, "reflection-at-two"
+assert sp.solveset(beta * (2 - beta), beta, sp.S.Reals) == sp.FiniteSet(0, 2), "reflection-at-two"
 
 LAYERS = (1, 4, 24, 96)
 directions = normalize_direction(draw(max(LAYERS), WIDTH), eps=0.0)
@@ -317,9 +324,9 @@ for b in (0.0, 0.1, 0.5, 1.0, 1.5, 1.9, 2.0):
         product = shortcut(direction, b) @ product
         if n in LAYERS:
             largest, smallest = torch.linalg.svdvals(product)[[0, -1]]
-            assert largest < 1 + 1e-12  # never stretches
+            assert largest < 1 + 1e-12, "bounded-spectrum"  # never stretches
             orthogonal = torch.allclose(product.T @ product, torch.eye(WIDTH).double(), rtol=0, atol=1e-12)
-            assert orthogonal == (b in (0.0, 2.0))
+            assert orthogonal == (b in (0.0, 2.0)), "no-global-orthogonality"
             shown = "0" if smallest < 1e-12 else f"{float(smallest):.4f}"  # smaller values are rounding
             cells.append("1 / 1" if orthogonal else f"{float(largest):.3f} / {shown}")
     rows.append(f"| {b:g} | " + " | ".join(cells) + " |")
@@ -368,12 +375,12 @@ for name, gates_of in NAMES.items():
         product = rewrite_reference(product, k_n, torch.zeros(STACKS, WIDE).double(), gates[-1])
         if n in DEPTHS:
             singular, moduli = torch.linalg.svdvals(product), torch.linalg.eigvals(product).abs()
-            assert singular.max() < 1 + 1e-12
+            assert singular.max() < 1 + 1e-12, "bounded-spectrum"
             assert moduli.max() < 1 + 1e-12
             assert ((singular > 1 - 1e-12).sum(1) >= WIDE - n).all()
             assert torch.allclose(torch.linalg.det(product), (1 - torch.stack(gates)).prod(0), rtol=1e-8, atol=1e-14)
             orthogonal = torch.allclose(product.mT @ product, identity, rtol=0, atol=1e-12)
-            assert orthogonal == (name == "each 0 or 2")
+            assert orthogonal == (name == "each 0 or 2"), "no-global-orthogonality"
             spectra[name, n] = singular.flatten(), moduli.flatten()
             kept[name, n] = float(singular.square().mean())
             expected = (1 - mean_shrinkage[name] / WIDE) ** n
@@ -427,8 +434,8 @@ plt.show()
 # %%
 logits = torch.tensor([-110.0, -80.0, -15.0, 0.0, 15.0, 17.0])
 reached = 2 * torch.sigmoid(logits)
-assert (reached == 0).tolist() == [True, False, False, False, False, False]
-assert (reached == 2).tolist() == [False, False, False, False, False, True]
+assert (reached == 0).tolist() == [True, False, False, False, False, False], "gate-range"
+assert (reached == 2).tolist() == [False, False, False, False, False, True], "gate-range"
 rows = ["| logit | " + " | ".join(f"{z:g}" for z in logits) + " |", "|---" * 7 + "|"]
 Markdown("\n".join([*rows, "| gate in fp32 | " + " | ".join(f"{gate:.7g}" for gate in reached.tolist()) + " |"]))
 
@@ -461,8 +468,8 @@ with_frozen_generators = torch.func.jacrev(lambda y: layer(y, frozen))(x)
 jacobian = torch.func.jacrev(layer)(x)
 step = 1e-6 * torch.eye(TOY, dtype=torch.float64)
 by_differences = torch.stack([(layer(x + h) - layer(x - h)) / 2e-6 for h in step], dim=1)
-assert torch.allclose(with_frozen_generators, A_frozen, rtol=0, atol=1e-14)
-assert torch.allclose(jacobian, by_differences, rtol=0, atol=1e-7)
+assert torch.allclose(with_frozen_generators, A_frozen, rtol=0, atol=1e-14), "full-jacobian"
+assert torch.allclose(jacobian, by_differences, rtol=0, atol=1e-7), "full-jacobian"
 
 
 def listed(values):
@@ -505,9 +512,9 @@ TOYS = 200
 stretch, frozen_stretch, distance = vmap(compare)(
     draw(TOYS, TOY, TOY), draw(TOYS, TOY) / TOY**0.5, draw(TOYS, TOY) / TOY**0.5, draw(TOYS, TOY)
 )
-assert frozen_stretch.max() < 1 + 1e-12
-assert stretch.min() > 1 + 1e-6
-assert distance.quantile(0.1) > 0.1
+assert frozen_stretch.max() < 1 + 1e-12, "full-jacobian"
+assert stretch.min() > 1 + 1e-6, "full-jacobian"
+assert distance.quantile(0.1) > 0.1, "full-jacobian"
 print(
     f"full Jacobian, largest singular value: {stretch.min():.2f} to {stretch.max():.1f}, median {stretch.median():.2f}"
 )
@@ -653,10 +660,10 @@ def measure(full, frozen):
 
 for full, frozen, _ in found.values():
     singular = torch.linalg.svdvals(frozen)
-    assert singular.max() < 1 + 1e-12
+    assert singular.max() < 1 + 1e-12, "bounded-spectrum"
     assert ((singular > 1 - 1e-12).sum(1) >= X_NUMBERS - 8).all()
     assert torch.linalg.eigvals(frozen).abs().max() < 1 + 1e-9
-    assert torch.linalg.matrix_norm(full, 2).min() > 1 + 1e-3
+    assert torch.linalg.matrix_norm(full, 2).min() > 1 + 1e-3, "full-jacobian"
 measured = {key: measure(full, frozen) for key, (full, frozen, _) in found.items()}
 assert min(float(values[1]) for values in measured.values()) > 0.05
 
@@ -742,7 +749,7 @@ for stage, models in (("at the start", initial), ("trained", trained)):
             inside = max(inside, float(((full - frozen) @ hidden.T).abs().max()))
             elsewhere.append(float((full - frozen).abs().max()))
     assert min(counts) >= X_NUMBERS - 24 - 4  # A_1 differs from I by a matrix of rank 4
-    assert inside < 1e-10 < 1e-3 < min(elsewhere)
+    assert inside < 1e-10 < 1e-3 < min(elsewhere), "full-jacobian"
     rows.append(
         f"| {stage} | {X_NUMBERS} | {', '.join(map(str, sorted(counts)))} | {inside:.0e} | {max(elsewhere):.1f} |"
     )

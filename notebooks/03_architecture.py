@@ -281,9 +281,11 @@ in_cost = printed["table"].isin([4, 5])
 for name, rows in (("Tables 4 and 5", printed[in_cost]), ("Table 6", printed[~in_cost])):
     total, truncated, rounded, only = agreement(rows)
     print(f"{name}: {truncated} of {total} equal ours truncated, {rounded} ours rounded ({only} only truncated)")
-assert (printed["params"] == printed["truncated"])[in_cost].all()
+assert (printed["params"] == printed["truncated"])[in_cost].all(), "parameter-counts"
 assert agreement(printed[in_cost])[3] > 0  # rounding would not explain the tables
-assert ((printed["params"] == printed["truncated"]) | (printed["params"] == printed["rounded"])).all()
+assert ((printed["params"] == printed["truncated"]) | (printed["params"] == printed["rounded"])).all(), (
+    "parameter-counts"
+)
 
 rest = printed[in_cost]["ours"] % 1_000_000
 print(

@@ -110,7 +110,7 @@ inputs = (state, direction, target, gate)
 
 derived = rewrite_backward_reference(*inputs, upstream)
 for name, by_hand, automatic in zip(names, derived, by_autograd(rewrite_reference, inputs, upstream), strict=True):
-    assert off(by_hand, automatic) < ROUNDING, name
+    assert off(by_hand, automatic) < ROUNDING, f"backward-pass: {name}"
     assert off(1.001 * by_hand, automatic) > ROUNDING  # the check would notice a gradient that is 0.1 % off
     print(f"{name:12s} {tuple(by_hand.shape)!s:13s} equal to autograd within {ROUNDING:.0e} of the largest number")
 
@@ -131,7 +131,7 @@ class ByHand(torch.autograd.Function):
 
 
 few = [tensor[:3].clone().requires_grad_() for tensor in inputs]
-assert torch.autograd.gradcheck(ByHand.apply, few, eps=1e-6, atol=1e-7, rtol=1e-6)
+assert torch.autograd.gradcheck(ByHand.apply, few, eps=1e-6, atol=1e-7, rtol=1e-6), "backward-pass"
 print(f"finite differences agree in all {sum(tensor.numel() for tensor in few)} inputs of 3 tokens")
 
 # %% [markdown]
@@ -154,7 +154,7 @@ formulas = {
     "dbeta": (sp.Matrix([loss.diff(beta)]), sp.Matrix([g * e])),
 }
 for name, (differentiated, formula) in formulas.items():
-    assert (differentiated - formula).expand().is_zero_matrix, name
+    assert (differentiated - formula).expand().is_zero_matrix, f"backward-pass: {name}"
 sp.Eq(sp.Symbol("dk_1"), sp.factor(formulas["dk"][0][0]))
 
 # %% [markdown]
@@ -184,7 +184,7 @@ for length in (1.0, 1e-3, EPS, 0.0):
     proposal = length * direction
     by_hand = normalize_direction_backward(proposal, EPS, into_direction)
     (automatic,) = by_autograd(lambda p: normalize_direction(p, EPS), [proposal], into_direction)
-    assert off(by_hand, automatic) < ROUNDING, length
+    assert off(by_hand, automatic) < ROUNDING, f"backward-pass: {length}"
 
 
 class NormalizeByHand(torch.autograd.Function):
@@ -200,7 +200,9 @@ class NormalizeByHand(torch.autograd.Function):
         return normalize_direction_backward(*ctx.saved_tensors, 0.5, grad)
 
 
-assert torch.autograd.gradcheck(NormalizeByHand.apply, [draw(4, 5).requires_grad_()], eps=1e-6, atol=1e-7, rtol=1e-6)
+assert torch.autograd.gradcheck(NormalizeByHand.apply, [draw(4, 5).requires_grad_()], eps=1e-6, atol=1e-7, rtol=1e-6), (
+    "backward-pass"
+)
 radial = (normalize_direction_backward(direction, 0.0, into_direction) * direction).sum(-1).abs().max()
 assert radial < ROUNDING * into_direction.abs().max()
 print(f"autograd agrees to {ROUNDING:.0e} for proposals of length 1, 1e-3, 1e-5 and 0; finite differences agree")
@@ -264,10 +266,10 @@ logits = torch.linspace(-8, 8, 161, dtype=torch.float64)
 gates = 2 * torch.sigmoid(logits)
 ones = torch.ones_like(gates)
 (automatic,) = by_autograd(lambda z: 2 * torch.sigmoid(z), [logits], ones)
-assert off(gate_backward(gates, ones), automatic) < ROUNDING
+assert off(gate_backward(gates, ones), automatic) < ROUNDING, "backward-pass"
 z = sp.Symbol("z", real=True)
 b = 2 / (1 + sp.exp(-z))
-assert sp.simplify(b.diff(z) - b * (1 - b / 2)) == 0
+assert sp.simplify(b.diff(z) - b * (1 - b / 2)) == 0, "backward-pass"
 limit = 2 * torch.sigmoid(torch.tensor([-GATE_LOGIT_LIMIT, 0.0, GATE_LOGIT_LIMIT], dtype=torch.float64))
 low, middle, high = gate_backward(limit, torch.ones(3, dtype=torch.float64)).tolist()
 assert middle == 0.5 == gate_backward(gates, ones).max()
@@ -325,7 +327,7 @@ chain = {
     "bias of β": (grad_z.sum()[None], rule.gate.logit.bias.grad),
 }
 for name, (by_hand, automatic) in chain.items():
-    assert off(by_hand, automatic) < ROUNDING, name
+    assert off(by_hand, automatic) < ROUNDING, f"backward-pass: {name}"
 assert {id(p) for p in rule.parameters()} == {id(p) for p in (*rule.value.parameters(), *rule.gate.parameters())}
 print("agree with autograd through the module:", ", ".join(chain))
 
@@ -531,7 +533,7 @@ def rotation_table(tokens, head_dim):
     angle = t[:, None] * ROPE_BASE ** (-2 * i / head_dim)
     allowed = ROUNDOFF["float32"] * (1 + angle * (3 + math.log(ROPE_BASE)))
     for found, expected in zip(table, (angle.cos(), angle.sin()), strict=True):
-        assert ((found - expected).abs() <= allowed).all()
+        assert ((found - expected).abs() <= allowed).all(), "backbone-form"
     return table
 
 
@@ -687,7 +689,9 @@ def check_design(name):
         """Assert that every error is within its tolerance; return the largest error, ignoring the logits."""
         errors = errors_of(found, {q: exact[q] for q in allowed})
         for q, error in errors.items():
-            assert error <= allowed[q], f"{name}, {where}, {q}: off by {error:.1e}, allowed {allowed[q]:.1e}"
+            assert error <= allowed[q], (
+                f"executed-equation: {name}, {where}, {q}: off by {error:.1e}, allowed {allowed[q]:.1e}"
+            )
             shares.append(error / allowed[q])
         return max(error for q, error in errors.items() if q != "logits")
 
@@ -763,11 +767,11 @@ def check_start(config):
         given = given_start(name, weight.shape, config)
         counts[given is None] += 1
         if given is not None:
-            assert torch.allclose(weight, given, rtol=2**-23, atol=0), name
+            assert torch.allclose(weight, given, rtol=2**-23, atol=0), f"initial-gate: {name}"
             continue
         deviation, error = drawn_deviation(name, config), weight.numel() ** -0.5
-        assert abs(float(weight.mean())) < 5 * error * deviation, name
-        assert abs(float(weight.std(correction=0)) / deviation - 1) < 5 * error / 2**0.5, name
+        assert abs(float(weight.mean())) < 5 * error * deviation, f"mup-style-start: {name}"
+        assert abs(float(weight.std(correction=0)) / deviation - 1) < 5 * error / 2**0.5, f"mup-style-start: {name}"
     return counts
 
 
@@ -811,7 +815,9 @@ def rate_by_equation(s, recipe):
 for scale in map(load_scale, scale_names()):
     recipe = scale.training
     for s in range(1, recipe.steps + 1, max(recipe.steps // 1000, 1)):
-        assert abs(learning_rate(s - 1, recipe) - rate_by_equation(s, recipe)) <= 1e-14 * recipe.learning_rate
+        assert abs(learning_rate(s - 1, recipe) - rate_by_equation(s, recipe)) <= 1e-14 * recipe.learning_rate, (
+            "executed-equation"
+        )
 print(f"learning rates of {', '.join(scale_names())}: equal to the formula")
 
 # %% [markdown]
@@ -859,7 +865,7 @@ def check_training(recipe, config):
         assert abs(float(loss) - expected) <= 4 * ROUNDOFF["float32"] * expected
         found = {parameter: p.grad for parameter, p in model.named_parameters()}
         difference = torch.cat([g.flatten() for g in found.values()]) - gradient
-        assert difference.norm() <= allowed * gradient.norm(), f"step {s}: gradient"
+        assert difference.norm() <= allowed * gradient.norm(), f"executed-equation: step {s}: gradient"
         for parameter, g in found.items():
             m[parameter] = BETA_1 * m[parameter] + (1 - BETA_1) * g
             n[parameter] = BETA_2 * n[parameter] + (1 - BETA_2) * g.square()
@@ -867,7 +873,7 @@ def check_training(recipe, config):
             theta = weights[parameter] - rate * (DECAY * decays(parameter) * weights[parameter] + adam)
             roundings = OPERATIONS * ROUNDOFF["float64"] * (weights[parameter].abs() + rate)
             weights[parameter] = model.state_dict()[parameter].clone()
-            assert ((weights[parameter] - theta).abs() <= roundings).all(), f"step {s}: {parameter}"
+            assert ((weights[parameter] - theta).abs() <= roundings).all(), f"executed-equation: step {s}: {parameter}"
     return lengths
 
 
@@ -947,7 +953,7 @@ Markdown("\n".join(rows))
 
 # %%
 nothing = torch.zeros_like(target)
-assert off(derived[0], rewrite_reference(upstream, direction, nothing, gate)) < ROUNDING
+assert off(derived[0], rewrite_reference(upstream, direction, nothing, gate)) < ROUNDING, "backward-pass"
 
 
 def along(tensor):
@@ -990,7 +996,7 @@ Markdown("\n".join(rows))
 # %%
 closed, overwriting, reflecting = (torch.full_like(gate, value) for value in (0.0, 1.0, 2.0))
 grad_x, grad_k, grad_v, grad_beta = rewrite_backward_reference(state, direction, target, closed, upstream)
-assert torch.equal(grad_x, upstream)
+assert torch.equal(grad_x, upstream), "identity-path"
 assert not grad_k.any()
 assert not grad_v.any()
 assert (grad_beta.abs() > 0).all()
@@ -1063,7 +1069,7 @@ grad_row, grad_col, k_col, k_row = sp.symbols("g^T g k k^T", commutative=False)
 A = 1 - beta * k_col * k_row
 squared = sp.expand(grad_row * A * A * grad_col).subs(k_row * k_col, 1)
 claim = grad_row * grad_col - beta * (2 - beta) * grad_row * k_col * k_row * grad_col
-assert sp.expand(squared - claim) == 0
+assert sp.expand(squared - claim) == 0, "backward-pass"
 claim
 
 # %% [markdown]
@@ -1090,7 +1096,7 @@ for value in (0.3, 1.0, 1.7):
     over_basis = float(squares(basis).mean())
     sampled = squares(normalize_direction(draw(SAMPLES, D), eps=0.0))
     error = float(sampled.std()) / SAMPLES**0.5
-    assert abs(over_basis - expected) < 1e-13
+    assert abs(over_basis - expected) < 1e-13, "backward-pass"
     assert abs(float(sampled.mean()) - expected) < 4 * error
     for slip in {value**2, value} - {1.0}:
         assert abs(float(sampled.mean()) - (1 - slip / D)) > 20 * error

@@ -70,7 +70,7 @@ k, v = sp.MatrixSymbol("k", d, 1), sp.MatrixSymbol("v", d_v, 1)
 M = S.T
 right_form = M + beta * (v - M * k) * k.T
 left_form = (sp.Identity(d) - beta * k * k.T) * S + beta * k * v.T
-assert right_form.T.doit().expand() == left_form.expand()
+assert right_form.T.doit().expand() == left_form.expand(), "deltanet-over-depth"
 left_form.expand()
 
 # %% [markdown]
@@ -94,7 +94,7 @@ for key, value, gate in zip(keys, values, gates, strict=True):
     over_time = over_time + gate[:, None, None] * (value - returned)[:, :, None] * key[:, None, :]
     readouts = torch.einsum("mi,mij->mj", key, over_depth) - torch.einsum("mji,mi->mj", over_time, key)
     gap = max(gap, float((over_depth - over_time.mT).abs().max()), float(readouts.abs().max()))
-assert gap < 1e-11
+assert gap < 1e-11, "deltanet-over-depth"
 assert over_depth.abs().max() > 1
 print(f"memories of size {over_depth.abs().max():.1f}; over {STEPS} steps they never differ by more than 1e-11")
 
@@ -163,12 +163,12 @@ def project(X, k):
 
 identity = torch.eye(D, dtype=torch.float64)
 Q, P = identity, project(identity, keys[0, 0])
-assert torch.allclose(P @ P, P, rtol=0, atol=1e-14)
-assert torch.allclose(P, P.T, rtol=0, atol=1e-14)
+assert torch.allclose(P @ P, P, rtol=0, atol=1e-14), "projector-and-reflection"
+assert torch.allclose(P, P.T, rtol=0, atol=1e-14), "projector-and-reflection"
 for n in range(1, 41):
     Q = reflect(Q, keys[n, 0])
-    assert torch.allclose(Q.T @ Q, identity, rtol=0, atol=1e-13)
-    assert abs(torch.linalg.det(Q) - (-1.0) ** n) < 1e-12
+    assert torch.allclose(Q.T @ Q, identity, rtol=0, atol=1e-13), "projector-and-reflection"
+    assert abs(torch.linalg.det(Q) - (-1.0) ** n) < 1e-12, "reflection-at-two"
 print(f"40 reflections: Q^T Q = I to {(Q.T @ Q - identity).abs().max():.0e}, det Q = {torch.linalg.det(Q):+.0f}")
 
 # %% [markdown]
@@ -202,11 +202,11 @@ for size in (1, 2, 3, 8, 15, 16):
         for k_l in reversed(ks):  # H_l is its own inverse: Q = H_1 ... H_n
             rebuilt = reflect(rebuilt, k_l)
         sign = round(float(torch.linalg.det(orthogonal)))
-        assert len(ks) <= size
-        assert sign == (-1) ** len(ks)
+        assert len(ks) <= size, "projector-and-reflection"
+        assert sign == (-1) ** len(ks), "projector-and-reflection"
         counts[sign].add(len(ks))
         worst = max(worst, float((rebuilt - orthogonal).abs().max()))
-    assert worst < 1e-13
+    assert worst < 1e-13, "projector-and-reflection"
     shown = [", ".join(map(str, sorted(counts[sign]))) or "–" for sign in (1, -1)]
     rows.append(f"| {size} | 20 | {shown[0]} | {shown[1]} | {worst:.0e} |")
 Markdown("\n".join(rows))
@@ -346,7 +346,7 @@ terms = values_asked.reshape(WRITES, -1).T.double()
 fitted = torch.linalg.lstsq(terms, wanted.double().reshape(-1, 1)).solution[:, 0]
 is_last = to_asked.cumsum(0) * to_asked == overwrites + 1
 chance = (is_last.double().sum(1) / to_asked.double().sum(1)).float()
-assert (fitted - chance).abs().max() < 0.03  # least squares finds the same weights
+assert (fitted - chance).abs().max() < 0.03, "replace-by-addition"  # least squares finds the same weights
 shared = 1 / (1 + OVERWRITES / 2)
 
 
@@ -360,8 +360,8 @@ floors = {
     "a weight for each layer": by_overwrites((chance[:, None, None] * values_asked).sum(0)),
 }
 theory = torch.tensor([(1 - shared) ** 2 + m * shared**2 for m in range(OVERWRITES + 1)])
-assert (floors["one weight for all layers"] - theory).abs().max() < 0.03
-assert all(floor.min() > 0.25 for floor in floors.values())
+assert (floors["one weight for all layers"] - theory).abs().max() < 0.03, "replace-by-addition"
+assert all(floor.min() > 0.25 for floor in floors.values()), "replace-by-addition"
 rows = ["| best without reading | " + " | ".join(f"{m} overwrites" for m in range(OVERWRITES + 1)) + " | mean |"]
 rows.append("|---" * (OVERWRITES + 3) + "|")
 for name, floor in floors.items():
@@ -390,7 +390,7 @@ canceller = WithReadingAddition(0)
 canceller.sublayer, canceller.query = by_hand, nn.Identity()
 with torch.no_grad():
     error = (canceller(writes[:, :1000], query[:1000]) - wanted[:1000]).abs().max()
-assert error < 1e-5
+assert error < 1e-5, "addition-can-replace"
 print(f"addition with a hand-made cancelling sublayer: largest error {error:.0e}, {KEYS * CHANNELS} hidden units used")
 
 # %% [markdown]
@@ -407,8 +407,8 @@ for growth in (1.0, 2.0, 4.0, 16.0):
     answer = loud / (loudness[:, None] * to_asked).sum(0)[:, None]
     by_growth[growth] = error = float((answer - wanted).square().mean())
     rows.append(f"| {growth:g} | {error:.4f} | {loud.abs().max():.0e} | about {growth**24:.0e} |")
-assert by_growth[16.0] < 0.01
-assert 8 < by_growth[4.0] / by_growth[16.0] < 32  # 1 / g^2 predicts 16
+assert by_growth[16.0] < 0.01, "addition-can-replace"
+assert 8 < by_growth[4.0] / by_growth[16.0] < 32, "addition-can-replace"  # 1 / g^2 predicts 16
 Markdown("\n".join(rows))
 
 # %% [markdown]
@@ -509,9 +509,11 @@ for title, name, members in groups:
     rows.append(f"| {title} | {count} | {share} | " + " | ".join(cells) + " |")
 
 assert apart.any()
-assert (errors["delta"][apart] < 0.01).all()
-assert (means["delta"][same] > 0.2).all()
-assert means["addition, same generators"].min() > 0.97 * floors["one weight for all layers"].mean()
+assert (errors["delta"][apart] < 0.01).all(), "direct-replacement"
+assert (means["delta"][same] > 0.2).all(), "direct-replacement"
+assert means["addition, same generators"].min() > 0.97 * floors["one weight for all layers"].mean(), (
+    "replace-by-addition"
+)
 reads = means["addition that reads the state"]
 assert 1e-4 < reads.min() < reads.max() < 0.1
 assert (at_40["addition that reads the state"] > 3 * reads).all()

@@ -68,7 +68,7 @@ beta = Symbol("beta", real=True)
 X, k, k_row, v_row = sp.symbols("X k k^T v^T", commutative=False)
 delta_row = beta * (v_row - k_row * X)
 X_next = (1 - beta * k * k_row) * X + beta * k * v_row  # Eq. 2.1
-assert sp.expand(X_next - k * delta_row - X) == 0
+assert sp.expand(X_next - k * delta_row - X) == 0, "rebuilt-states"
 sp.expand(k * delta_row)
 
 # %% [markdown]
@@ -94,7 +94,7 @@ back = undo_rewrite_reference(rewritten, direction, delta)
 
 eps = torch.finfo(torch.float64).eps
 assert torch.equal(rewritten, torch.addcmul(state, direction[..., None], delta[:, None]))  # this was added
-assert ((back - state).abs() <= eps * (rewritten.abs() + state.abs())).all()
+assert ((back - state).abs() <= eps * (rewritten.abs() + state.abs())).all(), "rebuilt-states"
 assert (rewritten - state).abs().max() > 1  # there was something to undo
 print(f"changed by up to {(rewritten - state).abs().max():.1f}, restored to {(back - state).abs().max():.0e}")
 
@@ -173,8 +173,8 @@ drifts = {}
 rows = ["| dtype | $u$ | first state, median token | worst token | largest error / bound |", "|---|---|---|---|---|"]
 for dtype, u in UNIT_ROUNDOFF.items():
     errors, shares = drift(*random_stream(dtype))
-    assert (shares <= 1).all()
-    assert errors[-1].max() < 30 * u
+    assert (shares <= 1).all(), "rebuilt-states"
+    assert errors[-1].max() < 30 * u, "rebuilt-states"
     drifts["random streams, 48 rewrites", str(dtype)[6:]] = errors
     first = errors[-1]
     rows.append(f"| {str(dtype)[6:]} | {u:.0e} | {first.median():.1e} | {first.max():.1e} | {shares.max():.2f} |")
@@ -273,7 +273,7 @@ for layers, model in models.items():
         assert len(history) == 2 * layers
         assert states[-1].dtype == dtype  # under autocast the states stay fp32
         errors, shares = drift(states, history)
-        assert (shares <= 1).all()
+        assert (shares <= 1).all(), "rebuilt-states"
         drifts[f"DDL-CC, {layers} layers", name] = errors
         growth = (states[-1].double().norm(dim=(-2, -1)) / states[0].double().norm(dim=(-2, -1))).median()
         rows.append(f"| {layers} | {name} | {growth:.0f} | {errors[-1].median():.1e} | {errors[-1].max():.1e} |")
@@ -315,8 +315,8 @@ plt.show()
 
 # %%
 worst = {name: max(float(drifts[panel, name].max()) for panel in panels[1:]) for name in LOOKS}
-assert all(worst[name] < 100 * UNIT_ROUNDOFF[dtype] for name, (_, dtype, _) in LOOKS.items())
-assert worst["bfloat16"] > 1e-2
+assert all(worst[name] < 100 * UNIT_ROUNDOFF[dtype] for name, (_, dtype, _) in LOOKS.items()), "rebuilt-states"
+assert worst["bfloat16"] > 1e-2, "rebuilt-states"
 for name, error in worst.items():
     print(f"{name:>13}: largest relative error of any state of any token {error:.0e}")
 
@@ -406,10 +406,10 @@ Markdown("\n".join(rows))
 
 # %%
 coarse = gradients[gradients["arithmetic"] == "bf16, state in bf16"]
-assert max(largest["bf16, state in fp32"]) <= LIMIT < max(largest["bf16, state in bf16"])
+assert max(largest["bf16, state in fp32"]) <= LIMIT < max(largest["bf16, state in bf16"]), "rebuilt-gradient"
 for scale in map(load_scale, scale_names()):
     expected = "stored" if scale.execution.state_dtype == "bfloat16" else "rebuilt"
-    assert scale.execution.state_memory == expected, scale.name
+    assert scale.execution.state_memory == expected, f"rebuilt-gradient: {scale.name}"
 share = (coarse["difference"] / coarse["other_text"]).max()
 print(f"bf16, any group: rebuilding changes the gradient by at most {coarse['difference'].max():.1%} of its length;")
 print(f"other text of the same length changes it by at least {1 / share:.0f} times as much")
@@ -577,7 +577,7 @@ def chain_gradients(dtype):
 rows = ["| dtype | first state | directions | targets | gates |", "|---|---|---|---|---|"]
 for dtype in (torch.float64, torch.float32):
     differences = [float((a - b).norm() / a.norm()) for a, b in chain_gradients(dtype)]
-    assert max(differences) < 50 * UNIT_ROUNDOFF[dtype]
+    assert max(differences) < 50 * UNIT_ROUNDOFF[dtype], "rebuilt-states"
     rows.append(f"| {str(dtype)[6:]} | " + " | ".join(f"{difference:.0e}" for difference in differences) + " |")
 Markdown("\n".join(rows))
 
