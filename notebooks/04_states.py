@@ -632,6 +632,7 @@ for pool in ("mean", "flatten"):
         "mlp-direction-cost"
     )
     shares[pool] = extra / baseline
+assert min(shares.values()) > 0.25, "mlp-direction-cost"
 print(f"DDL-CC, medium: {default - baseline:,} parameters more than the baseline's {baseline:,}")
 print(f"an MLP direction adds {100 * shares['mean']:.0f} % (mean) or {100 * shares['flatten']:.0f} % (flatten) to it")
 
