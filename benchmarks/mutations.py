@@ -740,7 +740,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     MODEL: ("tests/model/test_language_model.py", "tests/model/test_generate.py", "tests/ops/test_gradient.py"),
     CACHE: ("tests/model/test_generate.py",),
     GENERATE: ("tests/model/test_generate.py",),
-    FLOPS: ("tests/model/test_language_model.py", "tests/reporting/test_budget.py", "tests/test_cli.py"),
+    FLOPS: ("tests/model/test_flops.py", "tests/model/test_language_model.py"),
     LEARNER: ("tests/training/test_run.py",),
     RUN: ("tests/training/test_run.py", "tests/training/test_distributed.py"),
     CHECKPOINTS: ("tests/training/test_checkpoints.py", "tests/training/test_run.py"),
