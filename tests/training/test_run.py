@@ -135,6 +135,14 @@ def test_a_record_has_the_mean_loss_of_the_steps_since_the_record_before(start, 
     assert [record["train_loss"] for record in records(tmp_path / "run")] == [None, *map(pytest.approx, means)]
 
 
+def test_validation_is_the_mean_over_all_sequences_in_micro_batches_of_unequal_size(start):
+    run = start("run", val_sequences=7, micro_batch_sequences=2)
+    ids, targets = (torch.cat(parts) for parts in zip(*run.validation, strict=True))
+    assert len({len(part) for part, _ in run.validation}) == 2
+    with torch.no_grad():
+        assert run.validate() == pytest.approx(run.learner.model.loss(ids, targets).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 11])
 def test_a_stopped_run_continues_to_the_same_bits(start, tmp_path, stop_at, stop_after):
     start("whole").train()
