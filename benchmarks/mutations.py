@@ -828,8 +828,9 @@ def first_failing_test(
         return None
     if code == 5:
         raise MutationError(f"pytest {' '.join(arguments)}: no tests were run")
-    if found := re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - (.*))?$", text, re.MULTILINE):
-        return found[1], shortened(found[2] or "", project)
+    if found := re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", text, re.MULTILINE):
+        errors = re.findall(r"^E +(\S.*)$", text, re.MULTILINE)  # of numpy's, the first line is empty
+        return found[1], shortened("; ".join(errors[:2]), project)
     lines = text.strip().splitlines()
     return arguments[0], shortened(lines[-1] if lines else f"exit code {code}", project)
 
@@ -845,7 +846,7 @@ def run(arguments: list[str], project: Path, limit: float, **variables: str) -> 
         "PYTHONUNBUFFERED": "1",  # errors come after what was printed before them
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
-        "COLUMNS": "1000",  # pytest shortens errors to the width of the terminal
+        "COLUMNS": "1000",  # pytest shortens names and errors to the width of the terminal
         **variables,
     }
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:

@@ -90,7 +90,7 @@ def test_the_first_test_that_fails_is_named_with_its_error(tmp_path):
     write(tmp_path / "tests", test_a="def test_a():\n    pass\n", test_b=fails, test_c="1 / 0")
     paths = [f"tests/test_{name}.py" for name in "abc"]
     name, error = first_failing_test(paths[:2], tmp_path, 60)
-    assert (name, error) == ("tests/test_b.py::test_x[2]", "AssertionError: too large")
+    assert (name, error) == ("tests/test_b.py::test_x[2]", "AssertionError: too large; assert 2 < 2")
     assert first_failing_test(paths[:1], tmp_path, 60) is None
     name, error = first_failing_test(paths[2:], tmp_path, 60)
     assert (name, error) == ("tests/test_c.py", "ZeroDivisionError: division by zero")
