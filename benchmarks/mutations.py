@@ -750,7 +750,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     COST: ("tests/training/test_cost.py",),
     SCORER: ("tests/evaluation/test_loglikelihood.py",),
     EVALUATION: ("tests/evaluation/test_run.py",),
-    TASKS: ("tests/evaluation/test_offline_tasks.py", "tests/evaluation/test_run.py"),
+    TASKS: ("tests/evaluation/test_run.py", "tests/evaluation/test_paper_benchmarks.py"),
     TABLE_COLUMNS: ("tests/evaluation/test_columns.py",),
     OVERLAP: ("tests/evaluation/test_contamination.py",),
     SEQUENCES: ("tests/data/test_build.py",),
