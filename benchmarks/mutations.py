@@ -859,17 +859,17 @@ def run(arguments: list[str], project: Path, limit: float, **variables: str) -> 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        late = ""
         try:
-            code = process.wait(limit)
+            process.wait(limit)
         except subprocess.TimeoutExpired:
-            code = -signal.SIGKILL
+            late = f"\nno end after {limit:g} s"
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         printed.seek(0)
-        text = printed.read()
-    return code, f"{text}\nno end after {limit:g} s" if code == -signal.SIGKILL else text
+        return process.returncode, printed.read() + late
 
 
 def shortened(error: str, project: Path) -> str:
