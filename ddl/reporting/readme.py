@@ -95,6 +95,7 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "scoring": scoring_part(REFERENCE / "scoring.csv"),
         "gains": gains_part(),
         "claims": claims_part(),
+        "mutations": mutations_part(REFERENCE / "mutations.csv"),
         "choices": choices_part(),
         "our-choices": our_choices_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
@@ -379,6 +380,44 @@ def claims_part() -> str:
             row["Check"] = f"{', '.join(links) or DASH}: `{row['Label']}`"
             lines.append(f"| {' | '.join(row[name] for name in columns)} |")
     return "\n".join(lines)
+
+
+def mutations_part(path: Path) -> str:
+    """How many mutations the notebooks and the tests notice, by room, and the list of those that neither notices."""
+    with open(path, newline="", encoding="utf-8") as file:
+        control, *rows = csv.DictReader(file)
+    rooms: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        place = Path(row["file"])
+        kind = ", Triton kernels" if place.stem.endswith("_triton") else ""
+        rooms.setdefault(f"`{place.parent}/`{kind}", []).append(row)
+    lines = [
+        "| room | mistakes | noticed by both | by a notebook only | by a test only | by neither "
+        "| no notebook runs the file |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for room, found in [*sorted(rooms.items()), ("all", rows)]:
+        noticed = [(_notices(row["notebook"]), _notices(row["test"])) for row in found]
+        kinds = ((True, True), (True, False), (False, True), (False, False))
+        unread = sum(row["notebook"] == "not run" for row in found)
+        cells = [room, len(found), *(noticed.count(kind) for kind in kinds), unread]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    missed = [row for row in rows if not _notices(row["notebook"]) and not _notices(row["test"])]
+    if missed:
+        lines += ["", "Noticed by neither: " + "; ".join(f"`{row['file']}`: {row['breaks']}" for row in missed) + "."]
+    seconds = sum(float(row["seconds"]) for row in (control, *rows))
+    lines += [
+        "",
+        f"Without a mistake, all notebooks and tests pass. The whole list took {seconds / 3600:.1f} hours on one core "
+        f"({control['device']}). The table {_link(path.relative_to(ROOT))} names for each mistake the first notebook "
+        "and the first test that fail, and their errors.",
+    ]
+    return "\n".join(lines)
+
+
+def _notices(name: str) -> bool:
+    """Whether a cell of the table of mutations names a notebook or a test."""
+    return name not in ("none", "not run")
 
 
 def choices_part() -> str:

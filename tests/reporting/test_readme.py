@@ -7,8 +7,9 @@ import re
 import pytest
 
 from ddl.layout import ROOT
+from ddl.reporting import readme as readme_module
 from ddl.reporting.keep_reference import REFERENCE, KeepError
-from ddl.reporting.readme import fill, headline_part, read_pages, readme_parts
+from ddl.reporting.readme import fill, headline_part, mutations_part, read_pages, readme_parts
 from tests.helpers.command import ddl
 
 PAGES = read_pages()
@@ -79,6 +80,29 @@ def test_the_headline_says_where_the_gain_comes_from_only_while_the_numbers_do(n
     text = headline_part(other)
     assert claim not in text
     assert "reaches 0% (small)" in text.replace("-0%", "0%")
+
+
+def test_mutations_are_counted_by_room_and_by_what_noticed_them(tmp_path, monkeypatch):
+    head = "file,breaks,notebook,test,seconds,device"
+    rows = [
+        "ddl/ops/rewrite.py,nothing (control),none,none,3600,CPU",
+        "ddl/ops/rewrite.py,a,05_gradient,tests/a.py::test,0,CPU",
+        "ddl/ops/rewrite.py,b,05_gradient,none,0,CPU",
+        "ddl/ops/rewrite.py,c,none,none,0,CPU",
+        "ddl/ops/rewrite_triton.py,d,not run,tests/a.py::test,0,CPU",
+        "ddl/data/build.py,e,not run,none,3600,CPU",
+    ]
+    (tmp_path / "made_up.csv").write_text("\n".join([head, *rows]))
+    monkeypatch.setattr(readme_module, "ROOT", tmp_path)
+    lines = mutations_part(tmp_path / "made_up.csv").splitlines()
+    assert lines[2:6] == [
+        "| `ddl/data/` | 1 | 0 | 0 | 0 | 1 | 1 |",
+        "| `ddl/ops/` | 3 | 1 | 1 | 0 | 1 | 0 |",
+        "| `ddl/ops/`, Triton kernels | 1 | 0 | 0 | 1 | 0 | 1 |",
+        "| all | 5 | 1 | 1 | 1 | 2 | 2 |",
+    ]
+    assert "Noticed by neither: `ddl/ops/rewrite.py`: c; `ddl/data/build.py`: e." in lines
+    assert "The whole list took 2.0 hours on one core (CPU)" in lines[-1]
 
 
 def test_the_readme_is_a_front_door():
