@@ -880,10 +880,10 @@ print("gradients, losses and all weights after each step: equal to the equations
 # %% [markdown]
 # ### How far a saturated gate moves
 #
-# The logit of a gate that starts at 0 or 2 has a tiny gradient. AdamW takes the step $\eta\,\hat m / (\sqrt{\hat n} +
-# 10^{-8})$, in which the size of the gradient cancels as long as it is well above $10^{-8}$. The same recipe therefore
-# trains three DDL-CC models for each of three initial gates, in fp32 as runs do. The table shows how far the biases of
-# the gates moved: the mean over the models with its 95 % t-interval.
+# The logit of a gate that starts at 0 or 2 has a tiny gradient. In AdamW's step, with $\mathbf{g}$ in numerator and
+# denominator, the size of the gradient cancels as long as it is well above $10^{-8}$. How far do such gates move? Three
+# DDL-CC models for each of three initial gates are trained with the recipe of the smoke scale, for 30 steps on random
+# tokens. The table shows how far the biases of the gates moved: the mean over the models with its 95 % t-interval.
 
 # %%
 RUNS, GATE_STEPS = 3, 30
@@ -924,8 +924,8 @@ Markdown("\n".join(rows))
 
 # %% [markdown]
 # The first gradients of saturated gates are more than 10,000 times smaller than those of gates that start at one, but
-# their biases move at least a fiftieth as far (both asserted). A saturated gate learns more slowly in these models, but
-# by nothing like the ratio of the gradients.
+# their biases move at least a fiftieth as far (both asserted). The ratio of the gradients does not tell how fast a gate
+# learns.
 
 # %% [markdown]
 # **Covered:** everything that runs on a CPU between the tokens of a batch and the next weights. **Not covered:** the
