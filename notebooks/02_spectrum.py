@@ -531,7 +531,7 @@ print(
 #
 # The toy's generators are random. Does training bring the two matrices close to each other? DDL-CC models with two
 # layers, $d = 24$ and $d_v = 4$ are trained for a few seconds on sequences whose second half repeats the first. A
-# statement about trained models is one about a distribution, so there are six initialisations. The result could also
+# statement about trained models is one about a distribution, so there are four initialisations. The result could also
 # depend on the initial bias of the value branch, so each of them is trained with this package's bias of 1 and with 0.
 #
 # Then, at each of several tokens, autograd computes the Jacobian of the second block (two rewrites): the derivative of
@@ -540,7 +540,7 @@ print(
 # $(\mathbf{A}_2\mathbf{A}_1) \otimes \mathbf{I}_4$.
 
 # %% tags=["fold"] summary="Code: the task, and training all models at once"
-VOCABULARY, HALF, STEPS, INITIALISATIONS, BIASES = 12, 8, 150, 6, (1.0, 0.0)
+VOCABULARY, HALF, STEPS, INITIALISATIONS, BIASES = 6, 5, 120, 4, (1.0, 0.0)
 
 
 def repeated_halves(count):
@@ -563,10 +563,10 @@ configs = [
 config = configs[0]
 initial = [LanguageModel(c, seed + 1000 * n) for c in configs for n in range(INITIALISATIONS)]
 weights, _ = stack_module_state(initial)  # copies, with one row per model
-optimizer = torch.optim.AdamW(weights.values(), lr=1e-2)
+optimizer = torch.optim.AdamW(weights.values(), lr=5e-3)
 losses = []
 for _ in range(STEPS):
-    ids = repeated_halves(32)
+    ids = repeated_halves(24)
     with sdpa_kernel(SDPBackend.MATH):  # PyTorch's fused attention has no rule for vmap
         logits = vmap(lambda w, ids: functional_call(initial[0], w, (ids,)), (0, None))(weights, ids[:, :-1])
     targets = ids[:, 1:].expand(len(initial), -1, -1)
@@ -584,7 +584,7 @@ trained = copy.deepcopy(initial)
 for n, model in enumerate(trained):
     model.load_state_dict({name: w[n] for name, w in weights.items()})
 before, after = losses[0], torch.stack(losses[-10:]).mean(0)
-assert (after < before - 0.2).all()
+assert (after < before - 0.1).all()
 print(f"{len(initial)} models: loss {before.mean():.2f} before, {after.min():.2f} to {after.max():.2f} after training")
 
 # %%
@@ -633,7 +633,7 @@ for stage, models in (("at the start", initial), ("trained", trained)):
         with torch.no_grad():
             model(ids)
         handle.remove()
-        operators = [both_operators(block, inputs, t) for t in (4, 8, 12)]
+        operators = [both_operators(block, inputs, t) for t in (2, 5, 8)]
         found[stage, n] = [torch.stack(kind) for kind in zip(*operators, strict=True)]
 
 
@@ -711,7 +711,7 @@ axes[1].legend(frameon=False, loc="lower left", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The table shows geometric means over six models with 95 % t-intervals; distances are relative to the norm of the
+# The table shows geometric means over four models with 95 % t-intervals; distances are relative to the norm of the
 # identity. The figure shows models whose bias starts at 1.
 #
 # The comparison is fair, which is asserted at every token of every model: with the generators' values held fixed, the
@@ -721,8 +721,8 @@ plt.show()
 # outside the unit circle, before and after training and with either bias (all asserted). The frozen spectrum alone
 # therefore does not tell whether a real stack is stable.
 #
-# How far apart the two are varies a lot between initialisations and with the bias, as the intervals show. Six models of
-# this size do not support a general statement on whether training brings them together.
+# How far apart the two are varies a lot between initialisations and with the bias, as the intervals show. Four models
+# of this size do not support a general statement on whether training brings them together.
 #
 # ### Where the frozen shortcuts are the Jacobian
 #
@@ -767,7 +767,7 @@ Markdown("\n".join(rows))
 # **Shown:** Proposition 2.1 for every width by algebra and for widths 2 to 4 entry by entry, and what the guard and
 # $d = 1$ change in it; the determinant, the singular values and the condition number over the whole range of gates; the
 # Kronecker form and the order of stacking it assumes; that only the gates 0 and 2 preserve lengths, at any depth; how
-# the spectrum of a product of random shortcuts changes with depth; that the Jacobians of twelve small blocks stretch,
+# the spectrum of a product of random shortcuts changes with depth; that the Jacobians of eight small blocks stretch,
 # initial and trained, which their frozen shortcuts do not, and that the two are equal on what the compressor does not
 # read.
 #
