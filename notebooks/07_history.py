@@ -388,14 +388,14 @@ rows = [
     "| most affected | there: stored | rebuilt | ratio |",
     "|---" * 12 + "|",
 ]
-largest = {}
+failures = []
 for (slug, layers, width, step), part in gradients.groupby(GROUP, sort=False):
     for arithmetic in ("bf16, state in fp32", "bf16, state in bf16"):
         of = part[part["arithmetic"] == arithmetic]
         chosen = (states[GROUP] == [slug, layers, width, step]).all(axis=1) & (states["arithmetic"] == arithmetic)
         first = states[chosen & (states["state"] == 0)].iloc[0]
         whole, worst_group = of[of["group"] == "all"].iloc[0], of.loc[of["ratio"].idxmax()]
-        largest.setdefault(arithmetic, []).append(worst_group["ratio"])
+        failures += [(arithmetic, layers, width, step, group) for group in of[of["ratio"] > LIMIT]["group"]]
         rows.append(
             f"| {load_variants()[slug].label} | {layers} x {width:,} | {step} | {arithmetic[-4:]} "
             f"| {first['growth']:.0f} | {first['error']:.0e} | {whole['stored']:.2%} | {whole['rebuilt']:.2%} "
@@ -406,7 +406,7 @@ Markdown("\n".join(rows))
 
 # %%
 coarse = gradients[gradients["arithmetic"] == "bf16, state in bf16"]
-assert max(largest["bf16, state in fp32"]) <= LIMIT < max(largest["bf16, state in bf16"]), "rebuilt-gradient"
+assert failures == [("bf16, state in bf16", 24, 1024, 0, "compressors")], "rebuilt-gradient"
 for scale in map(load_scale, scale_names()):
     expected = "stored" if scale.execution.state_dtype == "bfloat16" else "rebuilt"
     assert scale.execution.state_memory == expected, f"rebuilt-gradient: {scale.name}"
@@ -421,10 +421,13 @@ print(f"smallest cosine between the gradients with stored and with rebuilt state
 # several percent. But most of the gradient does not read the first states, and its other parts are rounded to bf16 in
 # any case. What does read them shows it: the gradients of compressors, norms, values and gates in the first layers.
 #
-# **States are rebuilt in fp32 and stored in bf16.** In fp32, no group's error grows by more than a tenth. In bf16, the
-# rule fails at the depth and width of the paper's medium model. So `h200` and `paper`, whose states are bf16, store
-# them; `laptop` and `smoke`, whose states are fp32, rebuild them (asserted). The damage from rebuilding a bf16 state is
-# small compared with the noise of the text, so it remains possible where memory is short.
+# **States are rebuilt in fp32 and stored in bf16.** The rule holds everywhere with fp32 states. With bf16 states it
+# fails for the compressors of a model with the depth and width of the paper's medium model, at its first weights. After
+# some training it holds there too, because then the gradient with stored bf16 states errs more itself. Rebuilding
+# also moves more bytes (`docs/kernels.md`), and at their micro-batch `h200` and `paper` need not save this memory (next
+# section). So these two, whose states are bf16, store them. `laptop` and `smoke`, whose states are fp32, rebuild them
+# (asserted). The damage from rebuilding a bf16 state is small compared with the noise of the text, so where memory is
+# short, it can still be rebuilt.
 
 # %% [markdown]
 # ## How much memory it takes
