@@ -209,7 +209,7 @@ DEFAULTS = {
         "state_memory": "stored",
     },
     "ParquetDataset": {"folder": ""},
-    "Variant": {"published": ""},
+    "Variant": {"family": "own", "published": ""},
     "TokenisedCorpus": {"max_train_tokens": 0, "shard_tokens": 100_000_000},
     "TokenizerConfig": {"path": ""},
     "TrainConfig": {
@@ -283,9 +283,9 @@ def test_an_unknown_scale_is_one_line(capsys):
     assert capsys.readouterr().err == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
 
 
-def test_describe_prints_a_row_for_every_run_of_every_scale(capsys):
+def test_describe_prints_a_row_for_every_design_at_every_scale(capsys):
     for name in scale_names():
         ddl("describe", "--scale", name)
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("small", "medium"))]
         scale = load_scale(name)
-        assert [tuple(row.split()[:2]) for row in rows] == [(size, v) for size in scale.sizes for v in scale.variants]
+        assert [tuple(row.split()[:2]) for row in rows] == [(size, v) for size in scale.sizes for v in load_variants()]

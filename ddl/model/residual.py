@@ -152,17 +152,18 @@ class Gate(nn.Module):
 
 
 class Value(nn.Module):
-    """The target v in R^{d_v}: a linear function, with bias, of the configured input (Sec. 3.1, App. A.2).
+    """The target v in R^{d_v}: a linear function of the configured input (Sec. 3.1, App. A.2).
 
-    The bias starts at `value_bias_init`. With `sigmoid4`, v is 4 sigmoid(.) of the linear function.
+    Its bias starts at `value_bias_init`; null leaves it out. With `sigmoid4`, v is 4 sigmoid(.) of the linear function.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input = config.value_input
         self.activation = config.value_activation
-        self.linear = nn.Linear(config.width, config.value_channels)
-        nn.init.constant_(self.linear.bias, config.value_bias_init)
+        self.linear = nn.Linear(config.width, config.value_channels, bias=config.value_bias_init is not None)
+        if config.value_bias_init is not None:
+            nn.init.constant_(self.linear.bias, config.value_bias_init)
 
     def flops(self) -> int:
         return linear_flops(self)
