@@ -106,7 +106,7 @@ class ModelConfig:
                 "pooled state"
             )
         if self.state_memory == "rebuilt":  # the state is overwritten: nothing but the fused rewrite may keep it
-            for name, unfit in (("kernels", "reference"), ("direction", "mlp"), ("value_input", "compressed")):
+            for name, unfit in (("kernels", "reference"), ("direction", "mlp")):
                 if getattr(self, name) == unfit:
                     raise ConfigError(
                         f"state_memory: 'rebuilt' overwrites the state, which {name} {unfit!r} still needs"
