@@ -457,7 +457,10 @@ rule derivation_page:
 
 # The files that each notebook reads. `DRAWN` lists the figures and tables that it draws from them.
 READ = {
-    "03_architecture": dict(paper="config/scales/paper.yaml", published="paper/published/architecture.csv"),
+    "03_architecture": dict(
+        paper="config/scales/paper.yaml",
+        published=[f"paper/published/{name}.csv" for name in ("architecture", "cost")],
+    ),
     "08_tasks": dict(
         tasks=task_files,
         random_init=rules.evaluate_random_init.output,
@@ -518,6 +521,7 @@ for notebook, results in READ.items():
 # Every number quoted in the paper's text and the README.
 rule numbers:
     input:
+        published=PUBLISHED,
         data=rules.data.output.manifest,
         tasks=task_files,
         summaries=every_run(rules.train.output.summary),
@@ -527,6 +531,7 @@ rule numbers:
         answers=every_run(rules.evaluate.output.answers),
         random_init=rules.evaluate_random_init.output,
         cost=every_run(COST),
+        choices="paper/choices.csv",
     output:
         numbers="results/{scale}/numbers.json",
     log:

@@ -90,7 +90,7 @@ class ModelConfig:
             raise ConfigError(f"compressor: expected 'tc' or 'cc' with value_channels = {self.value_channels}")
         if self.compressor == "cc" and self.compressor_kernel != self.value_channels:
             raise ConfigError(
-                f"compressor_kernel: a cc kernel covers all value channels (App. A.2), "
+                f"compressor_kernel: a cc kernel covers all value channels (App. A.3), "
                 f"expected {self.value_channels}, found {self.compressor_kernel}"
             )
         if self.value_channels == 1 and self.embed_conv:

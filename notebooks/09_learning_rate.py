@@ -14,8 +14,11 @@
 # notebook scans the rate for the baseline and for DDL, with everything else fixed: initial weights, data order,
 # schedule and number of tokens.
 #
-# The initialisation scales with width and depth in the style of muP (Sec. 4.1), so that a good rate for one size should
-# also be good for another. If two sizes were scanned, the panels show whether it is.
+# The paper calls its parameterisation muP-style (Sec. 4.1) and does not give its rules. Under muP, a rate that is good
+# at one width stays good at another, because weights, learning rates and an output multiplier all depend on the width.
+# Here, as in the authors' public code, only the initial weights do: their standard deviation is proportional to
+# $1/\sqrt d$, which is plain fan-in scaling. A good rate need not carry over from one size to the other. If two sizes
+# were scanned, the panels show whether it does.
 
 # %% tags=["parameters"]
 results = "results/laptop"

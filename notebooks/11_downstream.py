@@ -33,7 +33,13 @@ import pandas as pd
 
 from ddl.config import SHOTS
 from ddl.layout import BASELINE
-from ddl.reporting.accuracy_tables import differences, downstream_table, published_accuracy, published_gains
+from ddl.reporting.accuracy_tables import (
+    differences,
+    downstream_table,
+    published_accuracy,
+    published_counts,
+    published_gains,
+)
 from ddl.reporting.figures import scale_note
 from ddl.reporting.read_results import TASK_COLUMNS, Results
 from ddl.reporting.statistics import Z
@@ -114,9 +120,26 @@ pd.DataFrame(
 # ## How many of the paper's gains exceed their noise?
 #
 # The paper prints no standard errors. Each of its accuracies is the fraction of right answers among a known number of
-# items, which implies the binomial standard error $\sqrt{p\,(1 - p) / n}$, between 0.5 points (Hellaswag) and 2.2
-# points (OpenBookQA). If two accuracies were independent, the standard error of their difference would be $\sqrt{2}$
-# times as large.
+# items. The next cell checks this as far as two decimals allow: it looks for a number of right answers that gives the
+# printed accuracy. (Hellaswag has so many items that every accuracy with two decimals is possible.)
+
+# %%
+counts = published_counts()
+fit = counts["cells"] - len(counts["impossible"])
+print(f"{fit} of {counts['cells']} published accuracies in single tasks are a number of right answers / items")
+for entry in counts["impossible"]:
+    print(
+        f"not possible: {entry['percent']} % on {entry['column']}, {data.variants[entry['slug']].label}, "
+        f"{entry['size']}, {entry['shots']}-shot; with {entry['items']} items the nearest are "
+        f"{' and '.join(f'{near:.2f} %' for near in entry['nearest'])}"
+    )
+means = counts["averages"] - counts["averages_unlike_mean"]
+print(f"{means} of {counts['averages']} published averages are the mean of their tasks")
+
+# %% [markdown]
+# The number of items implies the binomial standard error $\sqrt{p\,(1 - p) / n}$, between 0.5 points (Hellaswag) and
+# 2.2 points (OpenBookQA). If two accuracies were independent, the standard error of their difference would be
+# $\sqrt{2}$ times as large.
 
 
 # %%

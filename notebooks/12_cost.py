@@ -17,6 +17,9 @@
 # makes both tables from our measurements. They cover the models of this scale and, if `benchmarks/gpu.py` has measured
 # them on a GPU, models of the paper's shapes. Tokens per second cannot be compared between machines. Ratios to the
 # baseline on the same machine can, to some degree. Both are shown, ours first.
+#
+# Version 3 of the paper (v3) has no costs of the designs w/o EC. The revised text in the authors' repository adds them
+# and repeats all rows of v3. The tables show the rows of the two texts in separate blocks.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -42,10 +45,14 @@ data.cost().dropna(axis="columns", how="all").groupby("size").first().filter(
 # %%
 def costs(number: int, size: str) -> object:
     """Write and show one of the two tables."""
-    caption = f"Cost and quality of the {size} models: ours at this scale and at the paper's shapes, then the paper's."
+    caption = (
+        f"Cost and quality of the {size} models: ours at this scale and at the paper's shapes, then the published ones "
+        "by version of the paper."
+    )
     note = (
-        f"{scale_note(data)}. Ratios are relative to the baseline of the same block; ours are medians over rounds in "
-        "which the designs take turns, 20th and 80th percentiles in brackets. Avg eval: one-shot average in percent."
+        f"{scale_note(data)}. Ratios are relative to the baseline of the same block, or of v3 for rows of the revised "
+        "text; ours are medians over rounds in which the designs take turns, 20th and 80th percentiles in brackets. "
+        "Avg eval: one-shot average in percent."
     )
     return write_table(cost_table(data, size), results, f"table{number}", caption, note)
 
@@ -67,6 +74,8 @@ costs(5, "medium")
 #
 # The figure shows the difference in loss from the baseline against the relative training throughput. Points further
 # left train more slowly; points further down have a lower loss. Filled markers are ours, hollow markers the paper's.
+# The costs of the designs w/o EC are from the revised text. Neither text has the cost of DDL ($d_v = 1$) at the medium
+# size.
 
 # %%
 sources = {"ours": measured(data), "published": published_numbers(data)}
@@ -90,6 +99,11 @@ if handles:
 # The first block shows what the rewrite costs at the shapes of this scale, on this device, with this implementation.
 # Its ratios differ from the paper's. The paper measured wide models on four GPUs with fused kernels, where memory
 # traffic limits the rewrite; at small widths and on a CPU the fixed cost of each operation matters more. The second
-# block shows the paper's shapes on one GPU, or dashes until they have been measured. `peak_mem_kind` above states what
-# peak memory means on this device. It is a different quantity on other kinds of devices, so only ratios can be
-# compared.
+# block shows the paper's shapes on one GPU, or dashes until they have been measured.
+#
+# In the published blocks the designs w/o EC are slower than those with it and need more memory, although they do less
+# work. The captions of the paper's tables say that optimised kernels are used for "CC and EC-enabled implementations".
+# So these rows compare implementations as well as designs, and they say little about what EC costs.
+#
+# `peak_mem_kind` above states what peak memory means on this device. It is a different quantity on other kinds of
+# devices, so only ratios can be compared.

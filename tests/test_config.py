@@ -151,7 +151,7 @@ def test_a_corpus_without_a_limit_of_tokens_refuses_one():
         ({"residual": "delta", "value_channels": 4}, "compressor: expected 'tc' or 'cc' with value_channels = 4"),
         (
             {"residual": "delta", "value_channels": 2, "compressor": "cc"},
-            r"compressor_kernel: a cc kernel covers all value channels \(App. A.2\), expected 2, found 4",
+            r"compressor_kernel: a cc kernel covers all value channels \(App. A.3\), expected 2, found 4",
         ),
         ({"residual": "delta", "embed_conv": True}, "embed_conv: .* needs value_channels > 1"),
         ({"residual": "delta", "direction": "mlp"}, "value_input: with direction 'mlp' .* expected 'output'"),

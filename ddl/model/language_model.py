@@ -132,7 +132,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_matrices(self, seed: int) -> None:
-        """muP-style: embedding N(0, 0.02^2), matrices N(0, (0.5/sqrt(d))^2), output projections / sqrt(layers)."""
+        """Matrices are N(0, (0.5/sqrt(d))^2), output projections that / sqrt(layers), the embedding N(0, 0.02^2)."""
         config = self.config
         if self.embedding.weight.is_meta:
             return  # `without_numbers` builds shapes only

@@ -18,7 +18,10 @@ from ddl.files import write_text
 from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
+from ddl.reporting.choices import choices
 from ddl.reporting.keep_reference import REFERENCE, KeepError
+from ddl.reporting.quoted_numbers import published_numbers
+from ddl.reporting.read_results import Results
 from ddl.reporting.statistics import Z
 
 SCALAR = "ddl-dv1"  # the design without an expanded state
@@ -73,6 +76,9 @@ def fill(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
 def readme_parts(folder: Path) -> dict[str, str]:
     """Name of a generated part -> its text."""
     numbers = json.loads((folder / "numbers.json").read_text())
+    numbers["published"] = published_numbers(
+        Results(folder)
+    )  # as they are now, not as they were at the time of the run
     spent = json.loads((folder / "times.json").read_text())
     return {
         "headline": headline_part(numbers),
@@ -88,6 +94,8 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "scoring": scoring_part(REFERENCE / "scoring.csv"),
         "gains": gains_part(),
         "claims": claims_part(),
+        "choices": choices_part(),
+        "our-choices": our_choices_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
     }
 
@@ -134,6 +142,7 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
     for size, runs in numbers["runs"].items():
         for slug, ours in runs.items():
             paper = numbers["published"][size][slug]
+            mark = "†" if paper["cost_version"] == "revised" else ""
             accuracy = _number(ours["avg_1shot"], "{:.1f}", 100)
             if ours["avg_1shot_stderr"] is not None:
                 accuracy += f" ± {100 * ours['avg_1shot_stderr']:.1f}"
@@ -146,9 +155,9 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
                 "" if slug == BASELINE else _number(paper["delta"], "*{:+.4f}*"),
                 accuracy,
                 _number(ours["train_ratio"], "{:.2f}"),
-                _number(paper["train_ratio"], "*{:.2f}*"),
+                _number(paper["train_ratio"], f"*{{:.2f}}*{mark}"),
                 _number(ours["peak_mem_factor"], "{:.2f}"),
-                _number(paper["peak_mem_factor"], "*{:.2f}*"),
+                _number(paper["peak_mem_factor"], f"*{{:.2f}}*{mark}"),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     source, paper_run = numbers["provenance"], numbers["paper"]
@@ -160,7 +169,8 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
         f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). The ± is the standard error over items. "
         "Columns in italics are the paper's, from models trained on "
         f"{paper_run['tokens'] / 1e9:.2f} billion tokens. Compare their signs and order with ours, but not their "
-        "magnitudes. A dash marks a number that the paper does not give.",
+        "magnitudes. They are from v3, except those marked †, which only the revised text gives. A dash marks a number "
+        "that neither version gives.",
     ]
     return "\n".join(lines)
 
@@ -185,7 +195,7 @@ def times_part(spent: dict[str, Any]) -> str:
 def scales_part() -> str:
     """The table of scales, in order of tokens per run."""
     scales = sorted(map(load_scale, scale_names()), key=lambda scale: scale.tokens)
-    default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"]
+    default = default_scale()
     lines = ["| scale | layers | width | corpus | tokens per run | GPUs per run |", "|---|---|---|---|--:|--:|"]
     for scale in scales:
         sizes = scale.sizes.values()
@@ -201,6 +211,11 @@ def scales_part() -> str:
     return "\n".join(lines)
 
 
+def default_scale() -> str:
+    """The scale that runs unless another is asked for."""
+    return str(yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"])
+
+
 def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
     """The effect of the value branch's initial bias, from an additional run of the small DDL-CC."""
     settings = json.loads((folder / "provenance.json").read_text())["settings"]["model"]
@@ -208,10 +223,11 @@ def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
     small, ours = numbers["runs"]["small"], numbers["model"]["value_bias_init"]
     place = folder.relative_to(ROOT)
     return (
-        "The paper does not publish the initial bias of the value branch (`value_bias_init`). At the laptop scale it "
-        f"matters: with a bias of {ours:g}, as used here, the small DDL-CC ends at {small['ddl-cc']['val_loss']:.3f} "
-        f"nats. With {settings['value_bias_init']:g} it ends at {other:.3f} nats. The baseline ends at "
-        f"{small[BASELINE]['val_loss']:.3f} nats. Each is a single run; files in {_link(place)}."
+        "The bias of the value branch and its initial value (`value_bias_init`) are our choice under both versions of "
+        "the paper: v3 names none, and in the revised text the value is a linear map of the normed context without a "
+        f"bias. At the laptop scale it matters: with a bias of {ours:g}, as used here, the small DDL-CC ends at "
+        f"{small['ddl-cc']['val_loss']:.3f} nats. With {settings['value_bias_init']:g} it ends at {other:.3f} nats. "
+        f"The baseline ends at {small[BASELINE]['val_loss']:.3f} nats. Each is a single run; files in {_link(place)}."
     )
 
 
@@ -337,6 +353,40 @@ def claims_part() -> str:
     with open(ROOT / "paper" / "claims.csv", newline="") as file:
         head, *rows = csv.reader(file)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def choices_part() -> str:
+    """The table of choices at the paper's scale, with the values of the default scale where they differ."""
+    columns = {
+        "topic": "Open point",
+        "paper": "The paper (v3)",
+        "revised": "Revised text",
+        "used": "Used here",
+        "settings": "Setting",
+        "source": "Source",
+        "why": "Why, and what differs",
+    }
+    lines = [f"| {' | '.join(columns.values())} |", f"|{'---|' * len(columns)}"]
+    for row in choices(load_scale("paper"), load_scale(default_scale())):
+        row["settings"] = ", ".join(f"`{name}`" for name in row["settings"].split(", ") if name)
+        lines.append(f"| {' | '.join(row[column] or '–' for column in columns)} |")
+    return "\n".join(lines)
+
+
+def our_choices_part() -> str:
+    """The choices that no source settles, in short."""
+    rows = choices(load_scale("paper"), load_scale(default_scale()))
+    ours = [row for row in rows if "ours" in row["source"]]
+    return "\n".join(
+        [
+            f"The paper leaves {len(rows)} points open or ambiguous. [Choices](docs/choices.md) lists them all, with "
+            f"what is used here and where that comes from. For these {len(ours)}, all or part of it is our own choice:",
+            "",
+            "| open point | used here |",
+            "|---|---|",
+            *(f"| {row['topic']} | {row['used']} |" for row in ours),
+        ]
+    )
 
 
 def rulegraph() -> str:
