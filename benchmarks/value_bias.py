@@ -44,7 +44,7 @@ def train(scale: Scale, size: str, variant: str, seed: int, rows: Rows) -> None:
     manifest, out = results / DATA_MANIFEST, results / "value-bias" / size / variant / f"seed{seed}"
     run = Run(scale, size, variant, seed, manifest, out, stale="restart")
     if not run.train():
-        raise KeyboardInterrupt
+        raise SystemExit(130)  # interrupted: the same command continues from the checkpoint
     split = TokenSequences(manifest, "val", scale.sequence_length)
     found = validation_loss(run.learner.model.eval(), split, scale.evaluation.batch_tokens, torch.float32)
     rows.add(
