@@ -27,12 +27,12 @@ shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:
 STALE = {"refuse": "", "restart": "--restart", "continue": "--continue-anyway"}
 try:
     SCALES = {name: load_scale(name) for name in scale_names()}
-    VARIANTS = load_variants()
     for scale in SCALES.values():
         for size in scale.sizes:
-            for variant in VARIANTS:
+            for variant in load_variants():
                 scale.model(size, variant)
     DEFAULT = load_scale(config["scale"]).name
+    VARIANTS = SCALES[DEFAULT].variants  # those of every scale
     if config["stale"] not in STALE:
         raise ConfigError(f"stale: expected one of {', '.join(STALE)}, found {config['stale']!r}")
 except ConfigError as error:
@@ -62,7 +62,7 @@ wildcard_constraints:
     rate=r"[\d.e-]+",
     scale="|".join(SCALES),
     size="small|medium",
-    variant="|".join(VARIANTS),
+    variant="|".join(load_variants()),  # a control is trained and evaluated if its files are targets
     seed=r"\d+",
 
 

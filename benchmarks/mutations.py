@@ -216,8 +216,8 @@ MUTATIONS = [
     Mutation(
         RULE,
         "fused gate reads the sublayer's output",
-        "v, beta = self.value(c, c, h), self.gate(c)",
-        "v, beta = self.value(c, c, h), self.gate(h)",
+        "v, beta = self.value(x_in, c, h), self.gate(c)",
+        "v, beta = self.value(x_in, c, h), self.gate(h)",
     ),
     Mutation(
         RULE,

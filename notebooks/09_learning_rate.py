@@ -29,12 +29,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from ddl.config import load_variants
 from ddl.reporting.figures import label, look, save_figure
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_results import Results
 
 set_style()
-data = Results(results)
+data, designs = Results(results), load_variants()
 sweep = pd.read_csv(Path(results) / "sweep.csv", keep_default_na=False, na_values={"val_loss": [""]})
 shared = data.scale.training.learning_rate
 print(
@@ -55,7 +56,7 @@ figure, panels = plt.subplots(1, len(sizes), figsize=(3.6 * len(sizes), 2.9), la
 for axes, size in zip(panels[0], sizes, strict=True):
     for variant, runs in sweep[sweep["size"] == size].groupby("variant", sort=False):
         means = runs.groupby("learning_rate")["val_loss"].mean()
-        axes.plot(means.index, means, label=label(data.variants[variant].label), **look(variant))
+        axes.plot(means.index, means, label=label(designs[variant].label), **look(variant))
         for rate in runs[runs["val_loss"].isna()]["learning_rate"]:
             style = look(variant) | {"linestyle": "none", "marker": "x", "clip_on": False}
             axes.plot([rate], [1.0], transform=axes.get_xaxis_transform(), **style)
@@ -83,7 +84,7 @@ for (size, variant), runs in sweep.groupby(["size", "variant"], sort=False):
     rows.append(
         {
             "size": size,
-            "design": data.variants[variant].label,
+            "design": designs[variant].label,
             "best rate": f"{best:g}" + (" (end of the scan)" if at_end else ""),
             "loss there": means.min(),
             "loss at the shared rate": means.get(shared),

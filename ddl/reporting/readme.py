@@ -5,6 +5,7 @@ A part is the text between `<!-- begin X -->` and `<!-- end X -->` in one of the
 
 import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -22,10 +23,18 @@ from ddl.reporting.choices import choices
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.quoted_numbers import published_numbers
 from ddl.reporting.read_results import Results
-from ddl.reporting.statistics import Z
+from ddl.reporting.statistics import Z, t_interval
 from ddl.reporting.table_format import DASH
 
 SCALAR = "ddl-dv1"  # the design without an expanded state
+READINGS = {  # a design -> the same design with our value
+    "baseline": "baseline",
+    "ddl-dv1": "ddl-dv1",
+    "ddl-dv1-no-value-bias": "ddl-dv1",
+    "ddl-cc": "ddl-cc",
+    "ddl-cc-no-value-bias": "ddl-cc",
+    "ddl-cc-public-value": "ddl-cc",
+}
 
 
 def readme(name: str) -> None:
@@ -88,7 +97,7 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "times": times_part(spent),
         "scales": scales_part(),
         "budget": budget_part(),
-        "bias": bias_part(REFERENCE / "value-bias", numbers),
+        "bias": bias_part(REFERENCE / "value-bias.csv"),
         "rate": rate_part(REFERENCE / "learning-rate"),
         "kernels": kernels_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
@@ -218,19 +227,50 @@ def default_scale() -> str:
     return str(yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"])
 
 
-def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
-    """The effect of the value branch's initial bias, from an additional run of the small DDL-CC."""
-    settings = json.loads((folder / "provenance.json").read_text())["settings"]["model"]
-    other = json.loads((folder / "validation.json").read_text())["val_loss"]
-    small, ours = numbers["runs"]["small"], numbers["model"]["value_bias_init"]
-    place = folder.relative_to(ROOT)
-    return (
-        "The bias of the value branch and its initial value (`value_bias_init`) are our choice under both versions of "
-        "the paper: v3 names none, and in the revised text the value is a linear map of the normed context without a "
-        f"bias. At the laptop scale it matters: with a bias of {ours:g}, as used here, the small DDL-CC ends at "
-        f"{small['ddl-cc']['val_loss']:.3f} nats. With {settings['value_bias_init']:g} it ends at {other:.3f} nats. "
-        f"The baseline ends at {small[BASELINE]['val_loss']:.3f} nats. Each is a single run; files in {_link(place)}."
-    )
+def bias_part(path: Path) -> str:
+    """The losses of the readings of the value branch, from the rows of benchmarks/value_bias.py."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses: dict[str, dict[str, float]] = {}  # design -> seed -> loss
+    for row in rows:
+        losses.setdefault(row["variant"], {})[row["seed"]] = float(row["val_loss"])
+    designs, scale = load_variants(), load_scale(rows[0]["scale"])
+    lines = [
+        f"| {rows[0]['size']} models, {scale.title.lower()} scale | seeds | validation loss | minus the same design "
+        "with our value | minus the baseline |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for slug in (slug for slug in designs if slug in losses):
+        ours = READINGS[slug]
+        cells = [
+            designs[slug].label,
+            str(len(losses[slug])),
+            f"{sum(losses[slug].values()) / len(losses[slug]):.2f}",
+            "" if slug == ours else paired_difference(losses[slug], losses[ours]),
+            "" if slug == BASELINE else paired_difference(losses[slug], losses[BASELINE]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Loss in nats on the whole validation split after {int(rows[0]['tokens']):,} tokens. A difference is the mean "
+        "over the seeds that both designs have, ± the half-width of its 95 % t-interval. A seed gives all designs "
+        f"the same data in the same order. Rows in {_link(path.relative_to(ROOT))}, from "
+        "`python -m benchmarks.value_bias`.",
+    ]
+    return "\n".join(lines)
+
+
+def paired_difference(losses: dict[str, float], others: dict[str, float]) -> str:
+    """Mean difference over the common seeds ± the half-width of its interval; a dash if there is one seed.
+
+    The last digit shown is the first or second of the half-width, so that no digit is shown that is noise alone.
+    """
+    seeds = sorted(losses.keys() & others.keys())
+    if len(seeds) < 2:
+        return DASH
+    mean, half_width = t_interval([losses[seed] - others[seed] for seed in seeds])
+    decimals = max(0, 1 - math.floor(math.log10(3 * half_width)))
+    return f"{mean:+.{decimals}f} ± {half_width:.{decimals}f}"
 
 
 def generation_part(path: Path) -> str:

@@ -7,9 +7,8 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
-from ddl.config import ModelConfig, from_mapping, load_scale
+from ddl.config import ModelConfig, from_mapping, load_scale, load_variants
 from ddl.layout import ROOT
 from ddl.model.language_model import LanguageModel, rotary, rotate
 from ddl.model.residual import ChannelCompressor, Gate, TokenCompressor
@@ -118,9 +117,9 @@ def test_our_first_normed_input_has_an_rms_close_to_one(variant, random):
 
 
 def test_the_design_on_the_page_starts_its_values_at_two_from_an_input_that_is_not_normed(random):
-    design = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1])["ddl-cc-public"]
+    (slug,) = re.findall(r"a design in `config/variants.yaml`, `([\w-]+)`", PAGE)
     shape = {"vocab_size": 997, "sequence_length": 64, "layers": 4, "width": 128, "heads": 4}
-    model = LanguageModel(from_mapping(ModelConfig, shape | design["model"], "page"))
+    model = LanguageModel(from_mapping(ModelConfig, shape | load_variants()[slug].model, "page"))
     x_in = model.blocks[0].compress(model.expand(model.embedding(random_ids(model, random))))
     assert rms(x_in) == pytest.approx(0.02, rel=0.05)
     v = model.blocks[0].attention_rule.value(x_in, torch.full_like(x_in, math.nan), torch.full_like(x_in, math.nan))

@@ -8,7 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from ddl.config import load_variants, paper_variants
+from ddl.config import load_scale, paper_variants
 from ddl.layout import BASELINE
 from ddl.reporting import accuracy_tables
 from ddl.reporting.accuracy_tables import (
@@ -22,6 +22,8 @@ from ddl.reporting.quoted_numbers import collect
 from ddl.reporting.read_results import Results
 from ddl.reporting.table_format import DASH
 from tests.helpers import fake_results
+
+DESIGNS = load_scale("laptop").variants
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_only_separated_differences_are_bold(folder):
     )
     table = downstream_table(Results(folder), "small", 1)
     found = block(table, "Difference")
-    assert list(found.index) == [variant.label for slug, variant in load_variants().items() if slug != BASELINE]
+    assert list(found.index) == [variant.label for slug, variant in DESIGNS.items() if slug != BASELINE]
     assert found.loc["DDL-TC", "bold"].split("; ") == ["WG", "Avg."]
     assert found.loc["DDL-TC", "WG"] == "-50.00"
     assert found.loc["DDL-CC", "ARC-C"] == "+0.75"
@@ -88,7 +90,7 @@ def test_a_run_without_items_has_dashes_and_a_reason(folder):
     row = block(downstream_table(Results(folder), "small", 1), "Difference").loc["DDL-CC"]
     assert row["Avg."] == DASH
     assert row["reason"] == "no items of DDL-CC or the baseline, small, 1-shot"
-    assert collect(Results(folder))["gains"]["ours"]["small"]["1shot"].keys() == {*load_variants()} - {
+    assert collect(Results(folder))["gains"]["ours"]["small"]["1shot"].keys() == {*DESIGNS} - {
         BASELINE,
         "ddl-cc",
     }

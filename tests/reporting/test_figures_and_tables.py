@@ -7,7 +7,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from ddl.config import load_scale, load_variants, paper_variants
+from ddl.config import load_scale, paper_variants
 from ddl.layout import ROOT
 from ddl.reporting import figures as report
 from ddl.reporting.accuracy_tables import downstream_table
@@ -21,7 +21,7 @@ from tests.helpers.command import ddl
 matplotlib.use("agg")
 
 PAPER_LABELS = ["Baseline", "DDL (d_v = 1)", "DDL-TC w/o EC", "DDL-CC w/o EC", "DDL-TC", "DDL-CC"]
-LABELS = [variant.label for variant in load_variants().values()]
+LABELS = [variant.label for variant in load_scale("laptop").variants.values()]
 NOTEBOOKS = ("10_loss_curves", "11_downstream", "12_cost")
 
 

@@ -9,7 +9,14 @@ import pytest
 from ddl.layout import ROOT
 from ddl.reporting import readme as readme_module
 from ddl.reporting.keep_reference import REFERENCE, KeepError
-from ddl.reporting.readme import fill, headline_part, mutations_part, read_pages, readme_parts
+from ddl.reporting.readme import (
+    fill,
+    headline_part,
+    mutations_part,
+    paired_difference,
+    read_pages,
+    readme_parts,
+)
 from tests.helpers.command import ddl
 
 PAGES = read_pages()
@@ -116,3 +123,10 @@ def test_the_readme_maps_only_paths_that_exist_and_every_room():
     assert [path for path in paths if not (ROOT / path).exists()] == []
     rooms = {f"ddl/{path.parent.name}/" for path in (ROOT / "ddl").glob("*/__init__.py")}
     assert rooms - paths == set()
+
+
+def test_a_paired_difference_uses_the_common_seeds_and_shows_no_digit_that_is_noise():
+    ours = {"0": 4.4, "1": 4.5, "2": 4.3, "3": 9.0}
+    assert paired_difference({"0": 4.5123, "1": 4.6, "2": 4.41}, ours) == "+0.107 ± 0.016"
+    assert paired_difference({"0": 4.9, "1": 4.6, "2": 4.4}, ours) == "+0.2 ± 0.6"
+    assert paired_difference({"3": 4.5}, ours) == "–"
