@@ -406,7 +406,10 @@ Markdown("\n".join(rows))
 
 # %%
 coarse = gradients[gradients["arithmetic"] == "bf16, state in bf16"]
-assert failures == [("bf16, state in bf16", 24, 1024, 0, "compressors")], "rebuilt-gradient"
+assert {(arithmetic, layers, group) for arithmetic, layers, *_, group in failures} == {
+    ("bf16, state in bf16", 24, "compressors")
+}, "rebuilt-gradient"
+assert {(width, step > 0) for _, _, width, step, _ in failures} == {(1024, False), (128, True)}, "rebuilt-gradient"
 for scale in map(load_scale, scale_names()):
     expected = "stored" if scale.execution.state_dtype == "bfloat16" else "rebuilt"
     assert scale.execution.state_memory == expected, f"rebuilt-gradient: {scale.name}"
@@ -422,12 +425,13 @@ print(f"smallest cosine between the gradients with stored and with rebuilt state
 # any case. What does read them shows it: the gradients of compressors, norms, values and gates in the first layers.
 #
 # **States are rebuilt in fp32 and stored in bf16.** The rule holds everywhere with fp32 states. With bf16 states it
-# fails for the compressors of a model with the depth and width of the paper's medium model, at its first weights. After
-# some training it holds there too, because then the gradient with stored bf16 states errs more itself. Rebuilding
-# also moves more bytes (`docs/kernels.md`), and at their micro-batch `h200` and `paper` need not save this memory (next
-# section). So these two, whose states are bf16, store them. `laptop` and `smoke`, whose states are fp32, rebuild them
-# (asserted). The damage from rebuilding a bf16 state is small compared with the noise of the text, so where memory is
-# short, it can still be rebuilt.
+# holds with 12 layers, and fails for the compressors of models with 24 layers: at the depth and width of the paper's
+# medium model with its first weights, and at a smaller width after training. In the trained model of the medium width
+# it says little, because there products in bf16 alone make the gradient err far more. Rebuilding also moves more bytes
+# (`docs/kernels.md`), and at their micro-batch `h200` and `paper` need not save this memory (next section). So these
+# two, whose states are bf16, store them. `laptop` and `smoke`, whose states are fp32, rebuild them (asserted). What
+# rebuilding a bf16 state changes is small compared with the noise of the text, so where memory is short, it can still
+# be rebuilt.
 
 # %% [markdown]
 # ## How much memory it takes
