@@ -151,7 +151,7 @@ class Watch:
     def wrap(self, rule: Any, index: int) -> None:
         rewrite_and_read = rule.rewrite_and_read
 
-        def watched(X: Tensor, c: Tensor, h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        def watched(X: Tensor, x_in: Tensor | None, c: Tensor, h: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
             before, held = X.detach().clone(), X.detach()  # `held` is the memory that is overwritten
 
             def rebuilt(_: Tensor) -> None:  # the gradient in h exists, so this rewrite has been undone
@@ -161,10 +161,10 @@ class Watch:
 
             h.register_hook(rebuilt)
             self.size[index] += float(per_token(before).sum())
-            X_next, c = rewrite_and_read(X, c, h, *arguments)
+            X_next, *inputs = rewrite_and_read(X, x_in, c, h, *arguments)
             if index == len(self.wrong) - 1:
                 self.size[-1] += float(per_token(X_next.detach()).sum())
-            return X_next, c
+            return X_next, *inputs
 
         rule.rewrite_and_read = watched
 
