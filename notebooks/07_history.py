@@ -430,9 +430,9 @@ print(f"smallest cosine between the gradients with stored and with rebuilt state
 # any case. What does read them shows it: above all the gradients of the compressors in the first layers.
 #
 # **States are rebuilt in fp32 and stored in bf16.** With fp32 states the rule holds everywhere, and if the
-# products are in fp32 too, every error is below $10^{-4}$, so that its growth does not matter. With bf16 states the rule
-# fails for the compressors of three of the measured models: DDL-TC with the depth and width of the paper's small model
-# and DDL-CC with those of its medium model, both with their first weights, and DDL-CC with 24 narrow layers after
+# products are in fp32 too, every error is below $10^{-4}$, so that its growth does not matter. With bf16 states the
+# rule fails for the compressors of three of the measured models: DDL-TC with the depth and width of the paper's small
+# model and DDL-CC with those of its medium model, both with their first weights, and DDL-CC with 24 narrow layers after
 # training. In the trained models of the medium width it says little, because there products in bf16 alone make the
 # gradient err far more. Rebuilding also moves more bytes (`docs/kernels.md`), and at their micro-batch `h200` and
 # `paper` need not save this memory (next section). So these two, whose states are bf16, store them. `laptop` and
