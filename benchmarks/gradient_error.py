@@ -161,10 +161,10 @@ class Watch:
 
             h.register_hook(rebuilt)
             self.size[index] += float(per_token(before).sum())
-            X_next, *others = rewrite_and_read(X, x_in, c, h, *arguments)
+            X_next, *inputs = rewrite_and_read(X, x_in, c, h, *arguments)
             if index == len(self.wrong) - 1:
                 self.size[-1] += float(per_token(X_next.detach()).sum())
-            return X_next, *others
+            return X_next, *inputs
 
         rule.rewrite_and_read = watched
 

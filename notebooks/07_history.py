@@ -187,7 +187,7 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ### A trained model
 #
-# Next come DDL-CC models of 12 and 24 layers ($d = 32$, $d_v = 4$). They are trained for a few dozen steps on a
+# Next come DDL-CC models of 12 and 24 layers ($d = 32$, $d_v = 4$). They are trained for some dozen steps on a
 # language of 32 words in which each word has a usual successor, so that gates, directions and targets are no longer
 # random. A hook calls the generators of each rewrite, and asserts that
 # $\mathbf{X}_l + \mathbf{k}_l\boldsymbol\delta_l^\top$ is, bit for bit, the state with which the model continued.
@@ -218,7 +218,7 @@ def trained(layers):
     model = LanguageModel(from_mapping(ModelConfig, shape | load_variants()["ddl-cc"].model, "07_history"), seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(STEPS):
+    while len(losses) < STEPS or (np.mean(losses[-5:]) > losses[0] - 0.3 and len(losses) < 10 * STEPS):
         ids = sentences(BATCH)
         loss = model.loss(ids[:, :-1], ids[:, 1:])
         optimizer.zero_grad()
@@ -227,7 +227,7 @@ def trained(layers):
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < losses[0] - 0.3
-    print(f"{layers} layers: loss {losses[0]:.2f} before, {np.mean(losses[-5:]):.2f} after {STEPS} steps")
+    print(f"{layers} layers: loss {losses[0]:.2f} before, {np.mean(losses[-5:]):.2f} after {len(losses)} steps")
     return model
 
 
@@ -395,7 +395,7 @@ for (slug, layers, width, step), part in gradients.groupby(GROUP, sort=False):
         chosen = (states[GROUP] == [slug, layers, width, step]).all(axis=1) & (states["arithmetic"] == arithmetic)
         first = states[chosen & (states["state"] == 0)].iloc[0]
         whole, worst_group = of[of["group"] == "all"].iloc[0], of.loc[of["ratio"].idxmax()]
-        failures += [(arithmetic, layers, width, step, group) for group in of[of["ratio"] > LIMIT]["group"]]
+        failures += [(arithmetic, group, slug, layers, width, step) for group in of[of["ratio"] > LIMIT]["group"]]
         rows.append(
             f"| {load_variants()[slug].label} | {layers} x {width:,} | {step} | {arithmetic[-4:]} "
             f"| {first['growth']:.0f} | {first['error']:.0e} | {whole['stored']:.2%} | {whole['rebuilt']:.2%} "
@@ -406,7 +406,15 @@ Markdown("\n".join(rows))
 
 # %%
 coarse = gradients[gradients["arithmetic"] == "bf16, state in bf16"]
-assert failures == [("bf16, state in bf16", 24, 1024, 0, "compressors")], "rebuilt-gradient"
+assert {(arithmetic, group) for arithmetic, group, *_ in failures} == {("bf16, state in bf16", "compressors")}, (
+    "rebuilt-gradient"
+)
+assert {(slug, layers, width, step > 0) for _, _, slug, layers, width, step in failures} == {
+    ("ddl-tc", 12, 768, False),
+    ("ddl-cc", 24, 1024, False),
+    ("ddl-cc", 24, 128, True),
+}, "rebuilt-gradient"
+assert gradients[gradients["arithmetic"] == "fp32"]["rebuilt"].max() < 1e-4, "rebuilt-gradient"
 for scale in map(load_scale, scale_names()):
     expected = "stored" if scale.execution.state_dtype == "bfloat16" else "rebuilt"
     assert scale.execution.state_memory == expected, f"rebuilt-gradient: {scale.name}"
@@ -419,15 +427,17 @@ print(f"smallest cosine between the gradients with stored and with rebuilt state
 # The error of a state and that of the gradient differ, because they are relative to different lengths. Each state is
 # off by roundoffs of the later, longer states; relative to the first state, which is many times shorter, that is
 # several percent. But most of the gradient does not read the first states, and its other parts are rounded to bf16 in
-# any case. What does read them shows it: the gradients of compressors, norms, values and gates in the first layers.
+# any case. What does read them shows it: above all the gradients of the compressors in the first layers.
 #
-# **States are rebuilt in fp32 and stored in bf16.** The rule holds everywhere with fp32 states. With bf16 states it
-# fails for the compressors of a model with the depth and width of the paper's medium model, at its first weights. After
-# some training it holds there too, because then the gradient with stored bf16 states errs more itself. Rebuilding
-# also moves more bytes (`docs/kernels.md`), and at their micro-batch `h200` and `paper` need not save this memory (next
-# section). So these two, whose states are bf16, store them. `laptop` and `smoke`, whose states are fp32, rebuild them
-# (asserted). The damage from rebuilding a bf16 state is small compared with the noise of the text, so where memory is
-# short, it can still be rebuilt.
+# **States are rebuilt in fp32 and stored in bf16.** With fp32 states the rule holds everywhere, and if the
+# products are in fp32 too, every error is below $10^{-4}$, so that its growth does not matter. With bf16 states the
+# rule fails for the compressors of three of the measured models: DDL-TC with the depth and width of the paper's small
+# model and DDL-CC with those of its medium model, both with their first weights, and DDL-CC with 24 narrow layers after
+# training. In the trained models of the medium width it says little, because there products in bf16 alone make the
+# gradient err far more. Rebuilding also moves more bytes (`docs/kernels.md`), and at their micro-batch `h200` and
+# `paper` need not save this memory (next section). So these two, whose states are bf16, store them. `laptop` and
+# `smoke`, whose states are fp32, rebuild them (asserted). What rebuilding a bf16 state changes is small compared with
+# the noise of the text, so where memory is short, it can still be rebuilt.
 
 # %% [markdown]
 # ## How much memory it takes

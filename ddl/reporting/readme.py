@@ -379,8 +379,8 @@ def kernels_part(folder: Path) -> str:
     lines += [
         "",
         "| error of the gradient against fp64 | layers x width | training steps | state in fp32: stored | rebuilt "
-        "| most affected | state in bf16: stored | rebuilt | most affected |",
-        "|---|--:|--:|--:|--:|---|--:|--:|---|",
+        "| most affected | state in bf16: stored | rebuilt | most affected | largest difference |",
+        "|---|--:|--:|--:|--:|---|--:|--:|---|--:|",
     ]
     return "\n".join(lines + [_gradient_row(model) for model in _by_model(folder / "gradient_error.csv")])
 
@@ -406,6 +406,7 @@ def _gradient_row(rows: list[dict[str, str]]) -> str:
         worst = max(ratios, key=lambda group: ratios[group])
         cells += [f"{float(groups['all'][way]):.2%}" for way in ("stored", "rebuilt")]
         cells.append(f"{worst}, x {ratios[worst]:.2f}")
+    cells.append(f"{max(float(row['difference']) for row in groups.values()):.2%}")
     return f"| {' | '.join(cells)} |"
 
 

@@ -111,7 +111,8 @@ def test_a_scale_rebuilds_states_where_the_kept_measurements_accept_it_and_only_
     accepted = dict.fromkeys(ARITHMETIC, True)
     with open(ROOT / "results" / "reference" / "kernels" / "gradient_error.csv", newline="") as file:
         for row in csv.DictReader(file):
-            accepted[row["arithmetic"]] &= float(row["rebuilt"]) <= MOST * float(row["stored"])
+            negligible = row["arithmetic"] == "fp32" and float(row["rebuilt"]) < 1e-4
+            accepted[row["arithmetic"]] &= negligible or float(row["rebuilt"]) <= MOST * float(row["stored"])
     names = {setting: name for name, setting in ARITHMETIC.items()}
     for scale in map(load_scale, scale_names()):
         name = names[scale.training.dtype == "bfloat16", scale.execution.state_dtype]
