@@ -426,7 +426,10 @@ def claims_part() -> str:
 def mutations_part(path: Path) -> str:
     """How many mutations the notebooks and the tests notice, by room, and the list of those that neither notices."""
     with open(path, newline="", encoding="utf-8") as file:
-        control, *rows = csv.DictReader(file)
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return f"There are no numbers yet: {_link(path.relative_to(ROOT))} is empty."
+    control, *rows = rows
     rooms: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         place = Path(row["file"])
