@@ -924,12 +924,12 @@ for beta_0 in (0.0, 1.0, 2.0):
     half = stats.t.ppf(0.975, RUNS - 1) * float(moved.std()) / RUNS**0.5
     moves[beta_0], first[beta_0] = float(moved.mean()), float(gradients.mean())
     rows.append(f"| {beta_0:g} | {gradients.mean():.0e} | {moved.mean():.3f} ± {half:.3f} | {possible:.3f} |")
-assert max(first[0.0], first[2.0]) < 1e-4 * first[1.0]
+assert max(first[0.0], first[2.0]) < 1e-3 * first[1.0]
 assert min(moves[0.0], moves[2.0]) > moves[1.0] / 50
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The first gradients of saturated gates are more than 10,000 times smaller than those of gates that start at one, but
+# The first gradients of saturated gates are more than 1,000 times smaller than those of gates that start at one, but
 # their biases move at least a fiftieth as far (both asserted). The ratio of the gradients does not tell how fast a gate
 # learns.
 
