@@ -39,6 +39,7 @@ from ddl.ops.rewrite import (
     gate_backward,
     normalize_direction,
     normalize_direction_backward,
+    rewrite,
     rewrite_backward_reference,
     rewrite_reference,
 )
@@ -248,6 +249,23 @@ plt.show()
 # The package's function computes both curves, and they are asserted to follow the formulas at all 101 lengths. The
 # largest amplification is $1/\varepsilon_k$, for a vanishing proposal. (The dashed line ends where its values are
 # smaller than the rounding of the subtraction that produces them.)
+
+# %% [markdown]
+# ### The rewrite and its normalisation as one operation
+#
+# Generation with a cache runs both as one operation, `rewrite`, which can also be used on its own. Its result and its
+# gradients must be those of the functions above, one after the other.
+
+# %%
+proposal = 0.7 * direction
+normalized = normalize_direction(proposal, EPS)
+assert off(rewrite(state, proposal, target, gate, EPS), rewrite_reference(state, normalized, target, gate)) < ROUNDING
+grad_x, grad_k, grad_v, grad_beta = rewrite_backward_reference(state, normalized, target, gate, upstream)
+composed = grad_x, normalize_direction_backward(proposal, EPS, grad_k), grad_v, grad_beta
+automatic = by_autograd(lambda *tensors: rewrite(*tensors, EPS), (state, proposal, target, gate), upstream)
+for name, by_hand, found in zip(names, composed, automatic, strict=True):
+    assert off(found, by_hand) < ROUNDING, f"backward-pass: operation, {name}"
+print(f"the operation gives the same result and the same gradients within {ROUNDING:.0e} of the largest number")
 
 # %% [markdown]
 # ## Through the gate
