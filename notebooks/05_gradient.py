@@ -210,6 +210,20 @@ print(f"autograd agrees to {ROUNDING:.0e} for proposals of length 1, 1e-3, 1e-5 
 print("without a guard no part of the gradient points along the proposal")
 
 # %% [markdown]
+# The package offers rewrite and normalisation together as one operation, with the two derived backward passes in a row.
+# Its gradients are those of the two functions by automatic differentiation:
+
+# %%
+together = (state, 2 * direction, target, gate)
+operation = by_autograd(lambda *leaves: rewrite(*leaves, EPS), together, upstream)
+functions = by_autograd(
+    lambda X, h, v, beta: rewrite_reference(X, normalize_direction(h, EPS), v, beta), together, upstream
+)
+for name, found, expected in zip(names, operation, functions, strict=True):
+    assert off(found, expected) < ROUNDING, f"backward-pass: operation, {name}"
+print(f"the operation's four gradients are equal to autograd's within {ROUNDING:.0e} of the largest number")
+
+# %% [markdown]
 # ### The bound from the guard
 #
 # The shorter the proposal, the larger the gradient with respect to it, in proportion to $1/|\tilde{\mathbf{k}}|$: a
