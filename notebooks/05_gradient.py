@@ -211,17 +211,22 @@ print("without a guard no part of the gradient points along the proposal")
 
 # %% [markdown]
 # The package offers rewrite and normalisation together as one operation, with the two derived backward passes in a row.
-# Its gradients are those of the two functions by automatic differentiation:
+# Generation with a cache uses it. Its result is that of the two functions, and its gradients are theirs by automatic
+# differentiation:
+
 
 # %%
+def one_after_the_other(X, h, v, beta):
+    return rewrite_reference(X, normalize_direction(h, EPS), v, beta)
+
+
 together = (state, 2 * direction, target, gate)
+assert off(rewrite(*together, EPS), one_after_the_other(*together)) < ROUNDING
 operation = by_autograd(lambda *leaves: rewrite(*leaves, EPS), together, upstream)
-functions = by_autograd(
-    lambda X, h, v, beta: rewrite_reference(X, normalize_direction(h, EPS), v, beta), together, upstream
-)
+functions = by_autograd(one_after_the_other, together, upstream)
 for name, found, expected in zip(names, operation, functions, strict=True):
     assert off(found, expected) < ROUNDING, f"backward-pass: operation, {name}"
-print(f"the operation's four gradients are equal to autograd's within {ROUNDING:.0e} of the largest number")
+print(f"the operation's result and four gradients are equal to theirs within {ROUNDING:.0e} of the largest number")
 
 # %% [markdown]
 # ### The bound from the guard
@@ -263,23 +268,6 @@ plt.show()
 # The package's function computes both curves, and they are asserted to follow the formulas at all 101 lengths. The
 # largest amplification is $1/\varepsilon_k$, for a vanishing proposal. (The dashed line ends where its values are
 # smaller than the rounding of the subtraction that produces them.)
-
-# %% [markdown]
-# ### The rewrite and its normalisation as one operation
-#
-# Generation with a cache runs both as one operation, `rewrite`, which can also be used on its own. Its result and its
-# gradients must be those of the functions above, one after the other.
-
-# %%
-proposal = 0.7 * direction
-normalized = normalize_direction(proposal, EPS)
-assert off(rewrite(state, proposal, target, gate, EPS), rewrite_reference(state, normalized, target, gate)) < ROUNDING
-grad_x, grad_k, grad_v, grad_beta = rewrite_backward_reference(state, normalized, target, gate, upstream)
-composed = grad_x, normalize_direction_backward(proposal, EPS, grad_k), grad_v, grad_beta
-automatic = by_autograd(lambda *tensors: rewrite(*tensors, EPS), (state, proposal, target, gate), upstream)
-for name, by_hand, found in zip(names, composed, automatic, strict=True):
-    assert off(found, by_hand) < ROUNDING, f"backward-pass: operation, {name}"
-print(f"the operation gives the same result and the same gradients within {ROUNDING:.0e} of the largest number")
 
 # %% [markdown]
 # ## Through the gate
