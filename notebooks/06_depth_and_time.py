@@ -477,34 +477,37 @@ def overlap(parameters):
 
 errors = {name: squared_errors(run, 4000, WRITES) for name, (run, _) in trained.items()}
 deeper = {
-    # A stack that is deeper than in training can overflow.
-    name: torch.stack([squared_errors(run, 1000, depth).mean(1) for depth in DEPTHS], dim=1).nan_to_num(torch.inf)
+    name: torch.stack([squared_errors(run, 1000, depth).mean(1) for depth in DEPTHS], dim=1)
     for name, (run, _) in trained.items()
 }
+for error in (*errors.values(), *deeper.values()):
+    error.nan_to_num_(torch.inf)  # training can diverge, and a stack deeper than in training can overflow
 means = {name: error.mean(1) for name, error in errors.items()}
 at_40 = {name: error[:, -1] for name, error in deeper.items()}
 overlaps = {name: overlap(parameters) for name, (_, parameters) in trained.items() if "direction.weight" in parameters}
 apart, same = overlaps["delta"] < 0.005, overlaps["delta"] > 0.5
-everything = torch.ones(SEEDS, dtype=torch.bool)
+everything, finite = torch.ones(SEEDS, dtype=torch.bool), means["addition that reads the state"].isfinite()
 groups = [
     ("delta, overlap of keys below 0.005", "delta", apart),
     ("delta, between", "delta", ~apart & ~same),
     ("delta, overlap of keys above 0.5", "delta", same),
-    *((name, name, everything) for name in list(CONTENDERS)[1:]),
+    ("addition, same generators", "addition, same generators", everything),
+    ("addition that reads the state", "addition that reads the state", finite),
+    ("addition that reads, diverged in training", "addition that reads the state", ~finite),
 ]
 
 
 def median_and_range(values):
-    if not len(values):
+    if not values.isfinite().any():
         return "–"
     return f"{values.median():.1g} ({values.min():.1g} to {values.max():.1g})"
 
 
-rows = ["| contender | runs | share of its runs | error, 10 layers | error, 40 layers |", "|---|---|---|---|---|"]
+rows = ["| contender | runs | share of its 16 runs | error, 10 layers | error, 40 layers |", "|---|---|---|---|---|"]
 for title, name, members in groups:
     count = int(members.sum())
     low, high = stats.binomtest(count, SEEDS).proportion_ci(method="wilson")
-    share = f"{100 * count / SEEDS:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)" if name == "delta" else "all"
+    share = f"{100 * count / SEEDS:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
     cells = (median_and_range(values[name][members]) for values in (means, at_40))
     rows.append(f"| {title} | {count} | {share} | " + " | ".join(cells) + " |")
 
@@ -515,8 +518,9 @@ assert means["addition, same generators"].min() > 0.97 * floors["one weight for 
     "replace-by-addition"
 )
 reads = means["addition that reads the state"]
-assert 1e-4 < reads.min() < reads.max() < 0.1
-assert (at_40["addition that reads the state"] > 3 * reads).all()
+assert finite.any()
+assert 1e-4 < reads[finite].min() < reads[finite].max() < 0.1
+assert (at_40["addition that reads the state"] > 3 * reads)[finite].all()
 assert at_40["delta"][apart].max() < at_40["addition that reads the state"].min()
 Markdown("\n".join(rows))
 
@@ -556,8 +560,8 @@ plt.show()
 #   make up for two keys that share a direction. This is a failure of training rather than of the rule; how often it
 #   happens depends on the initialisation, and 16 runs tell it only as precisely as the interval in the table.
 # - **Addition that reads.** With more than ten times as many parameters and the state as an input, it learns to cancel
-#   well, but not exactly: the error of every run is between $10^{-4}$ and $0.1$, and it is more than three times as
-#   large at 40 layers (asserted).
+#   well, but not exactly: the error of every run that does not diverge is between $10^{-4}$ and $0.1$, and it is more
+#   than three times as large at 40 layers (asserted).
 #
 # The delta rule is not more powerful than addition with a sublayer that reads. It makes the reading and cancelling part
 # of the rule, where they are exact and need no parameters.
