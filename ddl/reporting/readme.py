@@ -256,7 +256,17 @@ def bias_part(path: Path) -> str:
         "over the seeds that both designs have, ± the half-width of its 95 % t-interval. A seed gives all designs "
         f"the same data in the same order. Rows in {_link(path.relative_to(ROOT))}, from "
         "`python -m benchmarks.value_bias`.",
+        "",
     ]
+    for slug, ours in READINGS.items():
+        difference = paired(losses.get(slug, {}), losses[ours])
+        if slug != ours and difference:
+            mean, half_width = difference
+            name = f"{designs[slug].label}, ends {'higher' if mean > 0 else 'lower'} than {designs[ours].label}"
+            told = (
+                "" if abs(mean) > half_width else ", but the interval includes zero: these seeds do not tell them apart"
+            )
+            lines.append(f"- {name}{told}.")
     return "\n".join(lines)
 
 
@@ -265,12 +275,18 @@ def paired_difference(losses: dict[str, float], others: dict[str, float]) -> str
 
     The last digit shown is the first or second of the half-width, so that no digit is shown that is noise alone.
     """
-    seeds = sorted(losses.keys() & others.keys())
-    if len(seeds) < 2:
+    difference = paired(losses, others)
+    if difference is None:
         return DASH
-    mean, half_width = t_interval([losses[seed] - others[seed] for seed in seeds])
+    mean, half_width = difference
     decimals = max(0, 1 - math.floor(math.log10(3 * half_width)))
     return f"{mean:+.{decimals}f} ± {half_width:.{decimals}f}"
+
+
+def paired(losses: dict[str, float], others: dict[str, float]) -> tuple[float, float] | None:
+    """Mean difference over the common seeds and the half-width of its interval; None if there are fewer than two."""
+    seeds = sorted(losses.keys() & others.keys())
+    return t_interval([losses[seed] - others[seed] for seed in seeds]) if len(seeds) > 1 else None
 
 
 def generation_part(path: Path) -> str:
