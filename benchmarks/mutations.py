@@ -734,7 +734,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     FUSED: ("tests/ops/test_fused_rewrite_cpu.py", "tests/ops/test_fused_rewrite.py"),
     REWRITE: ("tests/ops/test_ops.py", "tests/ops/test_gradient.py", "tests/ops/test_history.py"),
     COMPRESS: ("tests/ops/test_ops.py", "tests/ops/test_fused_rewrite.py", "tests/model/test_language_model.py"),
-    EXPAND: ("tests/ops/test_ops.py", "tests/model/test_language_model.py"),
+    EXPAND: ("tests/ops/test_ops.py", "tests/ops/test_fused_rewrite.py"),
     LOSS: ("tests/ops/test_cross_entropy.py",),
     RULE: ("tests/model/test_residual.py", "tests/model/test_language_model.py", "tests/model/test_generate.py"),
     MODEL: ("tests/model/test_backbone.py", "tests/model/test_language_model.py", "tests/model/test_generate.py"),
