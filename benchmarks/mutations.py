@@ -800,7 +800,7 @@ def notebook_that_notices(mutation: Mutation, project: Path) -> tuple[str, str]:
 def first_failing_notebook(names: Iterable[str], project: Path, limit: float = LIMIT) -> tuple[str, str]:
     """Name and error of the first notebook that fails in a project; ("none", "") if all pass."""
     for name in names:
-        code, text = run([f"notebooks/{name}.py"], project, limit)
+        code, text = run([f"notebooks/{name}.py"], project, limit, MPLBACKEND="Agg")
         if code:
             lines = [line for line in text.splitlines() if line and not line.startswith(" ")]
             return name, shortened(lines[-1] if lines else f"exit code {code}", project)
@@ -844,7 +844,6 @@ def run(arguments: list[str], project: Path, limit: float, **variables: str) -> 
         "PYTHONPATH": str(project),
         "PYTHONDONTWRITEBYTECODE": "1",  # a mutation can leave the size and time of a file unchanged
         "PYTHONUNBUFFERED": "1",  # errors come after what was printed before them
-        "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "1000",  # pytest shortens names and errors to the width of the terminal
         **variables,
