@@ -27,12 +27,12 @@ shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:
 STALE = {"refuse": "", "restart": "--restart", "continue": "--continue-anyway"}
 try:
     SCALES = {name: load_scale(name) for name in scale_names()}
-    VARIANTS = load_variants()
     for scale in SCALES.values():
         for size in scale.sizes:
-            for variant in VARIANTS:
+            for variant in load_variants():
                 scale.model(size, variant)
     DEFAULT = load_scale(config["scale"]).name
+    VARIANTS = SCALES[DEFAULT].variants  # those of every scale
     if config["stale"] not in STALE:
         raise ConfigError(f"stale: expected one of {', '.join(STALE)}, found {config['stale']!r}")
 except ConfigError as error:
@@ -62,7 +62,7 @@ wildcard_constraints:
     rate=r"[\d.e-]+",
     scale="|".join(SCALES),
     size="small|medium",
-    variant="|".join(VARIANTS),
+    variant="|".join(load_variants()),  # a control is trained and evaluated if its files are targets
     seed=r"\d+",
 
 
@@ -422,6 +422,7 @@ rule derivation:
         template=TEMPLATE,
         settings=["config/variants.yaml", "config/scales/paper.yaml"],
         claims="paper/claims.csv",
+        kept=["results/reference/kernels/gradient_error.csv", "results/reference/kernels/rebuilt_states.csv"],
     output:
         html="results/notebooks/{notebook}.html",
     log:
@@ -457,7 +458,10 @@ rule derivation_page:
 
 # The files that each notebook reads. `DRAWN` lists the figures and tables that it draws from them.
 READ = {
-    "03_architecture": dict(paper="config/scales/paper.yaml", published="paper/published/architecture.csv"),
+    "03_architecture": dict(
+        paper="config/scales/paper.yaml",
+        published=[f"paper/published/{name}.csv" for name in ("architecture", "cost")],
+    ),
     "08_tasks": dict(
         tasks=task_files,
         random_init=rules.evaluate_random_init.output,
@@ -518,6 +522,7 @@ for notebook, results in READ.items():
 # Every number quoted in the paper's text and the README.
 rule numbers:
     input:
+        published=PUBLISHED,
         data=rules.data.output.manifest,
         tasks=task_files,
         summaries=every_run(rules.train.output.summary),
@@ -527,6 +532,7 @@ rule numbers:
         answers=every_run(rules.evaluate.output.answers),
         random_init=rules.evaluate_random_init.output,
         cost=every_run(COST),
+        choices="paper/choices.csv",
     output:
         numbers="results/{scale}/numbers.json",
     log:

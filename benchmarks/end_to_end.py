@@ -69,7 +69,9 @@ def allocated() -> int:
 def executions(scale: Scale) -> tuple[ExecutionConfig, ...]:
     """The execution settings of the scale, and two others for comparison."""
     stored = dataclasses.replace(scale.execution, state_memory="stored")
-    return scale.execution, stored, dataclasses.replace(stored, kernels="reference")
+    rebuilt = dataclasses.replace(scale.execution, state_memory="rebuilt")
+    other = rebuilt if scale.execution == stored else stored
+    return scale.execution, other, dataclasses.replace(stored, kernels="reference")
 
 
 # Shapes are static, and each size, variant and mode needs separate graphs.

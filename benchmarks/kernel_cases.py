@@ -55,7 +55,7 @@ class Case:
     def forward(self, function: Callable[..., Any]) -> tuple[Tensor, ...]:
         """Outputs of `operation`, `reference` or a compiled version of either."""
         outputs = function(*self.inputs)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(y for y in outputs if y is not None) if isinstance(outputs, tuple) else (outputs,)
 
     def backward(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Gradients of all inputs; the graph is retained, so that the backward pass can be timed separately."""

@@ -37,8 +37,13 @@ class Pass(NamedTuple):
     run: Callable[[], object]
 
 
-def paper_passes(d: int, device: str, in_place: bool = False) -> list[Pass]:
-    """All passes of the paper's models of width d; with `in_place`, fused rewrites rebuild the states."""
+def paper_passes(d: int, device: str, in_place: bool = False, with_x_in: bool = False) -> list[Pass]:
+    """All passes of the paper's models of width d.
+
+    Args:
+        in_place: fused rewrites rebuild the states.
+        with_x_in: fused rewrites return the compressed state too, as for a value that reads it.
+    """
 
     def activation(*shape: int) -> Tensor:
         return torch.zeros(1, TOKENS, *shape, dtype=torch.bfloat16, device=device)
@@ -70,11 +75,11 @@ def paper_passes(d: int, device: str, in_place: bool = False) -> list[Pass]:
         state, rewrite = activation(d_v, d), Rewrite(activation(d), activation(d_v), number(1, TOKENS))
         reader = Reader(number(K, d_v, d) if K else None, number(d))
         kept = Saved(number(1, TOKENS), number(1, TOKENS, d_v), number(1, TOKENS))
-        grads = torch.zeros_like(state), activation(d)
+        grads, x_in = (torch.zeros_like(state), activation(d)), activation(d) if with_x_in else None
         add(
             name,
             d_v,
-            partial(fused_rewrite_forward, state, rewrite, reader, EPS, EPS, in_place),
-            partial(fused_rewrite_backward, state, rewrite, reader, kept, *grads, in_place),
+            partial(fused_rewrite_forward, state, rewrite, reader, EPS, EPS, in_place, x_in),
+            partial(fused_rewrite_backward, state, rewrite, reader, kept, *grads, in_place, x_in),
         )
     return passes

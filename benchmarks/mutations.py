@@ -1,25 +1,35 @@
-"""Test whether the notebooks detect errors: `python -m benchmarks.mutations --csv results/reference/mutations.csv`.
+"""Test whether the notebooks and tests detect errors:
 
-Each mutation below replaces a piece of code by a plausible mistake. The mutations are applied one at a time to a copy
-of the project, where the derivation notebooks run as scripts until one of them fails. A mutation that no notebook
-notices is a gap: such a mistake could go undetected.
+    python -m benchmarks.mutations --csv results/reference/mutations.csv
+
+Each mutation below replaces a piece of code by a plausible mistake. The mutations are applied one at a time to a clone
+of the last commit. There the derivation notebooks run as scripts until one of them fails, and then test files run until
+a test fails: first those in `TESTS`, which are the most likely to fail, then all others except those that run Snakemake
+(marked `dag`). A mutation that neither notices is a gap: such a mistake could go undetected. One that hangs is noticed.
+
+The first row of the table belongs to a control, which changes nothing and must pass everything. Each row is written as
+soon as it is known. The next start skips the rows that were made with the same code, settings, notebooks and tests.
 """
 
 import argparse
 import csv
+import hashlib
 import os
-import shutil
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddl.code_identity import code_identity
+from ddl.files import atomic
 from ddl.layout import ROOT
 from ddl.provenance import provenance
 
-COPIED = ("config", "ddl", "notebooks", "paper")
 # The notebook that compares whole models is the most likely to fail, so it comes first; the slowest come last.
 NOTEBOOKS = (
     "05_gradient",
@@ -30,10 +40,15 @@ NOTEBOOKS = (
     "07_history",
     "06_depth_and_time",
 )
+LIMIT = 900  # seconds for a notebook or a test file; each takes less than two minutes of one core
+LIMIT_OF_REST = 7200  # seconds for all other tests, in one process
+NONE, NOT_RUN = "none", "not run"
+COLUMNS = ("file", "breaks", "notebook", "notebook_error", "test", "test_error", "seconds", "code")
+ORIGIN = ("commit", "device", "torch", "utc")
 
 
 class MutationError(Exception):
-    """A mutation does not match the code, or a notebook fails without a mutation."""
+    """A mutation does not match the code, or a notebook or test fails without a mutation."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,17 @@ class Mutation:
 FUSED, REWRITE, LEARNER = "ddl/ops/fused_rewrite_cpu.py", "ddl/ops/rewrite.py", "ddl/training/learner.py"
 COMPRESS, EXPAND, LOSS = "ddl/ops/compress.py", "ddl/ops/expand.py", "ddl/ops/cross_entropy.py"
 RULE, MODEL, CACHE = "ddl/model/residual.py", "ddl/model/language_model.py", "ddl/model/cache.py"
+FUSED_KERNEL, REWRITE_KERNEL = "ddl/ops/fused_rewrite_triton.py", "ddl/ops/rewrite_triton.py"
+COMPRESS_KERNEL, EXPAND_KERNEL = "ddl/ops/compress_triton.py", "ddl/ops/expand_triton.py"
+LOSS_KERNEL = "ddl/ops/cross_entropy_triton.py"
+GENERATE, FLOPS = "ddl/model/generate.py", "ddl/model/flops.py"
+RUN, BATCHES, PROCESSES = "ddl/training/run.py", "ddl/training/batches.py", "ddl/training/distributed.py"
+CHECKPOINTS, COST, SWEEP = "ddl/training/checkpoints.py", "ddl/training/cost.py", "ddl/training/study.py"
+SCORER, EVALUATION = "ddl/evaluation/loglikelihood.py", "ddl/evaluation/run.py"
+TASKS, TABLE_COLUMNS = "ddl/evaluation/lm_eval_tasks.py", "ddl/evaluation/columns.py"
+OVERLAP = "ddl/evaluation/contamination.py"
+SEQUENCES, SPLIT, ENCODE = "ddl/data/sequences.py", "ddl/data/train_val_split.py", "ddl/data/parallel_encode.py"
+STATISTICS, ACCURACIES = "ddl/reporting/statistics.py", "ddl/reporting/accuracy_tables.py"
 
 MUTATIONS = [
     # The fused rewrite, forward.
@@ -190,8 +216,8 @@ MUTATIONS = [
     Mutation(
         RULE,
         "fused gate reads the sublayer's output",
-        "v, beta = self.value(c, c, h), self.gate(c)",
-        "v, beta = self.value(c, c, h), self.gate(h)",
+        "v, beta = self.value(x_in, c, h), self.gate(c)",
+        "v, beta = self.value(x_in, c, h), self.gate(h)",
     ),
     Mutation(
         RULE,
@@ -270,7 +296,475 @@ MUTATIONS = [
         "max(recipe.steps - 1 - recipe.warmup_steps, 1)",
         "(recipe.steps - recipe.warmup_steps)",
     ),
+    # The fused kernels, forward.
+    Mutation(
+        FUSED_KERNEL,
+        "eps_k in place of its square",
+        "tl.sum(h * h, 0) + eps_direction * eps_direction",
+        "tl.sum(h * h, 0) + eps_direction",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "readout along a direction that is not normalised",
+        "readout = inverse * tl.sum(h[None, :] * X, 1)",
+        "readout = tl.sum(h[None, :] * X, 1)",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "norm divides by the padded width",
+        "tl.sum(x_in * x_in, 0) / D",
+        "tl.sum(x_in * x_in, 0) / BLOCK",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "a program forgets the tokens before its own",
+        "range(tl.maximum(first - HALO, 0), stop)",
+        "range(first, stop)",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "tap two tokens back drops the one three back",
+        "ahead_1 = ahead_2 + tl.sum(",
+        "ahead_1 = tl.sum(",
+    ),
+    # The fused kernels, backward.
+    Mutation(
+        FUSED_KERNEL,
+        "gradient in the norm's weight is weighted",
+        "grad_weight += grad_c * x_hat\n            if",
+        "grad_weight += u * x_hat\n            if",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "gradient through the norm is not projected",
+        "u = weight * grad_c\n            grad_x_in = rstd * (u - x_hat * (tl.sum(u * x_hat, 0) / D))",
+        "u = weight * grad_c\n            grad_x_in = rstd * u",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "rebuilt state is written again",
+        "X = S - change",
+        "X = S + change",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "norm's gradient counts the tokens of the next program",
+        "tl.where(t < stop, grad_c * x_hat, 0.0)",
+        "grad_c * x_hat",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "gradient in the state without the oldest tap",
+        "range(tl.minimum(4, tokens - t))",
+        "range(tl.minimum(3, tokens - t))",
+    ),
+    Mutation(
+        FUSED_KERNEL,
+        "gradient in the oldest tap from the wrong token",
+        "((t + 3) & (RING - 1))",
+        "((t + 2) & (RING - 1))",
+    ),
+    # The kernels of single operations.
+    Mutation(
+        REWRITE_KERNEL,
+        "writes along a direction that is not normalised",
+        "delta[:, None] * (inverse * h)[None, :]",
+        "delta[:, None] * h[None, :]",
+    ),
+    Mutation(
+        REWRITE_KERNEL,
+        "gradient in h is not projected off the direction in full",
+        "along = beta * (grad_beta - tl.sum(g * readout, 0))",
+        "along = beta * grad_beta",
+    ),
+    Mutation(
+        COMPRESS_KERNEL,
+        "a sequence reads the end of the one before",
+        "inside = (earlier >= 0) &",
+        "inside = (sequence + earlier >= 0) &",
+    ),
+    Mutation(
+        COMPRESS_KERNEL,
+        "gradient in the taps from the last tokens only",
+        "grad_taps += tl.sum(",
+        "grad_taps = tl.sum(",
+    ),
+    Mutation(
+        EXPAND_KERNEL,
+        "every channel uses the taps of the first",
+        "load(taps_ptr + ((s * DV + j) * D)",
+        "load(taps_ptr + ((s * DV) * D)",
+    ),
+    Mutation(
+        EXPAND_KERNEL,
+        "gradient in the taps from the last token only",
+        "grad_taps += x[None, :, :] * G",
+        "grad_taps = x[None, :, :] * G",
+    ),
+    Mutation(
+        LOSS_KERNEL,
+        "sum is not rescaled to a larger logit",
+        "total = total * tl.exp(largest - higher) +",
+        "total = total +",
+    ),
+    Mutation(
+        LOSS_KERNEL,
+        "gradient with the largest logit in place of the log-sum",
+        "tl.exp(z - log_sum)",
+        "tl.exp(z - largest)",
+    ),
+    # The cache and generation.
+    Mutation(
+        CACHE,
+        "positions of new tokens start at zero",
+        "torch.arange(past, self.length, device",
+        "torch.arange(T, device",
+    ),
+    Mutation(
+        CACHE,
+        "a new token does not attend to itself",
+        "causal = column <= row",
+        "causal = column < row",
+    ),
+    Mutation(
+        CACHE,
+        "reordered cache keeps the values in their rows",
+        "self.stored[0][rows], self.stored[1][rows]",
+        "self.stored[0][rows], self.stored[1]",
+    ),
+    Mutation(
+        CACHE,
+        "reordered cache forgets the MLP's states",
+        "(block.attention_input, block.attention, block.mlp_input)",
+        "(block.attention_input, block.attention)",
+    ),
+    Mutation(
+        GENERATE,
+        "temperature multiplies",
+        "(logits / temperature)",
+        "(logits * temperature)",
+    ),
+    Mutation(
+        GENERATE,
+        "without the cache only the last token is read",
+        "token if cache else torch.cat((unread, token), dim=1)",
+        "token",
+    ),
+    # FLOPs and memory.
+    Mutation(
+        FLOPS,
+        "attention over the whole sequence, not half of it",
+        "2 * 2 * d * T // 2",
+        "2 * 2 * d * T",
+    ),
+    Mutation(
+        FLOPS,
+        "final readout is not counted",
+        "readouts = (len(rules) + 1)",
+        "readouts = len(rules)",
+    ),
+    Mutation(
+        FLOPS,
+        "one stored state per block, not per sublayer",
+        "state * 2 * config.layers",
+        "state * config.layers",
+    ),
+    # The run around the training step.
+    Mutation(
+        LEARNER,
+        "validation sums the means of micro-batches",
+        "objective(ids, targets).double() * len(ids)",
+        "objective(ids, targets).double()",
+    ),
+    Mutation(
+        LEARNER,
+        "optimiser states are not restored",
+        'self.optimizer.load_state_dict({**state["optimizer"], "state": moments})',
+        "del moments",
+    ),
+    Mutation(
+        RUN,
+        "validation loss divided by the number of micro-batches",
+        "/ self.validation_sequences\n",
+        "/ len(self.validation)\n",
+    ),
+    Mutation(
+        RUN,
+        "training loss of the last step only",
+        "torch.tensor(progress.losses).mean().item()",
+        "progress.losses[-1]",
+    ),
+    Mutation(
+        RUN,
+        "losses of earlier records stay in the mean",
+        "progress.losses = []",
+        "pass",
+    ),
+    Mutation(
+        RUN,
+        "records from before an interruption are lost",
+        'Progress(**state["progress"])',
+        'Progress(state["progress"]["step"], state["progress"]["seconds"])',
+    ),
+    Mutation(
+        CHECKPOINTS,
+        "resumes from the oldest checkpoint",
+        "for path in reversed(_files(folder or self.folder))",
+        "for path in _files(folder or self.folder)",
+    ),
+    Mutation(
+        BATCHES,
+        "all processes train on the same micro-batches",
+        "parts[self.processes.rank :: self.processes.count]",
+        "parts[:: self.processes.count]",
+    ),
+    Mutation(
+        BATCHES,
+        "every batch starts at the first sequence",
+        "first = step * size",
+        "first = 0 * size",
+    ),
+    Mutation(
+        BATCHES,
+        "validates on the first sequences only",
+        "np.linspace(0, len(data) - 1, count)",
+        "np.arange(count)",
+    ),
+    Mutation(
+        PROCESSES,
+        "mean over the processes is a sum",
+        "self.sum(values) / self.count",
+        "self.sum(values)",
+    ),
+    Mutation(
+        PROCESSES,
+        "gradients of the last micro-batch are not reduced",
+        "        if last:\n",
+        "        if not last:\n",
+    ),
+    Mutation(
+        SWEEP,
+        "floor of the learning rate stays where it was",
+        "rate * training.min_learning_rate / training.learning_rate",
+        "training.min_learning_rate",
+    ),
+    Mutation(
+        COST,
+        "ratio to the baseline's median, not round by round",
+        'spread(modes["train"] / base["train"])',
+        'spread(modes["train"] / np.median(base["train"]))',
+    ),
+    Mutation(
+        COST,
+        "warm-up rounds are measured",
+        "rounds[scale.cost.warmup_rounds :]",
+        "rounds",
+    ),
+    Mutation(
+        COST,
+        "peak memory includes what the imports need",
+        "after - before",
+        "after",
+    ),
+    # Evaluation.
+    Mutation(
+        SCORER,
+        "score is a mean over tokens, not a sum",
+        "np.add.reduceat(torch.cat(log_p).double().cpu().numpy(), offsets)",
+        "np.add.reduceat(torch.cat(log_p).double().cpu().numpy(), offsets) / lengths",
+    ),
+    Mutation(
+        SCORER,
+        "scores one position too early",
+        "len(inputs[row]) - prefix - n",
+        "len(inputs[row]) - prefix - n - 1",
+    ),
+    Mutation(
+        SCORER,
+        "scores the padding of short inputs",
+        "len(inputs[row]) - prefix - n",
+        "width - prefix - n",
+    ),
+    Mutation(
+        SCORER,
+        "a long request loses one token too many",
+        "[-length - 1 : -1]",
+        "[-length:-1]",
+    ),
+    Mutation(
+        SCORER,
+        "shared prefix covers scored positions",
+        "min(len(ids) - len(pairs[index][1]) for",
+        "min(len(ids) for",
+    ),
+    Mutation(
+        SCORER,
+        "greedy if one token is",
+        "np.logical_and.reduceat",
+        "np.logical_or.reduceat",
+    ),
+    Mutation(
+        EVALUATION,
+        "last sequences of the split are left out",
+        "range(0, len(data), rows)",
+        "range(0, len(data) - rows + 1, rows)",
+    ),
+    Mutation(
+        EVALUATION,
+        "standard deviation in place of the standard error",
+        "float(means.std() / math.sqrt(len(means)))",
+        "float(means.std())",
+    ),
+    Mutation(
+        EVALUATION,
+        "perplexity to the base 2",
+        "math.exp(loss)",
+        "2**loss",
+    ),
+    Mutation(
+        TASKS,
+        "answers by the accuracy that is not normalised",
+        "bool(sample[task.metric])",
+        'bool(sample["acc"])',
+    ),
+    Mutation(
+        TASKS,
+        "standard error of the average too large",
+        'for column in columns)) / n,\n        "chance"',
+        'for column in columns) / n),\n        "chance"',
+    ),
+    Mutation(
+        TABLE_COLUMNS,
+        "tasks of a column count alike, whatever their size",
+        'math.fsum(result["n"] * result[key] for result in results) / n',
+        "math.fsum(result[key] for result in results) / len(results)",
+    ),
+    Mutation(
+        OVERLAP,
+        "n-grams across two parts of a shard are lost",
+        "start + CHUNK + max(NGRAMS) - 1",
+        "start + CHUNK",
+    ),
+    # Data.
+    Mutation(
+        SEQUENCES,
+        "targets are the inputs",
+        "tokens[:, 1:].contiguous()",
+        "tokens[:, :-1].contiguous()",
+    ),
+    Mutation(
+        SEQUENCES,
+        "first token of a window is never predicted",
+        "start = first * self.sequence_length",
+        "start = first * (self.sequence_length + 1)",
+    ),
+    Mutation(
+        SEQUENCES,
+        "every epoch has the same order",
+        "SeedSequence([seed, epoch])",
+        "SeedSequence([seed])",
+    ),
+    Mutation(
+        SPLIT,
+        "copies that differ in case or spaces are on both sides",
+        '" ".join(text.lower().split())',
+        "text",
+    ),
+    Mutation(
+        SPLIT,
+        "near duplicates of training stay in validation",
+        "if fraction < MAX_SHARED]",
+        "if fraction < 2 * MAX_SHARED]",
+    ),
+    Mutation(
+        ENCODE,
+        "documents are not separated",
+        'np.concatenate([start, np.array(encoding.ids, dtype="<u2")])',
+        'np.array(encoding.ids, dtype="<u2")',
+    ),
+    # Statistics of the tables.
+    Mutation(
+        STATISTICS,
+        "seeds are averaged, not drawn",
+        "(drawn * means).sum(axis=1)",
+        "means.mean(axis=1)",
+    ),
+    Mutation(
+        STATISTICS,
+        "interval of 90 %, not 95 %",
+        "[(1 - LEVEL) / 2, (1 + LEVEL) / 2]",
+        "[1 - LEVEL, LEVEL]",
+    ),
+    Mutation(
+        STATISTICS,
+        "correlation widens the difference",
+        "- 2 * correlation",
+        "+ 2 * correlation",
+    ),
+    Mutation(
+        STATISTICS,
+        "an interval that starts at zero excludes it",
+        "self.low > 0 or",
+        "self.low >= 0 or",
+    ),
+    Mutation(
+        ACCURACIES,
+        "difference is the baseline minus ours",
+        "ours[name] - base[name]",
+        "base[name] - ours[name]",
+    ),
+    Mutation(
+        ACCURACIES,
+        "error of the paper's average not divided by the tasks",
+        "math.hypot(*errors) / len(errors)",
+        "math.hypot(*errors)",
+    ),
 ]
+
+
+CONTROL = Mutation(FUSED, "nothing (control)", "import torch\n", "import torch\n")
+
+# Where a mistake in a file is most likely to be noticed first. Kernels are tested in Triton's interpreter.
+KERNELS = (
+    "tests/ops/test_kernels.py",
+    "tests/ops/test_fused_rewrite_kernel.py",
+    "tests/model/test_kernels_in_models.py",
+)
+TESTS: dict[str, tuple[str, ...]] = {
+    FUSED: ("tests/ops/test_fused_rewrite_cpu.py", "tests/ops/test_fused_rewrite.py"),
+    REWRITE: ("tests/ops/test_ops.py", "tests/ops/test_gradient.py", "tests/ops/test_history.py"),
+    COMPRESS: ("tests/ops/test_ops.py", "tests/ops/test_fused_rewrite.py", "tests/model/test_language_model.py"),
+    EXPAND: ("tests/ops/test_ops.py", "tests/ops/test_fused_rewrite.py"),
+    LOSS: ("tests/ops/test_cross_entropy.py",),
+    RULE: ("tests/model/test_residual.py", "tests/model/test_language_model.py", "tests/model/test_generate.py"),
+    MODEL: ("tests/model/test_backbone.py", "tests/model/test_language_model.py", "tests/model/test_generate.py"),
+    CACHE: ("tests/model/test_generate.py",),
+    GENERATE: ("tests/model/test_generate.py",),
+    FLOPS: ("tests/model/test_flops.py", "tests/model/test_language_model.py"),
+    LEARNER: ("tests/training/test_learner.py", "tests/training/test_run.py"),
+    RUN: ("tests/training/test_run.py", "tests/training/test_distributed.py"),
+    CHECKPOINTS: ("tests/training/test_checkpoints.py", "tests/training/test_run.py"),
+    BATCHES: ("tests/training/test_run.py", "tests/training/test_distributed.py"),
+    PROCESSES: ("tests/training/test_distributed.py",),
+    SWEEP: ("tests/training/test_study.py",),
+    COST: ("tests/training/test_cost.py",),
+    SCORER: ("tests/evaluation/test_loglikelihood.py",),
+    EVALUATION: ("tests/evaluation/test_run.py",),
+    TASKS: ("tests/evaluation/test_run.py", "tests/evaluation/test_paper_benchmarks.py"),
+    TABLE_COLUMNS: ("tests/evaluation/test_columns.py",),
+    OVERLAP: ("tests/evaluation/test_contamination.py",),
+    SEQUENCES: ("tests/data/test_build.py",),
+    SPLIT: ("tests/data/test_documents.py", "tests/data/test_build.py"),
+    ENCODE: ("tests/data/test_parallel_encode.py", "tests/data/test_build.py"),
+    STATISTICS: ("tests/reporting/test_statistics.py",),
+    ACCURACIES: ("tests/reporting/test_accuracy_tables.py", "tests/evaluation/test_columns.py"),
+    FUSED_KERNEL: KERNELS[1:],
+    REWRITE_KERNEL: KERNELS,
+    COMPRESS_KERNEL: KERNELS[:1],
+    EXPAND_KERNEL: KERNELS[:1],
+    LOSS_KERNEL: ("tests/ops/test_cross_entropy.py",),
+}
+OWN_TEST = "tests/benchmarks/test_mutations.py"  # notices every mutation, because the text to replace is gone
 
 
 def mutated(mutation: Mutation, text: str) -> str:
@@ -284,58 +778,203 @@ def mutated(mutation: Mutation, text: str) -> str:
     return text.replace(mutation.old, mutation.new)
 
 
-def first_failure(project: Path, notebooks: tuple[str, ...]) -> tuple[str, str]:
-    """Name and error of the first notebook that fails in a copy of the project; ("none", "") if all pass."""
+def is_kernel(file: str) -> bool:
+    """Whether a file holds Triton kernels, which run on a GPU or in Triton's interpreter."""
+    return file.endswith("_triton.py")
+
+
+def notebook_that_notices(mutation: Mutation, project: Path) -> tuple[str, str]:
+    """The first notebook that fails in the mutated project, and its error.
+
+    Returns:
+        ("none", "") if all pass; ("not run", the reason) if no notebook runs the mutated file on this machine.
+    """
+    if is_kernel(mutation.file):
+        return NOT_RUN, "kernels need a GPU"
+    readers = [name for name in NOTEBOOKS if mutation.file in code_identity(f"notebooks/{name}.py")]
+    if not readers:
+        return NOT_RUN, "no derivation notebook imports this file"
+    return first_failing_notebook(readers, project)
+
+
+def first_failing_notebook(names: Iterable[str], project: Path, limit: float = LIMIT) -> tuple[str, str]:
+    """Name and error of the first notebook that fails in a project; ("none", "") if all pass."""
+    for name in names:
+        code, text = run([f"notebooks/{name}.py"], project, limit)
+        if code:
+            lines = [line for line in text.splitlines() if line and not line.startswith(" ")]
+            return name, shortened(lines[-1] if lines else f"exit code {code}", project)
+    return NONE, ""
+
+
+def test_that_notices(mutation: Mutation, project: Path) -> tuple[str, str]:
+    """The first test that fails in the mutated project, and its error; ("none", "") if all pass."""
+    likely = TESTS.get(mutation.file, ())
+    for path in likely:
+        if found := first_failing_test([path], project, LIMIT, interpreted=is_kernel(mutation.file)):
+            return found
+    seen = [] if is_kernel(mutation.file) else [f"--ignore={path}" for path in likely]
+    rest = ["tests", "-m", "not dag", f"--ignore={OWN_TEST}", *seen]
+    return first_failing_test(rest, project, LIMIT_OF_REST) or (NONE, "")
+
+
+def first_failing_test(
+    arguments: list[str], project: Path, limit: float, interpreted: bool = False
+) -> tuple[str, str] | None:
+    """Run pytest until a test fails; its id and its error, or None if all pass."""
+    command = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
+    code, text = run(command, project, limit, TRITON_INTERPRET="1" if interpreted else "0")
+    if code == 0:
+        return None
+    if code == 5:
+        raise MutationError(f"pytest {' '.join(arguments)}: no tests were run")
+    if found := re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", text, re.MULTILINE):
+        errors = re.findall(r"^E +(\S.*)$", text, re.MULTILINE)  # of numpy's, the first line is empty
+        return found[1], shortened("; ".join(errors[:2]), project)
+    lines = text.strip().splitlines()
+    return arguments[0], shortened(lines[-1] if lines else f"exit code {code}", project)
+
+
+def run(arguments: list[str], project: Path, limit: float, **variables: str) -> tuple[int, str]:
+    """Run Python in the project; the exit code and what it printed, errors included.
+
+    A process that takes longer than `limit` seconds is killed with its children; the last line then says so.
+    """
     environment = os.environ | {
         "PYTHONPATH": str(project),
         "PYTHONDONTWRITEBYTECODE": "1",  # a mutation can leave the size and time of a file unchanged
+        "PYTHONUNBUFFERED": "1",  # errors come after what was printed before them
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
+        "COLUMNS": "1000",  # pytest shortens names and errors to the width of the terminal
+        **variables,
     }
-    for name in notebooks:
-        command = [sys.executable, f"notebooks/{name}.py"]
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line and not line.startswith(" ")]
-            return name, lines[-1] if lines else f"exit code {done.returncode}"
-    return "none", ""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        late = ""
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            late = f"\nno end after {limit:g} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        printed.seek(0)
+        return process.returncode, printed.read() + late
 
 
-def copy_project(to: Path) -> None:
-    """Copy the folders that the derivation notebooks need."""
-    for folder in COPIED:
-        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
+def shortened(error: str, project: Path) -> str:
+    """An error without the path of the clone, and at most 200 characters long."""
+    return error.replace(f"{project}/", "")[:200]
+
+
+def clone(to: Path) -> str:
+    """Clone the last commit; returns a digest of its code, settings, notebooks and tests."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(to)], check=True)
+    trees = [f"HEAD:{folder}" for folder in ("ddl", "config", "notebooks", "tests")]
+    done = subprocess.run(["git", "rev-parse", *trees], cwd=to, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+class Table:
+    """The CSV of results: one row per mutation, in the order of the list.
+
+    Args:
+        path: the file; created with the first row.
+        code: digest of the code, settings, notebooks and tests.
+    """
+
+    def __init__(self, path: Path, code: str) -> None:
+        self.path, self.code = path, code
+
+    def rows(self) -> dict[tuple[str, str], dict[str, str]]:
+        """(file, breaks) -> row; empty if the file is absent or has other columns."""
+        if not self.path.exists():
+            return {}
+        with open(self.path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader) if reader.fieldnames == [*COLUMNS, *ORIGIN] else []
+        return {(row["file"], row["breaks"]): row for row in rows}
+
+    def digest(self, mutation: Mutation) -> str:
+        """Identifies what a row depends on; two equal digests mean equal results."""
+        return hashlib.sha256(f"{self.code}{mutation}".encode()).hexdigest()[:12]
+
+    def has(self, mutation: Mutation) -> bool:
+        """Whether the table has a row of this mutation, made with the same code."""
+        row = self.rows().get((mutation.file, mutation.breaks))
+        return row is not None and row["code"] == self.digest(mutation)
+
+    def keep(self, mutation: Mutation, **values: str | int) -> None:
+        """Write the row of a mutation, and drop the rows of mutations that the list no longer has."""
+        rows = self.rows() | {
+            (mutation.file, mutation.breaks): {
+                "file": mutation.file,
+                "breaks": mutation.breaks,
+                "code": self.digest(mutation),
+                **{name: str(value) for name, value in values.items()},
+            }
+        }
+        ordered = [rows[key] for each in (CONTROL, *MUTATIONS) if (key := (each.file, each.breaks)) in rows]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*COLUMNS, *ORIGIN], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(ordered)
+
+
+def try_mutation(mutation: Mutation, project: Path) -> dict[str, str | int]:
+    """Apply a mutation to the project, run notebooks and tests, and undo it."""
+    path, started = project / mutation.file, time.monotonic()
+    text = path.read_text(encoding="utf-8")
+    path.write_text(mutated(mutation, text), encoding="utf-8")
+    try:
+        notebook, notebook_error = notebook_that_notices(mutation, project)
+        test, test_error = test_that_notices(mutation, project)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    return {
+        "notebook": notebook,
+        "notebook_error": notebook_error,
+        "test": test,
+        "test_error": test_error,
+        "seconds": round(time.monotonic() - started),
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; see the module docstring."""
-    parser = argparse.ArgumentParser(description="Break the package on purpose and find which notebook notices.")
-    parser.add_argument("--csv", type=Path, required=True, help="the table to write")
+    parser = argparse.ArgumentParser(description="Break the package on purpose and find what notices.")
+    parser.add_argument("--csv", type=Path, required=True, help="the table to write, or to continue")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only mutations with this text in file or breaks")
     args = parser.parse_args(argv)
-    source, rows = provenance(), []
-    origin = {key: source[key] for key in ("commit", "dirty", "device", "utc")} | {"torch": source["versions"]["torch"]}
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder)
-        copy_project(project)
-        name, error = first_failure(project, NOTEBOOKS)
-        if name != "none":
-            raise MutationError(f"{name}: fails without a mutation: {error}")
-        print("all notebooks pass without a mutation", flush=True)
-        for mutation in MUTATIONS:
-            path, start = project / mutation.file, time.monotonic()
-            text = path.read_text(encoding="utf-8")
-            path.write_text(mutated(mutation, text), encoding="utf-8")
-            name, error = first_failure(project, NOTEBOOKS)
-            path.write_text(text, encoding="utf-8")
-            rows.append({"file": mutation.file, "breaks": mutation.breaks, "noticed_by": name, "error": error} | origin)
-            print(f"{mutation.file}: {mutation.breaks}: {name}  ({time.monotonic() - start:.0f} s)", flush=True)
-    noticed = sum(row["noticed_by"] != "none" for row in rows)
-    print(f"{noticed} of {len(rows)} mutations noticed")
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.csv, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        project = Path(folder) / "project"
+        table = Table(args.csv, clone(project))
+        source = provenance()
+        origin = {"commit": source["commit"], "device": source["device"], "torch": source["versions"]["torch"]}
+        chosen = [mutation for mutation in MUTATIONS if args.only in f"{mutation.file}: {mutation.breaks}"]
+        for mutation in (CONTROL, *chosen):
+            if table.has(mutation):
+                continue
+            found = try_mutation(mutation, project)
+            print(
+                f"{mutation.file}: {mutation.breaks}: notebook {found['notebook']}, test {found['test']} "
+                f"({found['seconds']} s)",
+                flush=True,
+            )
+            if mutation == CONTROL and (found["notebook"], found["test"]) != (NONE, NONE):
+                raise MutationError(f"fails without a mutation: {found}")
+            table.keep(mutation, **found, **origin, utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class ModelConfig:
     gate_init: float = 1.0  # beta_0
     value_input: Literal["normed", "compressed", "output"] = "normed"
     value_activation: Literal["linear", "sigmoid4"] = "linear"
-    value_bias_init: float = 1.0
+    value_bias_init: float | None = 1.0  # null: the value has no bias
     # The backbone (Sec. 4.1).
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
@@ -90,7 +90,7 @@ class ModelConfig:
             raise ConfigError(f"compressor: expected 'tc' or 'cc' with value_channels = {self.value_channels}")
         if self.compressor == "cc" and self.compressor_kernel != self.value_channels:
             raise ConfigError(
-                f"compressor_kernel: a cc kernel covers all value channels (App. A.2), "
+                f"compressor_kernel: a cc kernel covers all value channels (App. A.3), "
                 f"expected {self.value_channels}, found {self.compressor_kernel}"
             )
         if self.value_channels == 1 and self.embed_conv:
@@ -106,7 +106,7 @@ class ModelConfig:
                 "pooled state"
             )
         if self.state_memory == "rebuilt":  # the state is overwritten: nothing but the fused rewrite may keep it
-            for name, unfit in (("kernels", "reference"), ("direction", "mlp"), ("value_input", "compressed")):
+            for name, unfit in (("kernels", "reference"), ("direction", "mlp")):
                 if getattr(self, name) == unfit:
                     raise ConfigError(
                         f"state_memory: 'rebuilt' overwrites the state, which {name} {unfit!r} still needs"
@@ -423,12 +423,25 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Variant:
-    """A residual design: its slug, its label in tables and figures, and the fields of `ModelConfig` that it sets."""
+    """A residual design: its slug, its label in tables and figures, and the fields of `ModelConfig` that it sets.
+
+    The family says where a design appears. `paper` and `own` designs are trained by the workflow and are in every table
+    and figure; what is compared with published numbers is limited to `paper`. A `control` varies one choice of a
+    `paper` design for a study and is trained only if it is named.
+    """
 
     slug: str
     label: str
     model: dict[str, Any]
-    published: str = ""  # name in paper/published; empty if the design is not one of the paper's six
+    family: Literal["paper", "own", "control"] = "own"
+    published: str = ""  # name in paper/published, for the family `paper`
+
+    def __post_init__(self) -> None:
+        if (self.family == "paper") != bool(self.published):
+            expected = "the name in paper/published" if self.family == "paper" else "nothing"
+            raise ConfigError(
+                f"published: expected {expected} for the family {self.family!r}, found {self.published or 'nothing'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -456,7 +469,8 @@ class Scale:
 
     @cached_property
     def variants(self) -> dict[str, Variant]:
-        return load_variants()
+        """The designs of the scale's runs, tables and figures, in the order of the tables."""
+        return {slug: variant for slug, variant in load_variants().items() if variant.family != "control"}
 
     @property
     def tokens_per_step(self) -> int:
@@ -468,14 +482,15 @@ class Scale:
         return self.training.steps * self.tokens_per_step
 
     def model(self, size: str, variant: str) -> ModelConfig:
-        """Settings of the model with the given size and variant."""
+        """Settings of the model with the given size and variant, which may be of any family."""
+        designs = load_variants()
         if size not in self.sizes:
             raise ConfigError(f"size: expected one of {', '.join(self.sizes)}, found {size!r}")
-        if variant not in self.variants:
-            raise ConfigError(f"variant: expected one of {', '.join(self.variants)}, found {variant!r}")
+        if variant not in designs:
+            raise ConfigError(f"variant: expected one of {', '.join(designs)}, found {variant!r}")
         shape = dataclasses.asdict(self.sizes[size])
         fixed = {"vocab_size": self.tokenizer.vocab_size, "sequence_length": self.sequence_length, **shape}
-        settings = fixed | dataclasses.asdict(self.execution) | self.variants[variant].model
+        settings = fixed | dataclasses.asdict(self.execution) | designs[variant].model
         return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
 
     def determining(self, size: str, variant: str) -> dict[str, Any]:
@@ -501,7 +516,7 @@ def scale_names() -> list[str]:
 
 
 def load_variants() -> dict[str, Variant]:
-    """Read `config/variants.yaml`: slug -> `Variant`, in the order of the tables."""
+    """Read the designs of all families from `config/variants.yaml`: slug -> `Variant`, in the order of the tables."""
     where = str(VARIANTS_FILE.relative_to(ROOT))
     return {
         slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
@@ -511,7 +526,7 @@ def load_variants() -> dict[str, Variant]:
 
 def paper_variants() -> dict[str, Variant]:
     """The variants that the paper trained, whose results are compared with its numbers."""
-    return {slug: variant for slug, variant in load_variants().items() if variant.published}
+    return {slug: variant for slug, variant in load_variants().items() if variant.family == "paper"}
 
 
 def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = "") -> Any:
@@ -564,6 +579,10 @@ def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     """Check `value` against a type hint. A boolean is not accepted as an integer; an integer is accepted as a float."""
     origin = typing.get_origin(hint)
+    if hint == float | None:
+        if value is not None and type(value) not in (float, int):
+            raise ConfigError(f"{where}: {key}: expected a number or null, found {value!r}")
+        return None if value is None else float(value)
     if origin is types.UnionType:
         return _convert(_chosen(typing.get_args(hint), value, where, key), value, where, key)
     if dataclasses.is_dataclass(hint):

@@ -63,7 +63,7 @@ X, k, k_row, v_row = sp.symbols("X k k^T v^T", commutative=False)
 
 erase_then_write = (1 - beta * k * k_row) * X + beta * k * v_row
 read_compare_write = X + beta * k * (v_row - k_row * X)
-assert sp.expand(erase_then_write - read_compare_write) == 0
+assert sp.expand(erase_then_write - read_compare_write) == 0, "two-forms"
 sp.expand(read_compare_write)
 
 # %% [markdown]
@@ -75,7 +75,7 @@ K = sp.Matrix(sp.symbols("k1:4", real=True))
 V = sp.Matrix(sp.symbols("v1:3", real=True))
 S = sp.Matrix(3, 2, sp.symbols("x1:4(1:3)", real=True))
 by_entries = (sp.eye(3) - beta * K * K.T) * S + beta * K * V.T - (S + beta * K * (V.T - K.T * S))
-assert by_entries.expand() == sp.zeros(3, 2)
+assert by_entries.expand() == sp.zeros(3, 2), "two-forms"
 by_entries.expand()
 
 # %% [markdown]
@@ -105,26 +105,55 @@ outer = torch.einsum("ti,tj->tij", direction, direction)
 shortcut = torch.eye(D, dtype=torch.float64) - gate[:, None, None] * outer
 write = gate[:, None, None] * direction[:, :, None] * target[:, None, :]
 difference = (shortcut @ state + write - rewrite_reference(state, direction, target, gate)).abs().max()
-assert difference < ROUNDING
+assert difference < ROUNDING, "two-forms"
 print(f"(2.1) and (2.2) differ by less than {ROUNDING:.0e} in all {state.numel():,} numbers")
+
+# %% [markdown]
+# With one value channel the state is a vector, the target a number, and (2.2) becomes
+#
+# $$\mathbf{x}' = \mathbf{x} + \beta\,(v - \mathbf{k}^\top\mathbf{x})\,\mathbf{k} ,$$
+#
+# the scalar rule of Sec. 3.1. The channels of an expanded state do not interact: with the same direction and gate, each
+# of them follows the scalar rule on its own.
+
+# %%
+rewritten = rewrite_reference(state, direction, target, gate)
+for j in range(D_V):
+    x, v = state[..., j], target[:, j]
+    scalar_rule = x + (gate * (v - (direction * x).sum(-1)))[:, None] * direction
+    alone = rewrite_reference(x[..., None], direction, v[:, None], gate)[..., 0]
+    assert (alone - scalar_rule).abs().max() < ROUNDING, "scalar-equation"
+    assert (rewritten[..., j] - scalar_rule).abs().max() < ROUNDING, "scalar-equation"
+print(f"each of the {D_V} channels follows the scalar rule to within {ROUNDING:.0e}")
 
 # %% [markdown]
 # ## A closed gate is the identity
 #
 # With $\beta = 0$ the correction is multiplied by zero, so $\mathbf{X}' = \mathbf{X}$. The function returns the same
-# bits, in every precision that training uses and for any finite direction and target. There is one harmless exception:
-# $-0$ plus a correction of zero is $+0$.
+# bits, in every precision that training uses, as long as no number on the way overflows: a readout that overflows is
+# infinite, and infinity times zero is not a number. With $|\mathbf{k}| \le 1$, no partial sum of a readout is longer
+# than its column $\mathbf{x}_j$ of the state. So $|\mathbf{x}_j| + |v_j|$ below the largest number of the precision is
+# enough, about $3 \cdot 10^{38}$ in fp32 and bf16. There is one harmless exception: $-0$ plus a correction of zero is
+# $+0$.
 
 # %%
 for dtype, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32), (torch.bfloat16, torch.int16)):
     before = state.to(dtype)
     after = rewrite_reference(before, direction.to(dtype), 1e3 * target.to(dtype), torch.zeros(TOKENS, dtype=dtype))
-    assert torch.equal(before.view(bits), after.view(bits))
-    print(f"{dtype}: all {before.numel():,} numbers have the same bits")
+    assert torch.equal(before.view(bits), after.view(bits)), "closed-gate-identity"
+    largest = torch.finfo(dtype).max
+    huge = (0.8 * largest * (state / torch.linalg.vector_norm(state, dim=1, keepdim=True))).to(dtype)
+    far = (0.1 * largest * target.sign()).to(dtype)
+    after = rewrite_reference(huge, direction.to(dtype), far, torch.zeros(TOKENS, dtype=dtype))
+    assert torch.equal(huge.view(bits), after.view(bits))  # columns of length 0.8, targets of 0.1 of the largest number
+    even = torch.full((1, D), D**-0.5, dtype=dtype)
+    too_huge = torch.full((1, D, D_V), 0.8 * largest, dtype=dtype)  # columns of length 0.8 sqrt(16) = 3.2 of it
+    assert rewrite_reference(too_huge, even, far[:1], torch.zeros(1, dtype=dtype)).isnan().all()
+    print(f"{dtype}: all {before.numel():,} numbers have the same bits; NaN if a readout exceeds {largest:.1e}")
 
 minus_zero = torch.full((1, D, D_V), -0.0, dtype=torch.float64)
 after = rewrite_reference(minus_zero, direction[:1], target[:1].abs(), torch.zeros(1, dtype=torch.float64))
-assert torch.equal(after, minus_zero)
+assert torch.equal(after, minus_zero), "closed-gate-identity"
 assert not torch.equal(after.view(torch.int64), minus_zero.view(torch.int64))
 
 # %% [markdown]
@@ -142,8 +171,8 @@ assert not torch.equal(after.view(torch.int64), minus_zero.view(torch.int64))
 # %%
 projected = sp.expand(k_row * read_compare_write).subs(k_row * k, 1)
 law = (1 - beta) * (k_row * X - v_row)
-assert sp.expand(projected - v_row - law) == 0
-assert sp.expand(projected.subs(beta, 1)) == v_row
+assert sp.expand(projected - v_row - law) == 0, "discrepancy-law"
+assert sp.expand(projected.subs(beta, 1)) == v_row, "overwrite-at-one"
 sp.expand(projected)
 
 # %%
@@ -151,8 +180,8 @@ overwritten = rewrite_reference(state, direction, target, torch.ones(TOKENS, dty
 left = (readout(overwritten) - target).abs().max()
 rewritten = rewrite_reference(state, direction, target, gate)
 off_law = (readout(rewritten) - target - (1 - gate[:, None]) * (readout(state) - target)).abs().max()
-assert left < ROUNDING
-assert off_law < ROUNDING
+assert left < ROUNDING, "overwrite-at-one"
+assert off_law < ROUNDING, "discrepancy-law"
 print(f"gate 1: largest discrepancy {(readout(state) - target).abs().max():.2f} before, below {ROUNDING:.0e} after")
 print(f"gates between 0 and 2: the discrepancy follows the law to within {ROUNDING:.0e}")
 
@@ -177,7 +206,7 @@ for value, colour in GATES.items():
         first, current = readout(state) - target, readout(now) - target
         remaining.append(float((current * first).sum() / first.square().sum()))
         now = rewrite_reference(now, direction, target, torch.full((TOKENS,), value, dtype=torch.float64))
-    assert np.allclose(remaining, (1 - value) ** times, rtol=0, atol=1e-13)
+    assert np.allclose(remaining, (1 - value) ** times, rtol=0, atol=1e-13), "discrepancy-law"
     style = {"color": colour, "marker": "o" if value <= 1 else "s", "label": f"β = {value:g}"}
     axes[0].plot(times, remaining, **style)
     if value != 1.0:
@@ -205,14 +234,14 @@ plt.show()
 
 # %%
 u_row = Symbol("u^T", commutative=False)
-assert sp.expand(u_row * read_compare_write).subs(u_row * k, 0) == u_row * X
+assert sp.expand(u_row * read_compare_write).subs(u_row * k, 0) == u_row * X, "complement-unchanged"
 
 change = rewritten - state
 complement = torch.eye(D, dtype=torch.float64) - outer
 touched = (complement @ change).abs().max()
 ranks = torch.linalg.matrix_rank(change, rtol=1e-12)
-assert touched < ROUNDING
-assert (ranks == 1).all()
+assert touched < ROUNDING, "complement-unchanged"
+assert (ranks == 1).all(), "complement-unchanged"
 print(f"change orthogonal to k: below {ROUNDING:.0e}; rank of every change: {int(ranks.max())}, possible: {D_V}")
 
 # %% [markdown]
@@ -228,9 +257,9 @@ two = torch.full((TOKENS,), 2.0, dtype=torch.float64)
 mirrored = rewrite_reference(state, direction, torch.zeros_like(target), two)
 twice = rewrite_reference(rewrite_reference(state, direction, target, two), direction, target, two)
 stretch = (torch.linalg.matrix_norm(mirrored) / torch.linalg.matrix_norm(state) - 1).abs().max()
-assert stretch < ROUNDING
-assert (twice - state).abs().max() < ROUNDING
-assert (mirrored - state).abs().max() > 1  # it is not the identity
+assert stretch < ROUNDING, "reflection-at-two"
+assert (twice - state).abs().max() < ROUNDING, "reflection-at-two"
+assert (mirrored - state).abs().max() > 1, "reflection-at-two"  # it is not the identity
 print(f"the shortcut moves a number by up to {(mirrored - state).abs().max():.1f} and keeps lengths to {ROUNDING:.0e}")
 print(f"the whole rewrite, applied twice, restores the state to {ROUNDING:.0e}")
 
@@ -290,7 +319,7 @@ plt.show()
 # %%
 a, b = sp.symbols("a b", real=True)
 separate = sp.expand(k_row * ((1 - a * k * k_row) * X + b * k * v_row)).subs(k_row * k, 1)
-assert sp.expand(separate - v_row - ((1 - a) * (k_row * X - v_row) + (b - a) * v_row)) == 0
+assert sp.expand(separate - v_row - ((1 - a) * (k_row * X - v_row) + (b - a) * v_row)) == 0, "separate-gates"
 r, v = sp.symbols("r v", real=True)
 sp.Eq(Symbol("r^*"), sp.solve(sp.Eq(r, (1 - a) * r + b * v), r)[0])
 
@@ -314,8 +343,8 @@ for erase, write, kind in (
         now = rewrite_with_two_gates(now, erase, write)
         ratio[n] = float((readout(now) * target).sum() / target.square().sum())
     limit = write / erase if erase else 1 + 40 * write
-    assert abs(ratio[1] - (1 - erase + write)) < 1e-13
-    assert abs(ratio[40] - limit) < 1e-10
+    assert abs(ratio[1] - (1 - erase + write)) < 1e-13, "separate-gates"
+    assert abs(ratio[40] - limit) < 1e-10, "separate-gates"
     rows.append(f"| {erase} | {write} | {ratio[1]:.3f} | {ratio[40]:.3f} | {kind} |")
 Markdown("\n".join(rows))
 
@@ -332,9 +361,9 @@ Markdown("\n".join(rows))
 #
 # $$\mathbf{k} = \frac{\tilde{\mathbf{k}}}{\sqrt{|\tilde{\mathbf{k}}|^2 + \varepsilon_k^2}}, \qquad |\mathbf{k}| < 1 .$$
 #
-# A proposal near $\varepsilon_k = 10^{-5}$ gives a direction shorter than one, and the law above changes: with
-# $|\mathbf{k}| = s$, the readout along the unit vector contracts by $1 - \beta s^2$ instead of $1 - \beta$, towards
-# $\mathbf{v} / s$.
+# The paper gives no number for $\varepsilon_k$; this package uses $10^{-5}$. A proposal of about that length gives a
+# direction shorter than one, and the law above changes: with $|\mathbf{k}| = s$, the readout along the unit vector
+# contracts by $1 - \beta s^2$ instead of $1 - \beta$, towards $\mathbf{v} / s$.
 
 # %%
 source(normalize_direction)
@@ -347,15 +376,25 @@ lengths = torch.logspace(-8, 0, 81, dtype=torch.float64)
 guarded = normalize_direction(lengths[:, None] * proposal, EPS)
 formula = lengths / (lengths.square() + EPS**2).sqrt()
 as_rms_norm = torch.nn.functional.rms_norm(lengths[:, None] * proposal, (D,), eps=EPS**2 / D) / D**0.5
-assert torch.allclose(guarded.norm(dim=-1), formula, rtol=1e-14, atol=0)
-assert torch.allclose(guarded, as_rms_norm, rtol=1e-13, atol=0)  # the form that Sec. 3.1 gives for low precision
-assert torch.equal(normalize_direction(torch.zeros(D), EPS), torch.zeros(D))  # no 0 / 0: a closed rewrite
+assert torch.allclose(guarded.norm(dim=-1), formula, rtol=1e-14, atol=0), "guarded-direction"
+# This is the form that Sec. 3.1 gives for low precision.
+assert torch.allclose(guarded, as_rms_norm, rtol=1e-13, atol=0), "guarded-direction"
+# There is no 0 / 0: the rewrite is closed.
+assert torch.equal(normalize_direction(torch.zeros(D), EPS), torch.zeros(D)), "guarded-direction"
 
 halves = rewrite_reference(
     state[0].expand(81, D, D_V), guarded, torch.zeros(81, D_V).double(), torch.ones(81, dtype=torch.float64)
 )
 kept = (proposal @ halves)[:, 0] / (proposal @ state[0])[0]
-assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13)
+assert torch.allclose(kept, 1 - guarded.norm(dim=-1) ** 2, rtol=0, atol=1e-13), "overwrite-at-one"
+assert (1 - guarded.norm(dim=-1)[lengths > 100.1 * EPS] < 5e-5).all()
+assert abs(float(kept[30]) - 0.5) < 1e-12 > abs(float(lengths[30]) / EPS - 1)  # the length eps_k itself
+at_limit = proposal[:, None] * target[0] / guarded.norm(dim=-1)[:, None, None]  # the readout is v / s
+stays = rewrite_reference(at_limit, guarded, target[0].expand(81, D_V), torch.ones(81, dtype=torch.float64))
+assert torch.allclose(stays, at_limit, rtol=1e-13, atol=0)
+for factor in (1e-2, 1e2):  # without a guard the length of a proposal has no effect: a gate means the same everywhere
+    rescaled = normalize_direction(factor * proposal, eps=0.0)
+    assert torch.allclose(rescaled, proposal, rtol=0, atol=1e-15), "unit-direction"
 print(f"1 - |k| at 10, 100, 1000 eps_k: {', '.join(f'{1 - n / (n * n + 1) ** 0.5:.1e}' for n in (10, 100, 1000))}")
 
 # %% alt="Length of the direction, and old readout left by an overwrite, against the proposal's length" tags=["fold"]
@@ -393,17 +432,18 @@ for t in range(TOKENS):
     over_depth = rewrite_reference(over_depth, direction[t], target[t], gate[t])
     over_time = over_time + gate[t] * torch.outer(target[t] - over_time @ direction[t], direction[t])
 gap = (over_depth - over_time.T).abs().max()
-assert gap < 1e-11
+assert gap < 1e-11, "deltanet-over-depth"
 print(f"after {TOKENS} steps, states of size {over_depth.abs().max():.1f} differ by less than 1e-11")
 
 # %% [markdown]
 # ## What was shown and what was not
 #
 # **Shown,** in symbols for every size and in fp64 on seeded examples: (2.1) and (2.2) are one rule; a closed gate
-# returns the state bit for bit (only $-0$ may become $+0$); a gate of one overwrites the readout with the target; in
-# general the discrepancy is multiplied by $1 - \beta$, which is negative for gates above one, and only the component
-# along $\mathbf{k}$ moves; at two the shortcut is a reflection; with separate gates the target is no longer a fixed
-# point; the small-norm guard weakens these statements only for proposals near $\varepsilon_k$.
+# returns the state bit for bit unless the readout overflows (only $-0$ may become $+0$); a gate of one overwrites the
+# readout with the target; in general the discrepancy is multiplied by $1 - \beta$, which is negative for gates above
+# one, and only the component along $\mathbf{k}$ moves; at two the shortcut is a reflection; with separate gates the
+# target is no longer a fixed point; the small-norm guard weakens these statements only for proposals near
+# $\varepsilon_k$.
 #
 # **Not shown:** that a network benefits from any of this. Here direction, target and gate were given; in the model they
 # are learned and depend on the state. Nothing here tells which gates training chooses, or what happens in bf16 over

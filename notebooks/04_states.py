@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import sympy as sp
 import torch
 from IPython.display import Markdown
+from torch import nn
 
 from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, paper_variants
 from ddl.model.language_model import Block, LanguageModel, parameter_count
@@ -86,10 +87,10 @@ for slug in VARIANTS:
     config = config_of(slug)
     states, outputs = shapes_of(LanguageModel(config, seed=seed))
     channels = (config.value_channels,) if config.value_channels > 1 else ()
-    assert set(states) == {(*ids.shape, config.width, *channels)}
-    assert set(outputs) == {(*ids.shape, config.width)}
+    assert set(states) == {(*ids.shape, config.width, *channels)}, "compress-process-rewrite"
+    assert set(outputs) == {(*ids.shape, config.width)}, "compress-process-rewrite"
     kept = states[0][2:].numel()
-    assert kept == config.width * config.value_channels
+    assert kept == config.width * config.value_channels, "state-memory"
     rows.append(f"| {label(slug)} | {config.value_channels} | {(*states[0],)} | {(*outputs[0],)} | {kept} |")
 Markdown("\n".join(rows))
 
@@ -119,7 +120,7 @@ with torch.no_grad():
     after = block.mlp_rule(X, x_in, c, h)
     readout = torch.einsum("bti,btij->btj", k, X)
     delta = beta[..., None] * (v - readout)
-assert torch.equal(after, rewrite_reference(X, k, v, beta))
+assert torch.equal(after, rewrite_reference(X, k, v, beta)), "compress-process-rewrite"
 assert torch.allclose(after - X, k[..., None] * delta[..., None, :], rtol=0, atol=1e-15)
 arrays = {"X": X, "x": x_in, "c": c, "h": h, "k": k, "v": v, "beta": beta, "readout": readout, "delta": delta}
 for name, tail in (("X", (6, 4)), *((name, (6,)) for name in "xchk"), ("v", (4,)), ("beta", ()), ("delta", (4,))):
@@ -230,7 +231,7 @@ matrices = {name: as_matrix(function, *shape) for name, (function, shape) in fun
 for name, (function, shape) in functions.items():
     several = draw(7, *shape)
     error = (several.flatten(1) @ matrices[name].T - function(several).flatten(1)).abs().max()
-    assert error < 1e-12
+    assert error < 1e-12, "state-operators"
     print(f"{name}: {' x '.join(map(str, matrices[name].shape))} matrix, equal to the function within 1e-12")
 
 # %% [markdown]
@@ -263,7 +264,7 @@ structure = {
     "TC": sum(torch.kron(shifts[s], gather(token_kernel[..., s] * read)) for s in range(TAPS)),
 }
 for name, matrix in matrices.items():
-    assert (matrix - structure[name]).abs().max() < 1e-12
+    assert (matrix - structure[name]).abs().max() < 1e-12, "state-operators"
     print(f"{name}: equal to its Kronecker form; {int((matrix != 0).sum())} of {matrix.numel()} entries are not zero")
 
 # %% alt="The matrices of EC, CC and TC: banded lower block triangular, block diagonal, banded" tags=["fold"]
@@ -315,10 +316,11 @@ def is_causal(matrix):
 
 
 for name, matrix in matrices.items():
-    assert is_causal(matrix), name
+    assert is_causal(matrix), f"causal-operators: {name}"
 backwards = as_matrix(lambda X: functions["TC"][0](X.flip(1)).flip(1), *functions["TC"][1])
-assert not is_causal(backwards)
-assert torch.equal(matrices["CC"], matrices["CC"] * (structure["CC"] != 0))  # block diagonal: reads no other token
+assert not is_causal(backwards), "causal-operators"
+# CC is block diagonal: it reads no other token.
+assert torch.equal(matrices["CC"], matrices["CC"] * (structure["CC"] != 0)), "cc-no-history"
 print("EC, CC, TC: causal;  TC run backwards in time: not causal")
 
 # %% [markdown]
@@ -349,7 +351,7 @@ for name in ("CC", "TC"):
 # %%
 @torch.no_grad()
 def away_from_start(model):
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed + 1)
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
@@ -372,7 +374,7 @@ for slug in VARIANTS:
     changes[slug] = response(model.double())
 for slug, change in changes.items():
     past = change.triu(1)
-    assert past.max() < 1e-12, slug
+    assert past.max() < 1e-12, f"causal-operators: {slug}"
     assert (change.diagonal() > 1e-3).all()
     assert (change.tril() + torch.ones_like(change).triu(1) > 1e-9).all()  # every later output changes
     print(
@@ -419,10 +421,10 @@ embedding, any_state = torch.randn(2, 10, 12, generator=random), torch.randn(2, 
 with torch.no_grad():
     for slug in ("ddl-tc", "ddl-cc"):
         expanded_state = Expand(config_of(slug))(embedding)
-        assert torch.equal(expanded_state, repeat_embedding(embedding, 4))
+        assert torch.equal(expanded_state, repeat_embedding(embedding, 4)), "state-operators"
         compressor = COMPRESSORS[config_of(slug).compressor](config_of(slug))
         gap = (compressor(any_state) - any_state.mean(-1)).abs().max()
-        assert gap < 1e-6
+        assert gap < 1e-6, "state-operators"
         assert torch.equal(compressor(expanded_state), embedding)
         print(f"{VARIANTS[slug].label}: EC is repetition, bit for bit; the compressor is the mean to 1e-6 in fp32")
 
@@ -486,6 +488,75 @@ Markdown("\n".join(rows))
 
 # %%
 source(Delta.generate, Gate.forward, Value.forward, MLPDirection.forward)
+
+# %% [markdown]
+# Written out with the weights of the modules, on random inputs: the gate is $2\sigma(\cdot)$ of one linear map of
+# $\mathbf{c}$, or of two with a $\tanh$ between them; the target is a linear map of $\mathbf{c}$; the direction is the
+# normalised output $\mathbf{h}$, or the normalised output of an MLP on the pooled state.
+
+# %%
+inputs = torch.Generator().manual_seed(seed)
+X = torch.randn(2, 5, 12, 4, generator=inputs, dtype=torch.float64)
+x_in, c, h = torch.randn(3, 2, 5, 12, generator=inputs, dtype=torch.float64)
+
+
+@torch.no_grad()
+def generated(**setting):
+    """Weights of a rule, away from their initial values, and the direction, target and gate that it generates."""
+    rule = away_from_start(make_rule(config_of("ddl-cc", gate_hidden=7, **setting)).double())
+    return dict(rule.named_parameters()), *rule.generate(X, x_in, c, h)
+
+
+def unit(k_tilde):
+    return k_tilde / k_tilde.norm(dim=-1, keepdim=True)
+
+
+GUARD = 1e-8  # the guard of the normalisation changes a direction by less than this
+for kind in ("linear", "mlp"):
+    W, k, v, beta = generated(gate=kind)
+    features = c if kind == "linear" else torch.tanh(c @ W["gate.hidden.weight"].T)
+    logit = (features @ W["gate.logit.weight"].T + W["gate.logit.bias"])[..., 0]
+    assert torch.allclose(beta, 2 / (1 + torch.exp(-logit)), rtol=0, atol=1e-14), "gate-form"
+    assert torch.allclose(v, c @ W["value.linear.weight"].T + W["value.linear.bias"], rtol=0, atol=1e-14), "value-form"
+    assert torch.allclose(k, unit(h), rtol=0, atol=GUARD), "output-direction"
+for pool, pooled in (("mean", X.mean(-1)), ("flatten", X.flatten(-2))):
+    W, k, *_ = generated(direction="mlp", direction_pool=pool, value_input="output")
+    hidden = pooled @ W["direction.up.weight"].T
+    k_tilde = (hidden * hidden.sigmoid()) @ W["direction.down.weight"].T
+    assert torch.allclose(k, unit(k_tilde), rtol=0, atol=GUARD), "mlp-direction"
+print("gate, target and both kinds of direction: equal to their formulas")
+
+# %% [markdown]
+# > We compute the logits in fp32 for stability and initialize the output bias to match the configured starting value
+# > $\beta_0 = \texttt{ddl\_beta\_init} \in [0, 2]$ via $\mathrm{logit}(\beta_0/2)$ (clamped in code) (App. A.2)
+#
+# In bf16 training the gate's weights and logits are fp32: given the same bf16 input, it returns what fp32 arithmetic
+# gives, bit for bit. Logits in bf16 would give other gates. The bias makes the gate $\beta_0$ for the input
+# $\mathbf{c} = 0$; the clamp of the logit to $\pm 15$ moves the ends of the range by less than $10^{-6}$.
+
+# %%
+gate = away_from_start(Gate(config_of("ddl-cc")))
+rounded = torch.randn(1000, 12, generator=inputs).bfloat16()
+with torch.no_grad():
+    in_fp32 = 2 * torch.sigmoid(nn.functional.linear(rounded.float(), gate.logit.weight, gate.logit.bias))[:, 0]
+    in_bf16 = 2 * torch.sigmoid(nn.functional.linear(rounded, *(p.bfloat16() for p in gate.logit.parameters())))[:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gate(rounded)
+assert gate.logit.weight.dtype == found.dtype == torch.float32, "fp32-logits"
+assert torch.equal(found, in_fp32), "fp32-logits"
+assert (in_bf16 - in_fp32).abs().max() > 1e-3, "fp32-logits"
+
+for beta_0 in (0.0, 0.3, 1.0, 1.8, 2.0):
+    with torch.no_grad():
+        at_zero = float(Gate(config_of("ddl-cc", gate_init=beta_0))(torch.zeros(1, 12)))
+    assert abs(at_zero - beta_0) < 1e-6, "initial-gate"
+print("logits in fp32; gates of the input zero: equal to beta_0 within 1e-6")
+
+# %% [markdown]
+# So $\beta_0$ is the centre of the initial gates and not their value: the weights of the gate are drawn at random, and
+# the gates of different tokens scatter around it ([notebook 02](02_spectrum.html) shows how).
+#
+# ### Choices and their numbers of parameters
 
 # %% [markdown]
 # The table shows what each choice computes, and how many parameters it has per sublayer with $d$ features, $d_v$
@@ -557,8 +628,11 @@ for pool in ("mean", "flatten"):
         "paper",
     )
     extra = parameter_count(with_mlp)["total"] - default
-    assert extra == 2 * paper.layers * paper.width**2 * (2 if pool == "mean" else 1 + paper.value_channels)
+    assert extra == 2 * paper.layers * paper.width**2 * (2 if pool == "mean" else 1 + paper.value_channels), (
+        "mlp-direction-cost"
+    )
     shares[pool] = extra / baseline
+assert min(shares.values()) > 0.25, "mlp-direction-cost"
 print(f"DDL-CC, medium: {default - baseline:,} parameters more than the baseline's {baseline:,}")
 print(f"an MLP direction adds {100 * shares['mean']:.0f} % (mean) or {100 * shares['flatten']:.0f} % (flatten) to it")
 
@@ -668,9 +742,9 @@ for t in range(TOKENS):
     one_by_one.append(now[0] + waiting[0])
     waiting = [now[s + 1] + waiting[s + 1] for s in range(TAPS - 1)] + waiting[-1:]
 error = (torch.cat(one_by_one, 1) - compress_tokens(sequence, token_kernel, read)).abs().max()
-assert error < 1e-12
+assert error < 1e-12, "tc-history"
 kept = sum(part.numel() for part in waiting[:-1])
-assert kept == (TAPS - 1) * FEATURES
+assert kept == (TAPS - 1) * FEATURES, "tc-history"
 print(f"token by token: equal to the whole sequence within 1e-12; {kept} numbers kept instead of {kept * CHANNELS}")
 
 # %% [markdown]
@@ -709,8 +783,9 @@ Markdown("\n".join(rows))
 # **Shown:** the shapes of state and computation, from running models; EC, CC and TC as explicit matrices, which are
 # equal to the functions and to their Kronecker forms and are lower block triangular; that a compressor reads one in
 # $d_v$ dimensions; that no later token changes an earlier output, in any variant; that all expanded designs start as
-# the same function, which is that of a scalar model; every valid combination of generators, with its number of
-# parameters, and the messages that reject the others; how much memory the states take.
+# the same function, which is that of a scalar model; the generators' formulas, the fp32 logits of the gate and where it
+# starts; every valid combination of generators, with its number of parameters, and the messages that reject the
+# others; how much memory the states take.
 #
 # **Not shown:** that the extra channels are used for anything. A compressor *can* leave content unread and read it
 # later; only trained models can tell whether one does. Causality was checked on small models with two blocks, whose

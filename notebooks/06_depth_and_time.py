@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import sympy as sp
 import torch
 from IPython.display import Markdown
+from scipy import stats
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -69,7 +70,7 @@ k, v = sp.MatrixSymbol("k", d, 1), sp.MatrixSymbol("v", d_v, 1)
 M = S.T
 right_form = M + beta * (v - M * k) * k.T
 left_form = (sp.Identity(d) - beta * k * k.T) * S + beta * k * v.T
-assert right_form.T.doit().expand() == left_form.expand()
+assert right_form.T.doit().expand() == left_form.expand(), "deltanet-over-depth"
 left_form.expand()
 
 # %% [markdown]
@@ -93,7 +94,7 @@ for key, value, gate in zip(keys, values, gates, strict=True):
     over_time = over_time + gate[:, None, None] * (value - returned)[:, :, None] * key[:, None, :]
     readouts = torch.einsum("mi,mij->mj", key, over_depth) - torch.einsum("mji,mi->mj", over_time, key)
     gap = max(gap, float((over_depth - over_time.mT).abs().max()), float(readouts.abs().max()))
-assert gap < 1e-11
+assert gap < 1e-11, "deltanet-over-depth"
 assert over_depth.abs().max() > 1
 print(f"memories of size {over_depth.abs().max():.1f}; over {STEPS} steps they never differ by more than 1e-11")
 
@@ -162,12 +163,12 @@ def project(X, k):
 
 identity = torch.eye(D, dtype=torch.float64)
 Q, P = identity, project(identity, keys[0, 0])
-assert torch.allclose(P @ P, P, rtol=0, atol=1e-14)
-assert torch.allclose(P, P.T, rtol=0, atol=1e-14)
+assert torch.allclose(P @ P, P, rtol=0, atol=1e-14), "projector-and-reflection"
+assert torch.allclose(P, P.T, rtol=0, atol=1e-14), "projector-and-reflection"
 for n in range(1, 41):
     Q = reflect(Q, keys[n, 0])
-    assert torch.allclose(Q.T @ Q, identity, rtol=0, atol=1e-13)
-    assert abs(torch.linalg.det(Q) - (-1.0) ** n) < 1e-12
+    assert torch.allclose(Q.T @ Q, identity, rtol=0, atol=1e-13), "projector-and-reflection"
+    assert abs(torch.linalg.det(Q) - (-1.0) ** n) < 1e-12, "reflection-at-two"
 print(f"40 reflections: Q^T Q = I to {(Q.T @ Q - identity).abs().max():.0e}, det Q = {torch.linalg.det(Q):+.0f}")
 
 # %% [markdown]
@@ -201,11 +202,11 @@ for size in (1, 2, 3, 8, 15, 16):
         for k_l in reversed(ks):  # H_l is its own inverse: Q = H_1 ... H_n
             rebuilt = reflect(rebuilt, k_l)
         sign = round(float(torch.linalg.det(orthogonal)))
-        assert len(ks) <= size
-        assert sign == (-1) ** len(ks)
+        assert len(ks) <= size, "projector-and-reflection"
+        assert sign == (-1) ** len(ks), "projector-and-reflection"
         counts[sign].add(len(ks))
         worst = max(worst, float((rebuilt - orthogonal).abs().max()))
-    assert worst < 1e-13
+    assert worst < 1e-13, "projector-and-reflection"
     shown = [", ".join(map(str, sorted(counts[sign]))) or "–" for sign in (1, -1)]
     rows.append(f"| {size} | 20 | {shown[0]} | {shown[1]} | {worst:.0e} |")
 Markdown("\n".join(rows))
@@ -259,13 +260,13 @@ assert any(torch.equal(wanted[0], write[KEYS:]) for write in writes[:, 0])
 # - **Addition, same generators**: the same parameters with the same initial values, but the rule adds
 #   $\beta\mathbf{k}\mathbf{v}^\top$ without reading. Only the rule differs.
 # - **Addition with a sublayer that reads the state**: `Additive` with the package's SwiGLU, applied to state and write,
-#   which can change all 16 numbers of the state at once. It has thirty times as many parameters and can learn to
-#   cancel.
+#   which can change all 16 numbers of the state at once. It has more than ten times as many parameters and can learn
+#   to cancel.
 #
 # The ten layers share all weights, and all three contenders read the answer with one learned linear query.
 
 # %%
-BASE = {"vocab_size": 1, "sequence_length": 1, "layers": 1, "heads": 1}
+BASE = {"vocab_size": 1, "sequence_length": 1, "layers": 1, "heads": 1, "kernels": "reference"}
 DELTA = {"residual": "delta", "value_channels": CHANNELS, "compressor": "cc", "compressor_kernel": CHANNELS}
 generators = from_mapping(
     ModelConfig, BASE | DELTA | {"width": INPUT, "gate_init": 0.5, "value_bias_init": 0.0}, "06_depth_and_time"
@@ -345,7 +346,7 @@ terms = values_asked.reshape(WRITES, -1).T.double()
 fitted = torch.linalg.lstsq(terms, wanted.double().reshape(-1, 1)).solution[:, 0]
 is_last = to_asked.cumsum(0) * to_asked == overwrites + 1
 chance = (is_last.double().sum(1) / to_asked.double().sum(1)).float()
-assert (fitted - chance).abs().max() < 0.03  # least squares finds the same weights
+assert (fitted - chance).abs().max() < 0.03, "replace-by-addition"  # least squares finds the same weights
 shared = 1 / (1 + OVERWRITES / 2)
 
 
@@ -359,8 +360,8 @@ floors = {
     "a weight for each layer": by_overwrites((chance[:, None, None] * values_asked).sum(0)),
 }
 theory = torch.tensor([(1 - shared) ** 2 + m * shared**2 for m in range(OVERWRITES + 1)])
-assert (floors["one weight for all layers"] - theory).abs().max() < 0.03
-assert all(floor.min() > 0.25 for floor in floors.values())
+assert (floors["one weight for all layers"] - theory).abs().max() < 0.03, "replace-by-addition"
+assert all(floor.min() > 0.25 for floor in floors.values()), "replace-by-addition"
 rows = ["| best without reading | " + " | ".join(f"{m} overwrites" for m in range(OVERWRITES + 1)) + " | mean |"]
 rows.append("|---" * (OVERWRITES + 3) + "|")
 for name, floor in floors.items():
@@ -389,7 +390,7 @@ canceller = WithReadingAddition(0)
 canceller.sublayer, canceller.query = by_hand, nn.Identity()
 with torch.no_grad():
     error = (canceller(writes[:, :1000], query[:1000]) - wanted[:1000]).abs().max()
-assert error < 1e-5
+assert error < 1e-5, "addition-can-replace"
 print(f"addition with a hand-made cancelling sublayer: largest error {error:.0e}, {KEYS * CHANNELS} hidden units used")
 
 # %% [markdown]
@@ -399,13 +400,15 @@ print(f"addition with a hand-made cancelling sublayer: largest error {error:.0e}
 
 # %%
 rows = ["| growth $g$ | error | largest number in the state | after 24 layers |", "|---|---|---|---|"]
+by_growth = {}
 for growth in (1.0, 2.0, 4.0, 16.0):
     loudness = growth ** torch.arange(1, WRITES + 1)
     loud = (loudness[:, None, None] * to_asked[..., None] * writes[..., KEYS:]).sum(0)
     answer = loud / (loudness[:, None] * to_asked).sum(0)[:, None]
-    error = float((answer - wanted).square().mean())
+    by_growth[growth] = error = float((answer - wanted).square().mean())
     rows.append(f"| {growth:g} | {error:.4f} | {loud.abs().max():.0e} | about {growth**24:.0e} |")
-assert error < 0.01
+assert by_growth[16.0] < 0.01, "addition-can-replace"
+assert 8 < by_growth[4.0] / by_growth[16.0] < 32, "addition-can-replace"  # 1 / g^2 predicts 16
 Markdown("\n".join(rows))
 
 # %% [markdown]
@@ -414,13 +417,12 @@ Markdown("\n".join(rows))
 #
 # ### Trained, side by side
 #
-# Each contender is trained from five initialisations on the same stream of fresh examples, with the same optimiser,
-# learning rate and number of steps. The learning rate is 0.02; among rates from 0.005 to 0.04 none was clearly better
-# for any contender. The five models are trained together, with stacked parameters. Gates start at 0.5, so that the
-# delta rule has to learn that 1 is the solution.
+# Each contender is trained from 16 initialisations on the same stream of fresh examples, with the same optimiser,
+# learning rate and number of steps, none of which was tuned for a contender. The 16 models are trained together, with
+# stacked parameters. Gates start at 0.5, so that the delta rule has to learn that 1 is the solution.
 
-# %% tags=["fold"] summary="Code: training five initialisations at once"
-SEEDS, STEPS, EXAMPLES, RATE = 5, 400, 128, 2e-2
+# %% tags=["fold"] summary="Code: training 16 initialisations at once"
+SEEDS, STEPS, EXAMPLES, RATE = 16, 400, 128, 2e-2
 
 
 def clip(gradients, longest):
@@ -473,60 +475,93 @@ def overlap(parameters):
     return (cosines - torch.eye(KEYS)).amax((1, 2))
 
 
-errors = {name: squared_errors(run, 6000, WRITES) for name, (run, _) in trained.items()}
+errors = {name: squared_errors(run, 4000, WRITES) for name, (run, _) in trained.items()}
 deeper = {
-    name: torch.stack([squared_errors(run, 2000, depth).mean(1) for depth in DEPTHS], dim=1)
+    name: torch.stack([squared_errors(run, 1000, depth).mean(1) for depth in DEPTHS], dim=1)
     for name, (run, _) in trained.items()
 }
-rows = ["| contender | five runs, 10 layers | median | median, 40 layers | overlap of keys |", "|---|---|---|---|---|"]
-for name, error in errors.items():
-    means, order = error.mean(1).sort()
-    overlaps = "–"
-    if "direction.weight" in trained[name][1]:
-        overlaps = ", ".join(f"{float(cosine):.2g}" for cosine in overlap(trained[name][1])[order])
-    runs = ", ".join(f"{float(mean):.1g}" for mean in means)
-    rows.append(f"| {name} | {runs} | {means.median():.1g} | {deeper[name][:, -1].median():.1g} | {overlaps} |")
+for error in (*errors.values(), *deeper.values()):
+    error.nan_to_num_(torch.inf)  # training can diverge, and a stack deeper than in training can overflow
+means = {name: error.mean(1) for name, error in errors.items()}
+at_40 = {name: error[:, -1] for name, error in deeper.items()}
+overlaps = {name: overlap(parameters) for name, (_, parameters) in trained.items() if "direction.weight" in parameters}
+apart, same = overlaps["delta"] < 0.005, overlaps["delta"] > 0.5
+everything, finite = torch.ones(SEEDS, dtype=torch.bool), means["addition that reads the state"].isfinite()
+groups = [
+    ("delta, overlap of keys below 0.005", "delta", apart),
+    ("delta, between", "delta", ~apart & ~same),
+    ("delta, overlap of keys above 0.5", "delta", same),
+    ("addition, same generators", "addition, same generators", everything),
+    ("addition that reads the state", "addition that reads the state", finite),
+    ("addition that reads, diverged in training", "addition that reads the state", ~finite),
+]
 
-medians = {name: float(error.mean(1).median()) for name, error in errors.items()}
-assert medians["delta"] < 1e-3
-assert errors["addition, same generators"].mean(1).min() > 0.97 * floors["one weight for all layers"].mean()
-assert medians["addition that reads the state"] < 0.1
-assert deeper["delta"][:, -1].median() < 1e-3 < deeper["addition that reads the state"][:, -1].median()
+
+def median_and_range(values):
+    if not values.isfinite().any():
+        return "–"
+    return f"{values.median():.1g} ({values.min():.1g} to {values.max():.1g})"
+
+
+rows = ["| contender | runs | share of its 16 runs | error, 10 layers | error, 40 layers |", "|---|---|---|---|---|"]
+for title, name, members in groups:
+    count = int(members.sum())
+    low, high = stats.binomtest(count, SEEDS).proportion_ci(method="wilson")
+    share = f"{100 * count / SEEDS:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)"
+    cells = (median_and_range(values[name][members]) for values in (means, at_40))
+    rows.append(f"| {title} | {count} | {share} | " + " | ".join(cells) + " |")
+
+assert apart.any()
+assert (errors["delta"][apart] < 0.01).all(), "direct-replacement"
+assert (means["delta"][same] > 0.2).all(), "direct-replacement"
+assert means["addition, same generators"].min() > 0.97 * floors["one weight for all layers"].mean(), (
+    "replace-by-addition"
+)
+reads = means["addition that reads the state"]
+assert finite.any()
+assert 1e-4 < reads[finite].min() < reads[finite].max() < 0.1
+assert (at_40["addition that reads the state"] > 3 * reads)[finite].all()
+assert at_40["delta"][apart].max() < at_40["addition that reads the state"].min()
 Markdown("\n".join(rows))
 
-# %% alt="Error of three residual rules against the number of overwrites, and against depth" tags=["fold"]
+# %% alt="Error of three residual rules against the number of overwrites, depth, and the overlap of keys" tags=["fold"]
 LOOKS = {
     "delta": ("#0072B2", "-", "o"),
     "addition, same generators": ("#D55E00", "--", "s"),
     "addition that reads the state": ("#E69F00", "-.", "^"),
 }
-figure, axes = plt.subplots(1, 2, figsize=(7.0, 3.5), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(7.4, 3.5), sharey=True, layout="constrained")
 for name, (colour, style, marker) in LOOKS.items():
     for axis, xs, error in ((axes[0], range(OVERWRITES + 1), errors[name]), (axes[1], DEPTHS, deeper[name])):
         for one in error.clamp(min=1e-9):
             axis.semilogy(xs, one, color=colour, lw=0.6, alpha=0.6)
         axis.semilogy(xs, error.median(0).values.clamp(min=1e-9), color=colour, ls=style, marker=marker, label=name)
+    if name in overlaps:
+        axes[2].loglog(overlaps[name], means[name].clamp(min=1e-9), marker, color=colour, ms=4, alpha=0.7)
 for (name, floor), style in zip(floors.items(), (":", (0, (5, 3))), strict=True):
     axes[0].semilogy(range(OVERWRITES + 1), floor, color="black", lw=1, ls=style, label=f"lower bound, {name}")
-axes[0].set(xlabel="overwrites of the queried key", ylabel="mean squared error", title=f"{WRITES} layers, as trained")
-axes[1].set(xlabel="layers", title="more layers than in training", xticks=DEPTHS, ylim=(5e-10, 3))
+axes[0].set(xlabel="overwrites of the queried key", ylabel="mean squared error", title=f"{WRITES} layers")
+axes[1].set(xlabel="layers", title="more layers", xticks=DEPTHS, ylim=(5e-10, 3))
+axes[2].set(xlabel="overlap of keys", title=f"{WRITES} layers, run by run")
 handles, labels = axes[0].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
 plt.show()
 
 # %% [markdown]
-# Thick lines are medians, thin lines the five runs. Answering zero has the error 1.
+# Thick lines are medians, thin lines the 16 runs. Answering zero has the error 1. The *overlap of keys* is the largest
+# cosine between the learned directions of two keys. The table gives the median error of each group of runs and its
+# range; shares have Wilson intervals of 95 %.
 #
-# - **Same generators, only the rule differs.** Addition reaches its lower bound and cannot get below it: the more often
-#   a value was replaced, the larger the error. The delta rule solves the task in most runs, for any number of
-#   overwrites. Its error also grows in deeper stacks, because the learned directions of the keys are only nearly
-#   orthogonal, but it stays far below that of the others.
-# - **Not in every run.** A run of the delta rule that gets stuck has learned the same direction for several keys, and
-#   no gate or target can make up for that (last column: 1 means the same direction; runs in the order of the second
-#   column). This is a failure of training rather than of the rule, and addition from the same initial values has it
-#   too.
-# - **Addition that reads.** With thirty times as many parameters and the state as an input, it learns to cancel well,
-#   but not exactly. What remains accumulates with depth.
+# - **Same generators, only the rule differs.** No run of addition gets below its lower bound: the more often a value
+#   was replaced, the larger the error. The delta rule has no such bound. Every run that learned nearly orthogonal keys
+#   (an overlap below 0.005) solves the task, for any number of overwrites, and at 40 layers its error is below that of
+#   every run of the addition that reads (both asserted).
+# - **Not in every run.** Every run of the delta rule whose overlap is above 0.5 fails (asserted). No gate or target can
+#   make up for two keys that share a direction. This is a failure of training rather than of the rule; how often it
+#   happens depends on the initialisation, and 16 runs tell it only as precisely as the interval in the table.
+# - **Addition that reads.** With more than ten times as many parameters and the state as an input, it learns to cancel
+#   well, but not exactly: the error of every run that does not diverge is between $10^{-4}$ and $0.1$, and it is more
+#   than three times as large at 40 layers (asserted).
 #
 # The delta rule is not more powerful than addition with a sublayer that reads. It makes the reading and cancelling part
 # of the rule, where they are exact and need no parameters.

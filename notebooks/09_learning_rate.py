@@ -14,8 +14,11 @@
 # notebook scans the rate for the baseline and for DDL, with everything else fixed: initial weights, data order,
 # schedule and number of tokens.
 #
-# The initialisation scales with width and depth in the style of muP (Sec. 4.1), so that a good rate for one size should
-# also be good for another. If two sizes were scanned, the panels show whether it is.
+# The paper calls its parameterisation muP-style (Sec. 4.1) and does not give its rules. Under muP, a rate that is good
+# at one width stays good at another, because weights, learning rates and an output multiplier all depend on the width.
+# Here, as in the authors' public code, only the initial weights do: their standard deviation is proportional to
+# $1/\sqrt d$, which is plain fan-in scaling. A good rate need not carry over from one size to the other. If two sizes
+# were scanned, the panels show whether it does.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -26,12 +29,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from ddl.config import load_variants
 from ddl.reporting.figures import label, look, save_figure
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_results import Results
 
 set_style()
-data = Results(results)
+data, designs = Results(results), load_variants()
 sweep = pd.read_csv(Path(results) / "sweep.csv", keep_default_na=False, na_values={"val_loss": [""]})
 shared = data.scale.training.learning_rate
 print(
@@ -52,7 +56,7 @@ figure, panels = plt.subplots(1, len(sizes), figsize=(3.6 * len(sizes), 2.9), la
 for axes, size in zip(panels[0], sizes, strict=True):
     for variant, runs in sweep[sweep["size"] == size].groupby("variant", sort=False):
         means = runs.groupby("learning_rate")["val_loss"].mean()
-        axes.plot(means.index, means, label=label(data.variants[variant].label), **look(variant))
+        axes.plot(means.index, means, label=label(designs[variant].label), **look(variant))
         for rate in runs[runs["val_loss"].isna()]["learning_rate"]:
             style = look(variant) | {"linestyle": "none", "marker": "x", "clip_on": False}
             axes.plot([rate], [1.0], transform=axes.get_xaxis_transform(), **style)
@@ -80,7 +84,7 @@ for (size, variant), runs in sweep.groupby(["size", "variant"], sort=False):
     rows.append(
         {
             "size": size,
-            "design": data.variants[variant].label,
+            "design": designs[variant].label,
             "best rate": f"{best:g}" + (" (end of the scan)" if at_end else ""),
             "loss there": means.min(),
             "loss at the shared rate": means.get(shared),

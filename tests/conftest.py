@@ -31,14 +31,14 @@ def pytest_collection_modifyitems(config, items):
     """Select the tests of this process and move the longest to the front.
 
     With TRITON_INTERPRET=1 only tests marked `interpreter` run; without it, all others do. Triton reads the variable
-    when it is imported, so test_interpreter.py starts a new process with it. Tests marked `full` run if -m names that
-    mark.
+    when it is imported, so test_interpreter.py starts a new process with it. Tests marked `full` or `seeds` run if -m
+    names that mark.
     """
-    full = "full" in config.getoption("markexpr")
+    on_request = [mark for mark in ("full", "seeds") if mark not in config.getoption("markexpr")]
     here, elsewhere = [], []
     for item in items:
         fits = bool(item.get_closest_marker("interpreter")) == INTERPRETED
-        (here if fits and (full or not item.get_closest_marker("full")) else elsewhere).append(item)
+        (here if fits and not any(map(item.get_closest_marker, on_request)) else elsewhere).append(item)
     config.hook.pytest_deselected(items=elsewhere)
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items[:] = sorted(here, key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))

@@ -11,6 +11,7 @@ from ddl.config import (
     ConfigError,
     ModelConfig,
     TokenShards,
+    Variant,
     changed_settings,
     from_mapping,
     load_scale,
@@ -151,7 +152,7 @@ def test_a_corpus_without_a_limit_of_tokens_refuses_one():
         ({"residual": "delta", "value_channels": 4}, "compressor: expected 'tc' or 'cc' with value_channels = 4"),
         (
             {"residual": "delta", "value_channels": 2, "compressor": "cc"},
-            r"compressor_kernel: a cc kernel covers all value channels \(App. A.2\), expected 2, found 4",
+            r"compressor_kernel: a cc kernel covers all value channels \(App. A.3\), expected 2, found 4",
         ),
         ({"residual": "delta", "embed_conv": True}, "embed_conv: .* needs value_channels > 1"),
         ({"residual": "delta", "direction": "mlp"}, "value_input: with direction 'mlp' .* expected 'output'"),
@@ -159,6 +160,8 @@ def test_a_corpus_without_a_limit_of_tokens_refuses_one():
         ({"value_channels": 4, "compressor": "tc"}, "value_channels: the additive rule has a scalar state"),
         ({"heads": 3}, "heads: 3 does not divide width 16"),
         ({"gate_init": 2.5}, r"gate_init: expected a gate in \[0, 2\], found 2.5"),
+        ({"value_bias_init": "none"}, "here: value_bias_init: expected a number or null, found 'none'"),
+        ({"value_bias_init": True}, "here: value_bias_init: expected a number or null, found True"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_a_sentence(settings, message):
@@ -172,6 +175,38 @@ def test_an_unreadable_file_and_an_unknown_scale_are_named(scale_file, tmp_path)
         load_scale("mine")
     with pytest.raises(ConfigError, match="scale: expected one of mine, found 'lapdog'"):
         load_scale("lapdog")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"family": "rivals"}, "here: mine.family: expected one of paper, own, control, found 'rivals'"),
+        (
+            {"family": "paper"},
+            "here: mine.published: expected the name in paper/published for the family 'paper', found nothing",
+        ),
+        ({"published": "DDL-CC"}, "here: mine.published: expected nothing for the family 'own', found DDL-CC"),
+    ],
+)
+def test_a_design_says_which_family_it_is_of(entry, message):
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(Variant, {"slug": "mine", "label": "Mine", "model": {}, **entry}, "here", "mine")
+
+
+def test_a_control_has_a_model_at_every_scale_and_is_none_of_its_runs():
+    controls = {slug for slug, variant in load_variants().items() if variant.family == "control"}
+    assert {"ddl-dv1-no-value-bias", "ddl-cc-no-value-bias", "ddl-cc-public-value"} <= controls
+    for name in scale_names():
+        scale = load_scale(name)
+        assert not controls & set(scale.variants)
+        assert len({scale.model(size, slug) for size in scale.sizes for slug in controls}) == 2 * len(controls)
+
+
+def test_a_value_without_bias_is_no_default_and_stays_null():
+    config = load_scale("paper").model("small", "ddl-cc-no-value-bias")
+    assert config.determining()["value_bias_init"] is None
+    assert from_mapping(ModelConfig, to_mapping(config), "there").value_bias_init is None
+    assert type(from_mapping(ModelConfig, SHAPE | {"value_bias_init": 2}, "here").value_bias_init) is float
 
 
 def test_plain_values_round_trip():
@@ -209,7 +244,7 @@ DEFAULTS = {
         "state_memory": "stored",
     },
     "ParquetDataset": {"folder": ""},
-    "Variant": {"published": ""},
+    "Variant": {"family": "own", "published": ""},
     "TokenisedCorpus": {"max_train_tokens": 0, "shard_tokens": 100_000_000},
     "TokenizerConfig": {"path": ""},
     "TrainConfig": {
@@ -283,9 +318,9 @@ def test_an_unknown_scale_is_one_line(capsys):
     assert capsys.readouterr().err == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
 
 
-def test_describe_prints_a_row_for_every_run_of_every_scale(capsys):
+def test_describe_prints_a_row_for_every_design_at_every_scale(capsys):
     for name in scale_names():
         ddl("describe", "--scale", name)
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("small", "medium"))]
         scale = load_scale(name)
-        assert [tuple(row.split()[:2]) for row in rows] == [(size, v) for size in scale.sizes for v in scale.variants]
+        assert [tuple(row.split()[:2]) for row in rows] == [(size, v) for size in scale.sizes for v in load_variants()]

@@ -17,7 +17,8 @@ from tests.helpers import golden
 from tests.helpers.project import copy_project
 
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
-RUNS = 2 * len(load_variants())  # two sizes
+DESIGNS = load_scale("smoke").variants
+RUNS = 2 * len(DESIGNS)  # two sizes
 
 
 def snakemake(folder: Path, *arguments: str, config: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
@@ -175,7 +176,7 @@ def test_one_call_builds_everything(finished):
     pages = sorted(path.name for path in (results / "notebooks").glob("*.html"))
     notebooks = {path.stem for path in (finished / "notebooks").glob("*.py")} - {"09_learning_rate"}
     assert pages == sorted(f"{name}.html" for name in notebooks)
-    for variant in load_variants():
+    for variant in DESIGNS:
         for size in ("small", "medium"):
             summary = json.loads((results / f"runs/{size}/{variant}/seed0/summary.json").read_text())
             assert 4.0 < summary["val_loss"] < 7.0  # below the initial ln(1024) = 6.93, so it has learned
@@ -218,6 +219,13 @@ def test_the_kept_curves_notice_a_change_of_one_per_cent(finished, tmp_path, mon
     assert Run(scale, "small", "ddl-cc", 0, finished / "results/smoke/data/manifest.json", tmp_path).train()
     kept = json.loads(golden.KEPT.read_text())["curves"]["small/ddl-cc"]
     assert golden.distance(golden.curve(tmp_path), kept) > golden.TOLERANCE
+
+
+def test_a_control_is_trained_and_evaluated_if_its_files_are_targets(project):
+    (slug, *_) = (slug for slug in load_variants() if slug not in DESIGNS)
+    run, evaluation = f"runs/small/{slug}/seed0/summary.json", f"evals/small/{slug}/seed0/validation.json"
+    assert planned(project, f"results/smoke/{run}") == {"data": 1, "train": 1}
+    assert planned(project, f"results/smoke/{evaluation}") == {"data": 1, "tasks": 1, "train": 1, "evaluate": 1}
 
 
 def test_the_sweep_is_a_target_of_its_own(project):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ddl.config import ModelConfig, Scale
+from ddl.config import ModelConfig, Scale, load_variants
 from ddl.model.language_model import parameter_count, without_numbers
 
 DASH = "–"
@@ -44,17 +44,18 @@ def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[st
 
 
 def describe(scale: Scale) -> str:
-    """A table of all runs of a scale: parameters, FLOPs per token, state bytes per token, training cost."""
-    recipe = scale.training
+    """A table of all designs at a scale: parameters, FLOPs per token, state bytes per token, training cost."""
+    recipe, designs = scale.training, load_variants()
+    widest = max(map(len, designs))
     lines = [
         f"scale {scale.name}: {len(scale.seeds)} seed(s), {recipe.steps:,} steps x {recipe.batch_sequences} sequences "
         f"x {scale.sequence_length} tokens = {scale.tokens:,} tokens per run, {recipe.dtype}",
-        f"{'size':7} {'variant':12} {'params':>12} {'embedding':>11} {'MFLOP/token':>12} {'of it state':>12} "
+        f"{'size':7} {'variant':{widest}} {'params':>12} {'embedding':>11} {'MFLOP/token':>12} {'of it state':>12} "
         f"{'state B/token':>14} {'stored B/token':>15} {'train FLOP':>12}",
     ]
     uncounted = set()
     for size in scale.sizes:
-        for variant in scale.variants:
+        for variant in designs:
             config = scale.model(size, variant)
             counts = parameter_count(config)
             flops = flops_per_token(config)
@@ -67,9 +68,10 @@ def describe(scale: Scale) -> str:
                 training = f"{3 * total * scale.tokens:.2e}"
             memory = state_bytes_per_token(config, 2 if config.state_dtype == "bfloat16" else 4)
             lines.append(
-                f"{size:7} {variant:12} {counts['total']:12,} {counts['total'] - counts['non_embedding']:11,} "
+                f"{size:7} {variant:{widest}} {counts['total']:12,} {counts['total'] - counts['non_embedding']:11,} "
                 f"{forward:>12} {share:>12} {memory['state']:14,} {memory['stored']:15,} {training:>12}"
             )
     lines.append("FLOPs are those of the forward pass; training counts three times as many (the backward pass: twice).")
+    lines.append(f"Trained only if named: {', '.join(slug for slug in designs if slug not in scale.variants)}.")
     lines += [f"{DASH}: the rule {name!r} does not count its FLOPs (Rule.flops)." for name in sorted(uncounted)]
     return "\n".join(lines)

@@ -132,7 +132,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_matrices(self, seed: int) -> None:
-        """muP-style: embedding N(0, 0.02^2), matrices N(0, (0.5/sqrt(d))^2), output projections / sqrt(layers)."""
+        """Matrices are N(0, (0.5/sqrt(d))^2), output projections that / sqrt(layers), the embedding N(0, 0.02^2)."""
         config = self.config
         if self.embedding.weight.is_meta:
             return  # `without_numbers` builds shapes only
@@ -198,12 +198,13 @@ class LanguageModel(nn.Module):
             readers += [(block.compress, block.attention_norm), (block.compress, block.mlp_norm)]
         readers += [(self.compress, self.norm)]
         compress, norm = readers[0]
-        c = norm(compress(X))
+        x_in = compress(X)
+        c = norm(x_in)
         rebuilding = None
         if self.config.state_memory == "rebuilt" and torch.is_grad_enabled():
             X, rebuilding = X.clone(), Rebuilding()  # a copy, because the first readout saves the first state
         for (process, rule), (compress, norm) in zip(sublayers, readers[1:], strict=True):
-            X, c = rule.rewrite_and_read(X, c, process(c), compress.taps(), norm, rebuilding)
+            X, c, x_in = rule.rewrite_and_read(X, x_in, c, process(c), compress.taps(), norm, rebuilding)
         return c
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -71,9 +71,9 @@ class Delta(Rule):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.width, self.value_channels = config.width, config.value_channels
-        # The fused operation does not keep x_in, so it cannot serve a value that reads x_in.
-        self.fused = config.kernels != "reference" and config.value_input != "compressed"
+        self.fused = config.kernels != "reference"
         self.reference = config.kernels == "reference"
+        self.reads_x_in = config.value_input == "compressed"
         self.eps = config.direction_eps
         self.direction = MLPDirection(config) if config.direction == "mlp" else None
         self.gate = Gate(config)
@@ -95,23 +95,31 @@ class Delta(Rule):
         return X_next.squeeze(-1) if X.dim() == 3 else X_next
 
     def rewrite_and_read(
-        self, X: Tensor, c: Tensor, h: Tensor, taps: Tensor | None, norm: nn.RMSNorm, rebuilding: Rebuilding | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        X: Tensor,
+        x_in: Tensor | None,
+        c: Tensor,
+        h: Tensor,
+        taps: Tensor | None,
+        norm: nn.RMSNorm,
+        rebuilding: Rebuilding | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rewrite, compress with `taps` and normalise with `norm`: all work between two sublayers, in one operation.
 
         Args:
+            x_in: may be None if the value does not read it.
             taps: taps of the compressor that reads the next state, as `fused_rewrite` takes them.
             rebuilding: overwrite X and rebuild it in the backward pass; None keeps X unchanged.
 
         Returns:
-            the next state, and the input of the next sublayer (B, T, d).
+            the next state, the input c of the next sublayer, and the next x_in, or None if the value does not read it.
         """
-        v, beta = self.value(c, c, h), self.gate(c)  # c replaces x_in, which only value_input "compressed" would read
+        v, beta = self.value(x_in, c, h), self.gate(c)
         assert norm.eps is not None
         arguments = (X, self.direction_of(X, h), v, beta, taps, norm.weight, self.eps, norm.eps)
         if rebuilding is None:
-            return fused_rewrite(*arguments)
-        return fused_rewrite_in_place(*arguments, rebuilding)
+            return fused_rewrite(*arguments, self.reads_x_in)
+        return fused_rewrite_in_place(*arguments, rebuilding, self.reads_x_in)
 
     def direction_of(self, X: Tensor, h: Tensor) -> Tensor:
         """The direction before normalisation, k_tilde (B, T, d)."""
@@ -152,23 +160,24 @@ class Gate(nn.Module):
 
 
 class Value(nn.Module):
-    """The target v in R^{d_v}: a linear function, with bias, of the configured input (Sec. 3.1, App. A.2).
+    """The target v in R^{d_v}: a linear function of the configured input (Sec. 3.1, App. A.2).
 
-    The bias starts at `value_bias_init`. With `sigmoid4`, v is 4 sigmoid(.) of the linear function.
+    Its bias starts at `value_bias_init`; null leaves it out. With `sigmoid4`, v is 4 sigmoid(.) of the linear function.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input = config.value_input
         self.activation = config.value_activation
-        self.linear = nn.Linear(config.width, config.value_channels)
-        nn.init.constant_(self.linear.bias, config.value_bias_init)
+        self.linear = nn.Linear(config.width, config.value_channels, bias=config.value_bias_init is not None)
+        if config.value_bias_init is not None:
+            nn.init.constant_(self.linear.bias, config.value_bias_init)
 
     def flops(self) -> int:
         return linear_flops(self)
 
-    def forward(self, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
-        """(B, T, d) each -> (B, T, d_v)."""
+    def forward(self, x_in: Tensor | None, c: Tensor, h: Tensor) -> Tensor:
+        """(B, T, d) each -> (B, T, d_v); x_in may be None if it is not the configured input."""
         v = self.linear({"normed": c, "compressed": x_in, "output": h}[self.input])
         return 4 * torch.sigmoid(v) if self.activation == "sigmoid4" else v
 

@@ -1,7 +1,8 @@
 """The fused rewrite between two sublayers: rewrite the state, compress it for the next sublayer, normalise the result.
 
-This takes one pass over the state instead of three: X is read once, X' is written once, and the compressed state stays
-in registers. The backward pass computes it again while it reads X and the gradient in X' once each.
+This takes one pass over the state instead of three: X is read once, X' is written once, and the compressed state x_in
+stays in registers unless the caller asks for it. The backward pass computes it again while it reads X and the gradient
+in X' once each.
 
 The backward pass needs the state before every rewrite. Either autograd stores all of these (`fused_rewrite`). Or the
 forward pass overwrites one state, and the backward pass restores it by undoing one rewrite after another,
@@ -30,7 +31,8 @@ def fused_rewrite_reference(
     weight: Tensor,
     eps_direction: float,
     eps_norm: float,
-) -> tuple[Tensor, Tensor]:
+    with_x_in: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Rewrite (Eq. 2.2), compress (App. A.3), RMSNorm (Sec. 3), one after another; arguments as in `fused_rewrite`."""
     k = normalize_direction(k_tilde, eps_direction)
     if taps is None:
@@ -38,7 +40,7 @@ def fused_rewrite_reference(
     else:
         X_next = rewrite_reference(X, k, v, beta)
         x_in = compress_reference(X_next, taps)
-    return X_next, F.rms_norm(x_in, x_in.shape[-1:], weight, eps_norm)
+    return X_next, F.rms_norm(x_in, x_in.shape[-1:], weight, eps_norm), x_in if with_x_in else None
 
 
 def fused_rewrite(
@@ -50,7 +52,8 @@ def fused_rewrite(
     weight: Tensor,
     eps_direction: float,
     eps_norm: float,
-) -> tuple[Tensor, Tensor]:
+    with_x_in: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The next state and the normalised input of the next sublayer, differentiable in all tensors.
 
         X' = X + beta k (v^T - k^T X)      k = `normalize_direction(k_tilde, eps_direction)`
@@ -67,16 +70,18 @@ def fused_rewrite(
         weight: (d,), the weight of the norm that follows the compressor.
         eps_direction: eps_k of the small-norm guard.
         eps_norm: epsilon of the norm.
+        with_x_in: also return the compressed state x_in, for a rule that reads it; otherwise it is never in memory.
 
     Returns:
-        X', with the shape and dtype of X, features innermost; and c, (B, T, d), in the dtype of k_tilde.
+        X', with the shape and dtype of X, features innermost; c, (B, T, d), in the dtype of k_tilde; x_in, like c, or
+        None.
 
     Raises:
         ValueError: the shapes do not fit together, or no kernel supports them.
     """
     S, rewrite, reader = prepare(X, Rewrite(k_tilde, v, beta), Reader(taps, weight))
-    S_next, c, *_ = fused_rewrite_op(S, *rewrite, *reader, eps_direction, eps_norm)
-    return as_state(S_next, scalar=taps is None), c
+    S_next, c, x_in, *_ = fused_rewrite_op(S, *rewrite, *reader, eps_direction, eps_norm, with_x_in)
+    return as_state(S_next, scalar=taps is None), c, x_in if with_x_in else None
 
 
 class Rebuilding:
@@ -98,14 +103,15 @@ def fused_rewrite_in_place(
     eps_direction: float,
     eps_norm: float,
     rebuilding: Rebuilding,
-) -> tuple[Tensor, Tensor]:
+    with_x_in: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """`fused_rewrite`, but it overwrites X, and its backward pass restores X.
 
     All rewrites of one X share a `Rebuilding`. No other operation may save X for its backward pass. The backward passes
     of the rewrites must run once and in reverse order. torch.compile does not include this function in its graphs.
 
     Returns:
-        X itself, rewritten; and c as in `fused_rewrite`.
+        X itself, rewritten; c and x_in as in `fused_rewrite`.
 
     Raises:
         ValueError: as in `fused_rewrite`; also if the features of X are not innermost in memory.
@@ -113,7 +119,7 @@ def fused_rewrite_in_place(
     S, rewrite, reader = prepare(X.detach(), Rewrite(k_tilde, v, beta), Reader(taps, weight))
     if S.data_ptr() != X.data_ptr():
         raise ValueError("X: expected a state with its features innermost, which can be overwritten")
-    return rebuilding.apply(X, *rewrite, *reader, eps_direction, eps_norm, rebuilding)
+    return rebuilding.apply(X, *rewrite, *reader, eps_direction, eps_norm, rebuilding, with_x_in)
 
 
 def prepare(X: Tensor, rewrite: Rewrite, reader: Reader) -> tuple[Tensor, Rewrite, Reader]:
@@ -143,18 +149,25 @@ def as_state(S: Tensor, scalar: bool) -> Tensor:
 
 
 def forward_pass(
-    S: Tensor, rewrite: Rewrite, reader: Reader, eps_direction: float, eps_norm: float, in_place: bool
+    S: Tensor,
+    rewrite: Rewrite,
+    reader: Reader,
+    eps_direction: float,
+    eps_norm: float,
+    in_place: bool,
+    x_in: Tensor | None,
 ) -> tuple[Tensor, Tensor, Saved]:
     """The next state, c, and the numbers to save for the backward pass.
 
     Args:
         S: (B, T, d_v, d), state before the rewrite; overwritten by the next state if `in_place`.
+        x_in: (B, T, d) to fill with the compressed state; None to discard it.
     """
     if runs_triton(S):
         from ddl.ops.fused_rewrite_triton import fused_rewrite_forward
     else:
         from ddl.ops.fused_rewrite_cpu import fused_rewrite_forward
-    return fused_rewrite_forward(S, rewrite, reader, eps_direction, eps_norm, in_place)
+    return fused_rewrite_forward(S, rewrite, reader, eps_direction, eps_norm, in_place, x_in)
 
 
 def backward_pass(
@@ -164,19 +177,22 @@ def backward_pass(
     saved: Saved,
     grad_next: Tensor | None,
     grad_c: Tensor | None,
+    grad_x_in: Tensor | None,
     in_place: bool,
 ) -> Gradients:
     """The gradients of the loss in all inputs.
 
     Args:
         S: (B, T, d_v, d), state before the rewrite; if `in_place`, the state after it, in which the rewrite is undone.
-        grad_next, grad_c: gradients in the next state and in c; None for zero.
+        grad_next, grad_c, grad_x_in: gradients in the next state, in c and in x_in; None for zero.
     """
+    if grad_c is None and grad_x_in is not None:
+        grad_c = torch.zeros_like(rewrite.h)  # the code below goes back through the compressor only with grad_c
     if runs_triton(S):
         from ddl.ops.fused_rewrite_triton import fused_rewrite_backward
     else:
         from ddl.ops.fused_rewrite_cpu import fused_rewrite_backward
-    return fused_rewrite_backward(S, rewrite, reader, saved, grad_next, grad_c, in_place)
+    return fused_rewrite_backward(S, rewrite, reader, saved, grad_next, grad_c, in_place, grad_x_in)
 
 
 # torch.library and torch.autograd need every tensor as a separate argument, so the groups are unpacked from here on.
@@ -190,17 +206,30 @@ def fused_rewrite_op(
     weight: Tensor,
     eps_direction: float,
     eps_norm: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`forward_pass` into a new state."""
+    with_x_in: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`forward_pass` into a new state. An operator cannot return None, so x_in is empty if nobody reads it."""
     rewrite, reader = Rewrite(h, v, beta), Reader(taps, weight)
-    S_next, c, saved = forward_pass(S, rewrite, reader, eps_direction, eps_norm, in_place=False)
-    return S_next, c, *saved
+    x_in = torch.empty_like(h) if with_x_in else None
+    S_next, c, saved = forward_pass(S, rewrite, reader, eps_direction, eps_norm, in_place=False, x_in=x_in)
+    return S_next, c, h.new_empty(0) if x_in is None else x_in, *saved
 
 
 @fused_rewrite_op.register_fake
-def _(S: Tensor, h: Tensor, v: Tensor, beta: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(
+    S: Tensor,
+    h: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    taps: Tensor | None,
+    weight: Tensor,
+    eps_direction: float,
+    eps_norm: float,
+    with_x_in: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inverse, readout, rstd = (torch.empty_like(like, dtype=saved_dtype(S)) for like in (beta, v, beta))
-    return torch.empty_like(S), torch.empty_like(h), inverse, readout, rstd
+    x_in = torch.empty_like(h) if with_x_in else h.new_empty(0)
+    return torch.empty_like(S), torch.empty_like(h), x_in, inverse, readout, rstd
 
 
 @torch.library.custom_op("ddl::fused_rewrite_backward", mutates_args=())
@@ -216,10 +245,11 @@ def fused_rewrite_backward_op(
     rstd: Tensor,
     grad_next: Tensor | None,
     grad_c: Tensor | None,
+    grad_x_in: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`backward_pass` with stored states. An operator cannot return None, so without taps their gradient is empty."""
     rewrite, reader, saved = Rewrite(h, v, beta), Reader(taps, weight), Saved(inverse, readout, rstd)
-    grads = backward_pass(S, rewrite, reader, saved, grad_next, grad_c, in_place=False)
+    grads = backward_pass(S, rewrite, reader, saved, grad_next, grad_c, grad_x_in, in_place=False)
     grad_taps = weight.new_empty(0) if grads.taps is None else grads.taps
     return grads.S, grads.h, grads.v, grads.beta, grad_taps, grads.weight
 
@@ -234,17 +264,17 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, _, _ = inputs
+    *tensors, _, _, with_x_in = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.mark_non_differentiable(*output[3 if with_x_in else 2 :])
+    ctx.save_for_backward(*tensors, *output[3:])
 
 
-def _backward(ctx: Any, grad_next: Tensor | None, grad_c: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *grads_in: Tensor | None) -> tuple[Tensor | None, ...]:
     taps = ctx.saved_tensors[4]
-    grads = fused_rewrite_backward_op(*ctx.saved_tensors, contiguous(grad_next), contiguous(grad_c))
+    grads = fused_rewrite_backward_op(*ctx.saved_tensors, *map(contiguous, grads_in[:3]))
     *others, grad_taps, grad_weight = grads
-    return *others, None if taps is None else grad_taps, grad_weight, None, None
+    return *others, None if taps is None else grad_taps, grad_weight, None, None, None
 
 
 fused_rewrite_op.register_autograd(_backward, setup_context=_save)
@@ -265,16 +295,18 @@ class InPlaceRewrite(torch.autograd.Function):
         eps_direction: float,
         eps_norm: float,
         rebuilding: Rebuilding,
-    ) -> tuple[Tensor, Tensor]:
+        with_x_in: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(X)
         S, rewrite, reader = as_rows(X, scalar=taps is None), Rewrite(h, v, beta), Reader(taps, weight)
-        _, c, saved = forward_pass(S, rewrite, reader, eps_direction, eps_norm, in_place=True)
+        x_in = torch.empty_like(h) if with_x_in else None
+        _, c, saved = forward_pass(S, rewrite, reader, eps_direction, eps_norm, in_place=True, x_in=x_in)
         rebuilding.position += 1
         ctx.rebuilding, ctx.position = rebuilding, rebuilding.position
         ctx.S = S.detach()  # not save_for_backward, which rejects a tensor that later rewrites change
         ctx.save_for_backward(*rewrite, *reader, *saved)
-        return X, c
+        return X, c, x_in
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -286,12 +318,11 @@ class InPlaceRewrite(torch.autograd.Function):
         ctx.rebuilding.position -= 1
         h, v, beta, taps, weight, *saved = ctx.saved_tensors
         rewrite, reader, scalar = Rewrite(h, v, beta), Reader(taps, weight), taps is None
-        grad_X, grad_c = grads
+        grad_X, grad_c, grad_x_in = grads
         grad_next = None if grad_X is None else contiguous(as_rows(grad_X, scalar))
-        grad_S, *others = backward_pass(
-            ctx.S, rewrite, reader, Saved(*saved), grad_next, contiguous(grad_c), in_place=True
-        )
-        return as_state(grad_S, scalar), *others, None, None, None
+        grads_in = grad_next, contiguous(grad_c), contiguous(grad_x_in)
+        grad_S, *others = backward_pass(ctx.S, rewrite, reader, Saved(*saved), *grads_in, in_place=True)
+        return as_state(grad_S, scalar), *others, None, None, None, None
 
 
 def contiguous(grad: Tensor | None) -> Tensor | None:

@@ -19,12 +19,19 @@ from ddl.ops.fused_rewrite_arguments import Gradients, Reader, Rewrite, Saved
 
 
 def fused_rewrite_forward(
-    S: Tensor, rewrite: Rewrite, reader: Reader, eps_direction: float, eps_norm: float, in_place: bool
+    S: Tensor,
+    rewrite: Rewrite,
+    reader: Reader,
+    eps_direction: float,
+    eps_norm: float,
+    in_place: bool,
+    x_in: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Saved]:
     """The next state S' and the normalised input c of the next sublayer, in the dtypes of S and h.
 
     Args:
         S: (B, T, d_v, d), state before the rewrite; overwritten by the next state if `in_place`.
+        x_in: (B, T, d) to fill with the input x before its norm; None to discard x.
     """
     h, v, beta = rewrite
     h_wide, taps = widen(h, S), reader.taps if reader.taps is None else widen(reader.taps, S)
@@ -34,6 +41,8 @@ def fused_rewrite_forward(
     S_next = S if in_place else torch.empty_like(S)
     torch.addcmul(S, write.unsqueeze(-1), h_wide.unsqueeze(-2), out=S_next)
     x = compress(widen(S_next, S), taps)
+    if x_in is not None:
+        x_in.copy_(x)
     rstd = torch.rsqrt(square_norm(x) / x.shape[-1] + eps_norm)
     c = (x * rstd.unsqueeze(-1)).mul_(reader.weight)
     return S_next, c.to(h.dtype), Saved(inverse, readout, rstd)
@@ -47,6 +56,7 @@ def fused_rewrite_backward(
     grad_next: Tensor | None,
     grad_c: Tensor | None,
     in_place: bool,
+    grad_x_in: Tensor | None = None,
 ) -> Gradients:
     """The gradients of the loss, each in the dtype of its tensor.
 
@@ -59,6 +69,7 @@ def fused_rewrite_backward(
         S: (B, T, d_v, d), state before the rewrite; if `in_place`, the state after it, in which the rewrite is undone.
         grad_next: (B, T, d_v, d), gradient in S'; None for zero.
         grad_c: (B, T, d), gradient in c; None for zero.
+        grad_x_in: (B, T, d), further gradient in x; None for zero. It needs grad_c.
     """
     (h, v, beta), (inverse, readout, rstd) = rewrite, saved
     h_wide = widen(h, S)
@@ -66,7 +77,7 @@ def fused_rewrite_backward(
     discrepancy = v - readout
     write = discrepancy * (beta * inverse).unsqueeze(-1)
     S_next = widen(S, S) if in_place else torch.addcmul(S, write.unsqueeze(-1), direction)
-    grad, grad_taps, grad_weight = input_backward(S_next, reader, rstd, grad_next, grad_c)
+    grad, grad_taps, grad_weight = input_backward(S_next, reader, rstd, grad_next, grad_c, grad_x_in)
     if in_place:
         S.addcmul_(write.unsqueeze(-1), direction, value=-1)
 
@@ -86,11 +97,11 @@ def fused_rewrite_backward(
 
 
 def input_backward(
-    S: Tensor, reader: Reader, rstd: Tensor, grad_next: Tensor | None, grad_c: Tensor | None
+    S: Tensor, reader: Reader, rstd: Tensor, grad_next: Tensor | None, grad_c: Tensor | None, grad_x_in: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients in the next state S, in taps and in weight; that in S is the sum of grad_next and the part from c.
+    """The gradients in the next state S, in taps and in weight; that in S is the sum of grad_next and the part from x.
 
-    dweight = sum_bt rstd dc x               dx = rstd (weight dc - rstd^2 x mean(weight dc x))
+    dweight = sum_bt rstd dc x               dx = grad_x_in + rstd (weight dc - rstd^2 x mean(weight dc x))
     dtaps[s,j] = sum_bt dx[t] S[t-s,j]       G[t,j] = grad_next[t,j] + sum_s taps[s,j] dx[t+s]
     """
     taps, weight = reader
@@ -105,7 +116,10 @@ def input_backward(
     grad_weight = (rstd.flatten() @ product.flatten(0, 1)).to(weight.dtype)
     share = (product @ widen(weight, S)) * rstd**3 / x.shape[-1]
     grad_x = torch.mul(grad_c, widen(weight, S), out=product).mul_(rstd.unsqueeze(-1))
-    grad_x = grad_x.addcmul_(x, share.unsqueeze(-1), value=-1).unsqueeze(-2)
+    grad_x.addcmul_(x, share.unsqueeze(-1), value=-1)
+    if grad_x_in is not None:
+        grad_x.add_(grad_x_in)
+    grad_x = grad_x.unsqueeze(-2)
     if taps is None or wide_taps is None:
         return grad_next + grad_x, None, grad_weight
     grad = torch.addcmul(grad_next, grad_x, wide_taps[0])

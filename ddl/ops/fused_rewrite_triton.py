@@ -40,6 +40,7 @@ def fused_rewrite_forward_kernel(
     weight_ptr,
     S_next_ptr,
     c_ptr,
+    x_in_ptr,
     inverse_ptr,
     readout_ptr,
     rstd_ptr,
@@ -95,6 +96,8 @@ def fused_rewrite_forward_kernel(
             ahead_0 = ahead_1 + tl.sum(X * load(taps_ptr + SIZE + tile, real[None, :]), 0)
             ahead_1 = ahead_2 + tl.sum(X * load(taps_ptr + 2 * SIZE + tile, real[None, :]), 0)
             ahead_2 = tl.sum(X * load(taps_ptr + 3 * SIZE + tile, real[None, :]), 0)
+        if x_in_ptr is not None:
+            tl.store(x_in_ptr + token * D + i, x_in, mask=real & own)
         # 5. Normalise.
         rstd = tl.rsqrt(tl.sum(x_in * x_in, 0) / D + eps_norm)
         tl.store(c_ptr + token * D + i, weight * (rstd * x_in), mask=real & own)
@@ -106,6 +109,7 @@ def fused_rewrite_forward_kernel(
 
 # Without token compression, with x_hat = rstd x_in and u = weight dc:
 #   dx_in = rstd (u - x_hat mean(u x_hat))        dweight = sum_t dc x_hat
+#   plus, if a rule reads x_in too, the gradient in it (grad_x_in_ptr)
 #   G = dX' + taps dx_in                          dtaps = sum_t dx_in X'
 # The rest, from the gradient G in X', is `back_through_rewrite`.
 @triton.jit(do_not_specialize=["tokens", "chunk"])
@@ -121,6 +125,7 @@ def fused_rewrite_backward_kernel(
     rstd_ptr,
     grad_next_ptr,
     grad_c_ptr,
+    grad_x_in_ptr,
     grad_S_ptr,
     grad_h_ptr,
     grad_v_ptr,
@@ -179,6 +184,8 @@ def fused_rewrite_backward_kernel(
                 x_hat = rstd * tl.sum(taps * X_next, 0)
             u = weight * grad_c
             grad_x_in = rstd * (u - x_hat * (tl.sum(u * x_hat, 0) / D))
+            if grad_x_in_ptr is not None:
+                grad_x_in += load(grad_x_in_ptr + token * D + i, real)
             grad_weight += grad_c * x_hat
             if K == 0:
                 G += grad_x_in[None, :]
@@ -220,6 +227,7 @@ def fused_rewrite_backward_tokens_kernel(
     grad_next_ptr,
     grad_c_ptr,
     grad_x_in_ptr,
+    ring_ptr,
     grad_S_ptr,
     grad_h_ptr,
     grad_v_ptr,
@@ -247,7 +255,7 @@ def fused_rewrite_backward_tokens_kernel(
     SIZE: tl.constexpr = DV * D  # numbers in the state of a token, and in a tap
     RING: tl.constexpr = 2 * ROWS
     PAIR: tl.constexpr = 2 if DV > 1 else 1
-    grad_x_in_ptr += program * (RING * D)  # dx_in of the last RING tokens
+    ring_ptr += program * (RING * D)  # dx_in of the last RING tokens
     grad_taps_ptr += program * (4 * SIZE)
     grad_weight = tl.zeros([BLOCK], tl.float32)
     above_1 = tl.zeros([BLOCK], tl.float32)  # contributions of the rows above r to x_in[r+1], x_in[r+2], x_in[r+3]
@@ -282,8 +290,10 @@ def fused_rewrite_backward_tokens_kernel(
             x_hat = rstd * x_in
             u = load(weight_ptr + i, real) * grad_c
             grad_x_in = rstd * (u - x_hat * (tl.sum(u * x_hat, 0) / D))
+            if grad_x_in_ptr is not None:
+                grad_x_in += load(grad_x_in_ptr + token * D + i, real & (t < tokens))
             grad_weight += tl.where(t < stop, grad_c * x_hat, 0.0)
-            tl.store(grad_x_in_ptr + (t & (RING - 1)) * D + i, grad_x_in, mask=real)
+            tl.store(ring_ptr + (t & (RING - 1)) * D + i, grad_x_in, mask=real)
 
         tl.debug_barrier()  # threads now read rows of dx_in, and later of X, that other threads wrote
         for t in range(tl.minimum(top, stop - 1), bottom - 1, -1):
@@ -293,7 +303,7 @@ def fused_rewrite_backward_tokens_kernel(
             if grad_next_ptr is not None:
                 G = load(grad_next_ptr + token * SIZE + tile, real[None, :])
             for s in range(tl.minimum(4, tokens - t)):
-                grad_x_in = load(grad_x_in_ptr + ((t + s) & (RING - 1)) * D + i, real)
+                grad_x_in = load(ring_ptr + ((t + s) & (RING - 1)) * D + i, real)
                 G += load(taps_ptr + s * SIZE + tile, real[None, :]) * grad_x_in[None, :]
             # 5. Go back through the rewrite.
             X = load(S_ptr + token * SIZE + tile, real[None, :])
@@ -327,10 +337,10 @@ def fused_rewrite_backward_tokens_kernel(
                 k = tl.load(inverse_ptr + token) * load(h_ptr + token * D + i, real)
                 e = tl.load(v_ptr + token * DV + p).to(tl.float32) - tl.load(readout_ptr + token * DV + p)
                 X_next = X + k[None, :] * (tl.load(beta_ptr + token).to(tl.float32) * e)[:, None]
-                grad_taps_0 += load(grad_x_in_ptr + (t & (RING - 1)) * D + i, real)[None, :] * X_next
-                grad_taps_1 += load(grad_x_in_ptr + ((t + 1) & (RING - 1)) * D + i, real)[None, :] * X_next
-                grad_taps_2 += load(grad_x_in_ptr + ((t + 2) & (RING - 1)) * D + i, real)[None, :] * X_next
-                grad_taps_3 += load(grad_x_in_ptr + ((t + 3) & (RING - 1)) * D + i, real)[None, :] * X_next
+                grad_taps_0 += load(ring_ptr + (t & (RING - 1)) * D + i, real)[None, :] * X_next
+                grad_taps_1 += load(ring_ptr + ((t + 1) & (RING - 1)) * D + i, real)[None, :] * X_next
+                grad_taps_2 += load(ring_ptr + ((t + 2) & (RING - 1)) * D + i, real)[None, :] * X_next
+                grad_taps_3 += load(ring_ptr + ((t + 3) & (RING - 1)) * D + i, real)[None, :] * X_next
             tl.store(grad_taps_ptr + some, grad_taps_0, mask=real[None, :])
             tl.store(grad_taps_ptr + SIZE + some, grad_taps_1, mask=real[None, :])
             tl.store(grad_taps_ptr + 2 * SIZE + some, grad_taps_2, mask=real[None, :])
@@ -360,13 +370,20 @@ def choose_layout(d: int, K: int, dtype: torch.dtype) -> Layout:
 
 
 def fused_rewrite_forward(
-    S: Tensor, rewrite: Rewrite, reader: Reader, eps_direction: float, eps_norm: float, in_place: bool
+    S: Tensor,
+    rewrite: Rewrite,
+    reader: Reader,
+    eps_direction: float,
+    eps_norm: float,
+    in_place: bool,
+    x_in: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Saved]:
     """Launch the forward kernel.
 
     Args:
         S: (B, T, d_v, d), state before the rewrite; overwritten by the next state if `in_place`. All tensors must be
             contiguous.
+        x_in: (B, T, d) to fill with the compressed state; None to discard it.
 
     Returns:
         the next state and c, in the dtypes of S and h; the numbers to save for the backward pass, in fp32.
@@ -388,6 +405,7 @@ def fused_rewrite_forward(
         **pointers("", rewrite, reader, saved),
         S_next_ptr=S_next,
         c_ptr=c,
+        x_in_ptr=x_in,
         tokens=tokens,
         chunk=layout.chunk,
         eps_direction=eps_direction,
@@ -409,6 +427,7 @@ def fused_rewrite_backward(
     grad_next: Tensor | None,
     grad_c: Tensor | None,
     in_place: bool,
+    grad_x_in: Tensor | None = None,
 ) -> Gradients:
     """Launch the backward kernel that fits the compressor.
 
@@ -416,6 +435,8 @@ def fused_rewrite_backward(
         S: (B, T, d_v, d), state before the rewrite; if `in_place`, the state after it, in which the rewrite is undone.
         grad_next: (B, T, d_v, d), gradient in the next state; None for zero.
         grad_c: (B, T, d), gradient in c; None for zero.
+        grad_x_in: (B, T, d), gradient in the compressed state, in addition to that from c; None for zero. It needs
+            grad_c.
 
     Returns:
         the gradients, each in the dtype of its tensor.
@@ -438,6 +459,7 @@ def fused_rewrite_backward(
         **pointers("", rewrite, reader, saved),
         "grad_next_ptr": grad_next,
         "grad_c_ptr": grad_c,
+        "grad_x_in_ptr": grad_x_in,
         **pointers("grad_", grads),
         "tokens": tokens,
         "chunk": layout.chunk,
@@ -451,7 +473,7 @@ def fused_rewrite_backward(
         fused_rewrite_backward_tokens_kernel[(programs,)](
             **arguments,
             halo_ptr=copy_halo(S, layout.chunk, before=3, after=3) if in_place else None,
-            grad_x_in_ptr=torch.empty((programs, 2 * layout.rows, d), dtype=torch.float32, device=S.device),
+            ring_ptr=torch.empty((programs, 2 * layout.rows, d), dtype=torch.float32, device=S.device),
             ROWS=layout.rows,
             **MOST_REGISTERS,
         )

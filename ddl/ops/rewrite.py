@@ -14,7 +14,7 @@ from ddl.ops.dispatch import check_shape, runs_triton, saved_dtype
 
 
 def normalize_direction(k_tilde: Tensor, eps: float) -> Tensor:
-    """The unit direction with its small-norm guard: k = k_tilde / sqrt(|k_tilde|^2 + eps^2) (Sec. 2.1).
+    """The unit direction with its small-norm guard: k = k_tilde / sqrt(|k_tilde|^2 + eps^2) (Sec. 3.1).
 
     This is RMSNorm without weight and with epsilon eps^2 / d, divided by sqrt(d).
 

@@ -148,6 +148,41 @@ def gains(results: Results, size: str, shots: int) -> dict[str, Record]:
     }
 
 
+def published_counts() -> Record:
+    """Check the published accuracies against the numbers of items, as far as two decimals allow.
+
+    An accuracy in a single task is the share of right answers among a known number of items, and an average is the mean
+    of its eight tasks. The two nearest possible accuracies are given for each accuracy that no number of right answers
+    yields, in percent.
+    """
+    items = {benchmark.column: benchmark.items for benchmark in BENCHMARKS}
+    paper = {
+        key: round(10_000 * value) for key, (value, _) in published_accuracy().items()
+    }  # in hundredths of a percent
+    cells = {key: printed for key, printed in paper.items() if key[-1] != "Avg."}
+    averages = {key[:-1]: printed for key, printed in paper.items() if key[-1] == "Avg."}
+    impossible = []
+    for (size, shots, slug, column), printed in cells.items():
+        n = items[column]
+        below = printed * n // 10_000
+        shares = [10_000 * right / n for right in (below, below + 1)]
+        if min(abs(share - printed) for share in shares) > 1 / 2:
+            near = [round(share) / 100 for share in shares]
+            entry = {"size": size, "shots": shots, "slug": slug, "column": column, "items": n}
+            impossible.append(entry | {"percent": printed / 100, "nearest": near})
+    unlike_mean = [
+        key
+        for key, printed in averages.items()
+        if abs(sum(cells[*key, column] for column in items) / len(items) - printed) > 1  # half a unit for each rounding
+    ]
+    return {
+        "cells": len(cells),
+        "impossible": impossible,
+        "averages": len(averages),
+        "averages_unlike_mean": len(unlike_mean),
+    }
+
+
 def published_gains(correlation: float = 0.0) -> Record:
     """Count the published gains over the baseline that exceed the noise from the number of items.
 

@@ -7,6 +7,11 @@ from ddl.layout import BASELINE
 from ddl.reporting.read_results import COST_NUMBERS, Record, Results, by_key, gpu_cost, over_seeds, published
 from ddl.reporting.table_format import DASH, cell, count, mark_best, significant
 
+PUBLISHED_BLOCKS = {  # version of the paper -> heading of its rows in Tables 4 and 5
+    "v3": "Published (paper scale, v3)",
+    "revised": "Published (paper scale, only in the revised text)",
+}
+
 
 def loss_table(results: Results) -> pd.DataFrame:
     """Table 3: our and the published validation loss and perplexity at both sizes."""
@@ -34,8 +39,8 @@ def loss_table(results: Results) -> pd.DataFrame:
 def cost_table(results: Results, size: str) -> pd.DataFrame:
     """Tables 4 and 5: parameters, quality, throughput and its ratio to the baseline, and peak memory.
 
-    Three blocks: measurements at this scale, measurements of the paper's shapes on a GPU (`gpu_cost`), and the
-    published values.
+    The blocks: measurements at this scale, measurements of the paper's shapes on a GPU (`gpu_cost`), and the published
+    values by version of the paper. Published ratios are to the baseline of v3, which the revised text repeats.
     """
     cost = by_key(results.cost(), "size", "variant")
     loss = over_seeds(results.validation(), "val_loss")
@@ -92,11 +97,13 @@ def _speed(kind: str, cost: Record, slug: str) -> dict[str, str]:
 
 
 def _published_cost(size: str) -> list[dict[str, str]]:
+    """The published rows: those of v3, with a row of dashes for each design without any, then the revised text's."""
     paper = by_key(published("cost"), "size", "variant")
     rows = []
     for slug, variant in paper_variants().items():
         theirs = paper.get((size, slug), dict.fromkeys(paper[size, BASELINE], None))
-        row = {"block": "Published (paper scale)", "Model": variant.label, "Params": cell(theirs["params"])}
+        block = PUBLISHED_BLOCKS[theirs["version"] or "v3"]
+        row = {"block": block, "Model": variant.label, "Params": cell(theirs["params"])}
         row |= {"Val loss": cell(theirs["val_loss"], 4), "Avg eval": cell(theirs["avg_1shot_percent"], 2)}
         for kind in ("train", "inference"):
             speed, reference = theirs[f"{kind}_ktok_per_s"], paper[size, BASELINE][f"{kind}_ktok_per_s"]
@@ -104,6 +111,7 @@ def _published_cost(size: str) -> list[dict[str, str]]:
             row[f"{kind.capitalize()} ratio"] = cell(speed and speed / reference, 2)
         row["Peak memory (GB)"] = cell(theirs["peak_memory_gb"], 2)
         row["Peak-memory factor"] = cell(theirs["peak_memory_factor"], 2)
-        reason = "" if (size, slug) in paper else f"the paper's cost table for {size} models has no such row"
+        known = (size, slug) in paper
+        reason = "" if known else f"neither version of the paper's cost table for {size} models has this row"
         rows.append({**row, "reason": reason})
-    return rows
+    return sorted(rows, key=lambda row: list(PUBLISHED_BLOCKS.values()).index(row["block"]))

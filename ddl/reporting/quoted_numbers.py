@@ -8,7 +8,8 @@ import pandas as pd
 from ddl.config import SHOTS, Scale, load_scale, paper_variants, to_mapping
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
-from ddl.reporting.accuracy_tables import gains, published_gains
+from ddl.reporting.accuracy_tables import gains, published_counts, published_gains
+from ddl.reporting.choices import choices, settings_of_designs
 from ddl.reporting.figures import comparable, scale_note
 from ddl.reporting.read_results import Record, Results, by_key, over_seeds, published
 from ddl.reporting.statistics import Z
@@ -35,6 +36,7 @@ def collect(results: Results) -> Record:
         "training": settings["training"] | {"tokens_per_step": scale.tokens_per_step, "tokens": _run_tokens(results)},
         "sizes": {size: _shape(scale, size) for size in results.sizes},
         "model": settings_of_designs(scale),
+        "choices": choices(scale),
         "paper": _paper(load_scale("paper")),
         "corpus": _corpus(results),
         "variants": [{"slug": slug, "label": variant.label} for slug, variant in results.variants.items()],
@@ -42,6 +44,7 @@ def collect(results: Results) -> Record:
         "published": theirs,
         "comparison": {size: compare(ours[size], theirs[size], gained[size]) for size in results.sizes},
         "gains": {"ours": gained, "published": published_gains()},
+        "published_counts": published_counts(),
         "evaluation": _evaluation(results),
         "provenance": _provenance(results),
         "missing": missing,
@@ -82,7 +85,10 @@ def measured(results: Results) -> dict[str, dict[str, Record]]:
 
 
 def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
-    """Size -> slug -> the paper's numbers, named as in `measured`; accuracies are fractions."""
+    """Size -> slug -> the paper's numbers, named as in `measured`; accuracies are fractions.
+
+    `cost_version` is the version of the paper that the speeds and the memory are from: v3, revised, or None.
+    """
     loss = by_key(published("validation_loss"), "size", "variant")
     accuracy = by_key(published("downstream_accuracy"), "size", "variant", "num_fewshot", "task")
     cost = by_key(published("cost"), "size", "variant")
@@ -99,6 +105,7 @@ def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
                 speed, reference = (cost.get((size, name), {}).get(f"{kind}_ktok_per_s") for name in (slug, BASELINE))
                 row[f"{kind}_ratio"] = speed / reference if speed and reference else None
             row["peak_mem_factor"] = cost.get(key, {}).get("peak_memory_factor")
+            row["cost_version"] = cost.get(key, {}).get("version")
             table[size][slug] = row
         _add_deltas(table[size])
     return table
@@ -143,12 +150,6 @@ def _add_deltas(rows: dict[str, Record]) -> None:
     base = rows[BASELINE]["val_loss"]
     for row in rows.values():
         row["delta"] = None if None in (base, row["val_loss"]) else row["val_loss"] - base
-
-
-def settings_of_designs(scale: Scale) -> Record:
-    """The settings of DDL-CC that do not depend on the size."""
-    model = to_mapping(scale.model("small", "ddl-cc"))
-    return {key: value for key, value in model.items() if key not in ("layers", "width", "heads")}
 
 
 def _paper(paper: Scale) -> Record:

@@ -201,6 +201,8 @@ class Results:
 def published(name: str) -> pd.DataFrame:
     """Read a table from paper/published, with the designs' slugs in the column `variant`.
 
+    `version` says which text of the paper a row is from: `v3` (the revised text repeats all of them) or `revised`.
+
     Args:
         name: validation_loss, downstream_accuracy, cost or architecture.
     """

@@ -5,6 +5,7 @@ A part is the text between `<!-- begin X -->` and `<!-- end X -->` in one of the
 
 import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -18,10 +19,22 @@ from ddl.files import write_text
 from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
+from ddl.reporting.choices import choices
 from ddl.reporting.keep_reference import REFERENCE, KeepError
-from ddl.reporting.statistics import Z
+from ddl.reporting.quoted_numbers import published_numbers
+from ddl.reporting.read_results import Results
+from ddl.reporting.statistics import Z, t_interval
+from ddl.reporting.table_format import DASH
 
 SCALAR = "ddl-dv1"  # the design without an expanded state
+READINGS = {  # a design -> the same design with our value
+    "baseline": "baseline",
+    "ddl-dv1": "ddl-dv1",
+    "ddl-dv1-no-value-bias": "ddl-dv1",
+    "ddl-cc": "ddl-cc",
+    "ddl-cc-no-value-bias": "ddl-cc",
+    "ddl-cc-public-value": "ddl-cc",
+}
 
 
 def readme(name: str) -> None:
@@ -73,6 +86,9 @@ def fill(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
 def readme_parts(folder: Path) -> dict[str, str]:
     """Name of a generated part -> its text."""
     numbers = json.loads((folder / "numbers.json").read_text())
+    numbers["published"] = published_numbers(
+        Results(folder)
+    )  # as they are now, not as they were at the time of the run
     spent = json.loads((folder / "times.json").read_text())
     return {
         "headline": headline_part(numbers),
@@ -81,13 +97,16 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "times": times_part(spent),
         "scales": scales_part(),
         "budget": budget_part(),
-        "bias": bias_part(REFERENCE / "value-bias", numbers),
+        "bias": bias_part(REFERENCE / "value-bias.csv"),
         "rate": rate_part(REFERENCE / "learning-rate"),
         "kernels": kernels_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
         "scoring": scoring_part(REFERENCE / "scoring.csv"),
         "gains": gains_part(),
         "claims": claims_part(),
+        "mutations": mutations_part(REFERENCE / "mutations.csv"),
+        "choices": choices_part(),
+        "our-choices": our_choices_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
     }
 
@@ -134,6 +153,7 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
     for size, runs in numbers["runs"].items():
         for slug, ours in runs.items():
             paper = numbers["published"][size][slug]
+            mark = "†" if paper["cost_version"] == "revised" else ""
             accuracy = _number(ours["avg_1shot"], "{:.1f}", 100)
             if ours["avg_1shot_stderr"] is not None:
                 accuracy += f" ± {100 * ours['avg_1shot_stderr']:.1f}"
@@ -146,9 +166,9 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
                 "" if slug == BASELINE else _number(paper["delta"], "*{:+.4f}*"),
                 accuracy,
                 _number(ours["train_ratio"], "{:.2f}"),
-                _number(paper["train_ratio"], "*{:.2f}*"),
+                _number(paper["train_ratio"], f"*{{:.2f}}*{mark}"),
                 _number(ours["peak_mem_factor"], "{:.2f}"),
-                _number(paper["peak_mem_factor"], "*{:.2f}*"),
+                _number(paper["peak_mem_factor"], f"*{{:.2f}}*{mark}"),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     source, paper_run = numbers["provenance"], numbers["paper"]
@@ -160,7 +180,8 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
         f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). The ± is the standard error over items. "
         "Columns in italics are the paper's, from models trained on "
         f"{paper_run['tokens'] / 1e9:.2f} billion tokens. Compare their signs and order with ours, but not their "
-        "magnitudes. A dash marks a number that the paper does not give.",
+        "magnitudes. They are from v3, except those marked †, which only the revised text gives. A dash marks a number "
+        "that neither version gives.",
     ]
     return "\n".join(lines)
 
@@ -185,7 +206,7 @@ def times_part(spent: dict[str, Any]) -> str:
 def scales_part() -> str:
     """The table of scales, in order of tokens per run."""
     scales = sorted(map(load_scale, scale_names()), key=lambda scale: scale.tokens)
-    default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"]
+    default = default_scale()
     lines = ["| scale | layers | width | corpus | tokens per run | GPUs per run |", "|---|---|---|---|--:|--:|"]
     for scale in scales:
         sizes = scale.sizes.values()
@@ -201,18 +222,71 @@ def scales_part() -> str:
     return "\n".join(lines)
 
 
-def bias_part(folder: Path, numbers: dict[str, Any]) -> str:
-    """The effect of the value branch's initial bias, from an additional run of the small DDL-CC."""
-    settings = json.loads((folder / "provenance.json").read_text())["settings"]["model"]
-    other = json.loads((folder / "validation.json").read_text())["val_loss"]
-    small, ours = numbers["runs"]["small"], numbers["model"]["value_bias_init"]
-    place = folder.relative_to(ROOT)
-    return (
-        "The paper does not publish the initial bias of the value branch (`value_bias_init`). At the laptop scale it "
-        f"matters: with a bias of {ours:g}, as used here, the small DDL-CC ends at {small['ddl-cc']['val_loss']:.3f} "
-        f"nats. With {settings['value_bias_init']:g} it ends at {other:.3f} nats. The baseline ends at "
-        f"{small[BASELINE]['val_loss']:.3f} nats. Each is a single run; files in {_link(place)}."
-    )
+def default_scale() -> str:
+    """The scale that runs unless another is asked for."""
+    return str(yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"])
+
+
+def bias_part(path: Path) -> str:
+    """The losses of the readings of the value branch, from the rows of benchmarks/value_bias.py."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses: dict[str, dict[str, float]] = {}  # design -> seed -> loss
+    for row in rows:
+        losses.setdefault(row["variant"], {})[row["seed"]] = float(row["val_loss"])
+    designs, scale = load_variants(), load_scale(rows[0]["scale"])
+    lines = [
+        f"| {rows[0]['size']} models, {scale.title.lower()} scale | seeds | validation loss | minus the same design "
+        "with our value | minus the baseline |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for slug in (slug for slug in designs if slug in losses):
+        ours = READINGS[slug]
+        cells = [
+            designs[slug].label,
+            str(len(losses[slug])),
+            f"{sum(losses[slug].values()) / len(losses[slug]):.2f}",
+            "" if slug == ours else paired_difference(losses[slug], losses[ours]),
+            "" if slug == BASELINE else paired_difference(losses[slug], losses[BASELINE]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Loss in nats on the whole validation split after {int(rows[0]['tokens']):,} tokens. A difference is the mean "
+        "over the seeds that both designs have, ± the half-width of its 95 % t-interval. A seed gives all designs "
+        f"the same data in the same order. Rows in {_link(path.relative_to(ROOT))}, from "
+        "`python -m benchmarks.value_bias`.",
+        "",
+    ]
+    for slug, ours in READINGS.items():
+        difference = paired(losses.get(slug, {}), losses[ours])
+        if slug != ours and difference:
+            mean, half_width = difference
+            name = f"{designs[slug].label}, ends {'higher' if mean > 0 else 'lower'} than {designs[ours].label}"
+            told = (
+                "" if abs(mean) > half_width else ", but the interval includes zero: these seeds do not tell them apart"
+            )
+            lines.append(f"- {name}{told}.")
+    return "\n".join(lines)
+
+
+def paired_difference(losses: dict[str, float], others: dict[str, float]) -> str:
+    """Mean difference over the common seeds ± the half-width of its interval; a dash if there is one seed.
+
+    The last digit shown is the first or second of the half-width, so that no digit is shown that is noise alone.
+    """
+    difference = paired(losses, others)
+    if difference is None:
+        return DASH
+    mean, half_width = difference
+    decimals = max(0, 1 - math.floor(math.log10(3 * half_width)))
+    return f"{mean:+.{decimals}f} ± {half_width:.{decimals}f}"
+
+
+def paired(losses: dict[str, float], others: dict[str, float]) -> tuple[float, float] | None:
+    """Mean difference over the common seeds and the half-width of its interval; None if there are fewer than two."""
+    seeds = sorted(losses.keys() & others.keys())
+    return t_interval([losses[seed] - others[seed] for seed in seeds]) if len(seeds) > 1 else None
 
 
 def generation_part(path: Path) -> str:
@@ -320,23 +394,124 @@ def kernels_part(folder: Path) -> str:
             lines.append(f"| {name}, {direction} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| error of the gradient against fp64 | layers | fp32: stored | rebuilt | bf16, state in fp32: stored "
-        "| rebuilt | bf16, state in bf16: stored | rebuilt |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| error of the gradient against fp64 | layers x width | training steps | state in fp32: stored | rebuilt "
+        "| most affected | state in bf16: stored | rebuilt | most affected | largest difference |",
+        "|---|--:|--:|--:|--:|---|--:|--:|---|--:|",
     ]
-    labels = load_variants()
-    errors: dict[tuple[str, str], list[str]] = {}
-    for row in newest_rows(folder / "gradient_error.csv"):
-        errors.setdefault((labels[row["variant"]].label, row["layers"]), []).append(f"{float(row['error']):.2e}")
-    lines += [f"| {label} | {layers} | {' | '.join(found)} |" for (label, layers), found in errors.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + [_gradient_row(model) for model in _by_model(folder / "gradient_error.csv")])
+
+
+def _by_model(path: Path) -> list[list[dict[str, str]]]:
+    """The rows of gradient_error.csv, one list per measured model."""
+    models: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key = (row["width"], row["layers"], row["variant"], row["step"])
+            models.setdefault(key, []).append(row)
+    return [models[key] for key in sorted(models, key=lambda key: (int(key[0]), int(key[1]), key[2], int(key[3])))]
+
+
+def _gradient_row(rows: list[dict[str, str]]) -> str:
+    """Errors of one model's gradient, and the group of parameters whose error grows most by rebuilding states."""
+    model = rows[0]
+    shape = f"{model['layers']} x {int(model['width']):,}"
+    cells = [load_variants()[model["variant"]].label, shape, model["step"]]
+    for arithmetic in ("bf16, state in fp32", "bf16, state in bf16"):
+        groups = {row["group"]: row for row in rows if row["arithmetic"] == arithmetic}
+        ratios = {group: float(row["rebuilt"]) / float(row["stored"]) for group, row in groups.items()}
+        worst = max(ratios, key=lambda group: ratios[group])
+        cells += [f"{float(groups['all'][way]):.2%}" for way in ("stored", "rebuilt")]
+        cells.append(f"{worst}, x {ratios[worst]:.2f}")
+    cells.append(f"{max(float(row['difference']) for row in groups.values()):.2%}")
+    return f"| {' | '.join(cells)} |"
 
 
 def claims_part() -> str:
-    """The table of the paper's claims and where each was checked."""
-    with open(ROOT / "paper" / "claims.csv", newline="") as file:
-        head, *rows = csv.reader(file)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+    """The table of the paper's claims; the column `Check` links the notebooks and gives the label of the check."""
+    pages = {path.name[:2]: path.name for path in (ROOT / "notebooks").glob("*.py")}
+    columns = ("Paper", "Version", "Claim", "Check", "Verified by", "Outcome, and what is inexact")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    with open(ROOT / "paper" / "claims.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            links = [f"[{n}](../notebooks/{pages[n]})" for n in row["Notebook"].split(", ") if n in pages]
+            row["Check"] = f"{', '.join(links) or DASH}: `{row['Label']}`"
+            lines.append(f"| {' | '.join(row[name] for name in columns)} |")
+    return "\n".join(lines)
+
+
+def mutations_part(path: Path) -> str:
+    """How many mutations the notebooks and the tests notice, by room, and the list of those that neither notices."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return f"There are no numbers yet: {_link(path.relative_to(ROOT))} is empty."
+    control, *rows = rows
+    rooms: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        place = Path(row["file"])
+        kind = ", Triton kernels" if place.stem.endswith("_triton") else ""
+        rooms.setdefault(f"`{place.parent}/`{kind}", []).append(row)
+    lines = [
+        "| room | mistakes | noticed by both | by a notebook only | by a test only | by neither "
+        "| no notebook runs the file |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for room, found in [*sorted(rooms.items()), ("all", rows)]:
+        noticed = [(_notices(row["notebook"]), _notices(row["test"])) for row in found]
+        kinds = ((True, True), (True, False), (False, True), (False, False))
+        unread = sum(row["notebook"] == "not run" for row in found)
+        cells = [room, len(found), *(noticed.count(kind) for kind in kinds), unread]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    missed = [row for row in rows if not _notices(row["notebook"]) and not _notices(row["test"])]
+    if missed:
+        lines += ["", "Noticed by neither: " + "; ".join(f"`{row['file']}`: {row['breaks']}" for row in missed) + "."]
+    seconds = sum(float(row["seconds"]) for row in (control, *rows))
+    lines += [
+        "",
+        f"Without a mistake, all notebooks and tests pass. The whole list took {seconds / 3600:.1f} hours on one core "
+        f"({control['device']}). The table {_link(path.relative_to(ROOT))} names for each mistake the first notebook "
+        "and the first test that fail, and their errors.",
+    ]
+    return "\n".join(lines)
+
+
+def _notices(name: str) -> bool:
+    """Whether a cell of the table of mutations names a notebook or a test."""
+    return name not in ("none", "not run")
+
+
+def choices_part() -> str:
+    """The table of choices at the paper's scale, with the values of the default scale where they differ."""
+    columns = {
+        "topic": "Open point",
+        "paper": "The paper (v3)",
+        "revised": "Revised text",
+        "used": "Used here",
+        "settings": "Setting",
+        "source": "Source",
+        "why": "Why, and what differs",
+    }
+    lines = [f"| {' | '.join(columns.values())} |", f"|{'---|' * len(columns)}"]
+    for row in choices(load_scale("paper"), load_scale(default_scale())):
+        row["settings"] = ", ".join(f"`{name}`" for name in row["settings"].split(", ") if name)
+        lines.append(f"| {' | '.join(row[column] or '–' for column in columns)} |")
+    return "\n".join(lines)
+
+
+def our_choices_part() -> str:
+    """The choices that no source settles, in short."""
+    rows = choices(load_scale("paper"), load_scale(default_scale()))
+    ours = [row for row in rows if "ours" in row["source"]]
+    return "\n".join(
+        [
+            f"The paper leaves {len(rows)} points open or ambiguous. [Choices](docs/choices.md) lists them all, with "
+            f"what is used here and where that comes from. For these {len(ours)}, all or part of it is our own choice:",
+            "",
+            "| open point | used here |",
+            "|---|---|",
+            *(f"| {row['topic']} | {row['used']} |" for row in ours),
+        ]
+    )
 
 
 def rulegraph() -> str:

@@ -18,6 +18,7 @@ GENERATORS = [
     {"gate": "mlp", "gate_hidden": 7},
     {"value_input": "compressed"},
     {"value_activation": "sigmoid4"},
+    {"value_bias_init": None},
     {"direction": "mlp", "value_input": "output"},
     {"direction": "mlp", "direction_pool": "flatten", "value_input": "output"},
 ]
@@ -54,7 +55,8 @@ def test_parameter_counts_are_the_papers(size, variant, millions):
 def test_parameter_counts_agree_with_tables_4_and_5():
     scale = load_scale("paper")
     printed = {"small": dict.fromkeys(("baseline", "ddl-dv1", "ddl-tc", "ddl-cc"), 123)}
-    printed["medium"] = {"baseline": 353, "ddl-tc": 354, "ddl-cc": 353}
+    printed["small"] |= {"ddl-tc-noec": 123, "ddl-cc-noec": 123}  # these and the next are in the revised text only
+    printed["medium"] = {"baseline": 353, "ddl-tc": 354, "ddl-cc": 353, "ddl-tc-noec": 354, "ddl-cc-noec": 353}
     for size, models in printed.items():
         for variant, millions in models.items():
             assert parameter_count(scale.model(size, variant))["total"] // 1_000_000 == millions, (size, variant)
@@ -66,7 +68,7 @@ def test_generators_add_the_parameters_of_their_formulas(tiny_config, variant, g
     config = tiny_config(variant, **generators)
     d, d_v, K = config.width, config.value_channels, 4
     gate = d * config.gate_hidden + config.gate_hidden + 1 if config.gate == "mlp" else d + 1
-    value = d * d_v + d_v
+    value = d * d_v + (0 if config.value_bias_init is None else d_v)
     pooled = d * d_v if config.direction_pool == "flatten" else d
     direction = pooled * d + d * d if config.direction == "mlp" else 0
     compressor = {"none": 0, "cc": d * d_v, "tc": d * d_v * K + d_v}[config.compressor]
@@ -244,8 +246,39 @@ def test_only_a_rule_with_a_fused_rewrite_runs_it(tiny_config, monkeypatch):
     assert (fused.fused, plain.fused) == (True, False)
     ids = random_ids(fused.config)
     torch.testing.assert_close(plain(ids), fused(ids), rtol=1e-4, atol=1e-5)
-    for settings in ({"kernels": "reference"}, {"value_input": "compressed"}):
-        assert not LanguageModel(tiny_config("ddl-cc", **settings)).fused
+    assert not LanguageModel(tiny_config("ddl-cc", kernels="reference")).fused
+
+
+@pytest.mark.parametrize("variant", ["ddl-dv1", "ddl-cc"])
+def test_a_value_without_bias_lacks_that_parameter_and_keeps_all_else(tiny_config, variant, tmp_path):
+    config = tiny_config(f"{variant}-no-value-bias")
+    ours, model = LanguageModel(tiny_config(variant), seed=3), LanguageModel(config, seed=3)
+    weights, others = model.state_dict(), ours.state_dict()
+    lacking = {name for name in others if name.endswith("rule.value.linear.bias")}
+    assert len(lacking) == 2 * config.layers
+    assert set(weights) == set(others) - lacking
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    zeros = LanguageModel(tiny_config(variant, value_bias_init=0.0), seed=3)
+    assert torch.equal(model(random_ids(config)), zeros(random_ids(config)))
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).config == config
+
+
+@pytest.mark.parametrize("memory", ["stored", "rebuilt"])
+@pytest.mark.parametrize("variant", ["ddl-cc-public-value", "ddl-dv1-no-value-bias", "ddl-cc-no-value-bias"])
+def test_a_control_trains_with_the_execution_settings_of_the_paper_scale(tiny_config, variant, memory):
+    execution = dataclasses.asdict(load_scale("paper").execution)
+    config = tiny_config(variant, **execution | {"state_memory": memory})
+    model, ids = LanguageModel(config), random_ids(config)
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    for _ in range(20):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(model.loss(ids[:, :-1], ids[:, 1:]))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        assert all(parameter.grad.any() for parameter in model.parameters())
+        optimizer.step()
+    assert losses[-1] < losses[0] - 1
 
 
 def test_bfloat16_autocast_stays_near_fp32(tiny_config):

@@ -21,10 +21,10 @@ MODULES = (rewrite_triton, compress_triton, expand_triton, fused_rewrite_triton)
 
 
 def paper_launches(d: int) -> dict[str, Launch]:
-    """By name; only the fused rewrites differ between stored and rebuilt states."""
+    """By name; only the fused rewrites differ between stored and rebuilt states, and with x_in."""
     found = {}
-    for in_place, states in ((False, ""), (True, "-rebuilt")):
-        for each in paper_passes(d, "meta", in_place):
+    for in_place, with_x_in, states in ((False, False, ""), (True, False, "-rebuilt"), (True, True, "-rebuilt-x_in")):
+        for each in paper_passes(d, "meta", in_place, with_x_in):
             if not in_place or each.operation.startswith("fused_rewrite"):
                 (launch,) = record_launches(each.run)
                 found[f"{each.operation}-dv{each.d_v}-{each.direction}{states}"] = launch

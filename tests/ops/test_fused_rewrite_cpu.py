@@ -28,7 +28,7 @@ def rewrite_by_equations(S, h, v, beta, taps, weight):
     """The same operation, one equation per line, for autograd to differentiate."""
     X = rewrite_reference(S.mT, normalize_direction(h, EPS_DIRECTION), v, beta)
     x = X.squeeze(-1) if taps is None else sum(shift_tokens((X.mT * tap).sum(-2), s) for s, tap in enumerate(taps))
-    return X.mT, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS_NORM) * weight
+    return X.mT, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS_NORM) * weight, x
 
 
 def relative_error(found, expected):
@@ -38,25 +38,28 @@ def relative_error(found, expected):
 @pytest.mark.parametrize("in_place", [False, True], ids=["stored", "rebuilt"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("d_v", "K"), CHANNELS_AND_TAPS)
-@pytest.mark.parametrize("used", ["both", "state", "normed"])
+@pytest.mark.parametrize("used", ["state normed", "state", "normed", "state normed x_in"])
 def test_outputs_and_gradients_equal_autograd_through_the_equations(d_v, K, shape, used, in_place):
     inputs = random_inputs(d_v, K, shape)
     leaves = [tensor if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
     expected = rewrite_by_equations(*leaves)
     grads = [
-        torch.randn_like(tensor) if used in ("both", name) else None
-        for name, tensor in zip(("state", "normed"), expected, strict=True)
+        torch.randn_like(tensor) if name in used.split() else None
+        for name, tensor in zip(("state", "normed", "x_in"), expected, strict=True)
     ]
     given = [grad if grad is None else grad.clone() for grad in grads]
     loss = sum((tensor * grad).sum() for tensor, grad in zip(expected, grads, strict=True) if grad is not None)
     wanted = torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None], allow_unused=True)
 
     S, rewrite, reader = inputs[0].clone(), Rewrite(*inputs[1:4]), Reader(*inputs[4:])
-    S_next, c, saved = fused_rewrite_forward(S, rewrite, reader, EPS_DIRECTION, EPS_NORM, in_place)
+    x_in = torch.full_like(expected[2], torch.nan)
+    S_next, c, saved = fused_rewrite_forward(S, rewrite, reader, EPS_DIRECTION, EPS_NORM, in_place, x_in)
     assert (S_next.data_ptr() == S.data_ptr()) == in_place
     assert relative_error(S_next, expected[0]) < 1e-12
     assert relative_error(c, expected[1]) < 1e-12
-    found = fused_rewrite_backward(S, rewrite, reader, saved, *given, in_place)
+    assert relative_error(x_in, expected[2]) < 1e-12
+    found = fused_rewrite_backward(S, rewrite, reader, saved, *given[:2], in_place, given[2])
+    assert relative_error(x_in, expected[2]) < 1e-12  # rebuilding a scalar state leaves it alone
     assert relative_error(S, inputs[0]) < 1e-12  # the state before, kept or rebuilt
     assert (found.taps is None) == (K is None)
     for gradient, want in zip([gradient for gradient in found if gradient is not None], wanted, strict=True):

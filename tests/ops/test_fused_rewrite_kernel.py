@@ -34,7 +34,7 @@ CASES = {
     "B2-T13-d100-dv4-tc": ((2, 13, 100, 4), 4),
 }
 COMPRESSORS = {"none": ((2, 7, 48, 1), 0), "cc": ((2, 7, 48, 4), 1), "tc": ((2, 7, 48, 4), 4)}
-OUTPUTS = ("S_next", "c", "grad_S", "grad_h", "grad_v", "grad_beta", "grad_taps", "grad_weight")
+OUTPUTS = ("S_next", "c", "x_in", "grad_S", "grad_h", "grad_v", "grad_beta", "grad_taps", "grad_weight")
 
 each_compressor = pytest.mark.parametrize(("shape", "K"), COMPRESSORS.values(), ids=COMPRESSORS)
 in_both_modes = pytest.mark.parametrize("in_place", [False, True], ids=["stored", "in place"])
@@ -66,7 +66,8 @@ def short_programs(set_layout):
 
 
 def inputs(device: str, shape: tuple[int, ...], K: int, dtype: torch.dtype, other: torch.dtype, norm: float = 1.0):
-    """S, h, v, beta, taps, weight and the gradients in S_next and c; gates of 0, 1 and 2 among the first tokens."""
+    """S, h, v, beta, taps, weight and the gradients in S_next, c and x_in; the last is None, since most rules do not
+    read x_in. There are gates of 0, 1 and 2 among the first tokens."""
     B, T, d, d_v = shape
     torch.manual_seed(B + T + d + d_v + K)
     beta = 2 * torch.rand(B, T)
@@ -74,18 +75,20 @@ def inputs(device: str, shape: tuple[int, ...], K: int, dtype: torch.dtype, othe
     h = norm * torch.nn.functional.normalize(torch.randn(B, T, d), dim=-1)
     state, c = torch.randn(2, B, T, d_v, d).to(dtype), torch.randn(B, T, d).to(other)
     taps = torch.randn(K, d_v, d) / d_v if K else None
-    tensors = (state[0], h.to(other), torch.randn(B, T, d_v).to(other), beta, taps, torch.rand(d) + 0.5, state[1], c)
+    v, weight = torch.randn(B, T, d_v).to(other), torch.rand(d) + 0.5
+    tensors = (state[0], h.to(other), v, beta, taps, weight, state[1], c, None)
     return [None if tensor is None else tensor.to(device) for tensor in tensors]
 
 
-def run(S, h, v, beta, taps, weight, grad_next, grad_c, in_place=False) -> dict[str, Tensor]:
+def run(S, h, v, beta, taps, weight, grad_next, grad_c, grad_x_in, in_place=False) -> dict[str, Tensor]:
     """All outputs and gradients; also, as "S", what the state memory holds after the backward pass."""
+    x_in = None if grad_x_in is None else torch.empty_like(h)
     S, rewrite, reader = S.clone(), Rewrite(h, v, beta), Reader(taps, weight)
-    S_next, c, saved = fused_rewrite_forward(S, rewrite, reader, EPS_DIRECTION, EPS_NORM, in_place)
+    S_next, c, saved = fused_rewrite_forward(S, rewrite, reader, EPS_DIRECTION, EPS_NORM, in_place, x_in)
     assert (S_next is S) == in_place
     after = S_next.clone()
-    grads = fused_rewrite_backward(S, rewrite, reader, saved, grad_next, grad_c, in_place)
-    return {"S": S} | {name: y for name, y in zip(OUTPUTS, (after, c, *grads), strict=True) if y is not None}
+    grads = fused_rewrite_backward(S, rewrite, reader, saved, grad_next, grad_c, in_place, grad_x_in)
+    return {"S": S} | {name: y for name, y in zip(OUTPUTS, (after, c, x_in, *grads), strict=True) if y is not None}
 
 
 def reference(dtype: torch.dtype | None, *tensors: Tensor | None) -> dict[str, Tensor]:
@@ -94,8 +97,10 @@ def reference(dtype: torch.dtype | None, *tensors: Tensor | None) -> dict[str, T
     grads_in = [t if t is None else t.to(dtype or t.dtype) for t in tensors[6:]]
     computed = [t if t is None else t.to(dtype or leaves[0].dtype) for t in leaves]
     scalar = leaves[4] is None
-    X_next, c = fused_rewrite_reference(as_state(computed[0], scalar), *computed[1:], EPS_DIRECTION, EPS_NORM)
-    outputs = as_rows(X_next, scalar), c.to(leaves[1].dtype)
+    with_x_in = grads_in[2] is not None
+    arguments = as_state(computed[0], scalar), *computed[1:], EPS_DIRECTION, EPS_NORM, with_x_in
+    X_next, c, x_in = fused_rewrite_reference(*arguments)
+    outputs = as_rows(X_next, scalar), c.to(leaves[1].dtype), None if x_in is None else x_in.to(leaves[1].dtype)
     pairs = [(y, grad) for y, grad in zip(outputs, grads_in, strict=True) if grad is not None]
     wanted = [leaf for leaf in leaves if leaf is not None]
     used, upstream = zip(*pairs, strict=True)
@@ -143,6 +148,25 @@ def test_overwriting_the_state_changes_no_bit_of_the_forward_pass(device, shape,
     stored, overwritten = run(*tensors), run(*tensors, in_place=True)
     for name in ("S_next", "c"):
         assert torch.equal(stored[name], overwritten[name]), name
+
+
+@in_both_modes
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@each_compressor
+def test_the_compressed_state_and_its_gradient_are_as_accurate_as_eager(device, shape, K, dtype, in_place):
+    tensors = inputs(device, shape, K, dtype, dtype)
+    tensors[8] = torch.randn(shape[:3], device=device).to(dtype)
+    assert_accurate(tensors, in_place)
+
+
+@in_both_modes
+@each_compressor
+def test_returning_the_compressed_state_changes_no_bit_of_the_rest(device, shape, K, in_place):
+    tensors = inputs(device, shape, K, FP32, FP32)
+    without = run(*tensors, in_place=in_place)
+    tensors[8] = torch.zeros(shape[:3], device=device)
+    for name, value in run(*tensors, in_place=in_place).items():
+        assert name == "x_in" or torch.equal(value, without[name]), name
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1e-4, 1e-6, 0.0])

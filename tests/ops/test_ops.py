@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ddl.ops.compress import compress_channels, compress_tokens
 from ddl.ops.expand import expand_embedding, repeat_embedding, shift_tokens
-from ddl.ops.rewrite import normalize_direction, rewrite_reference
+from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 
 SHAPES = [(1, 1, 16, 1), (2, 3, 24, 4), (1, 7, 100, 2), (3, 5, 17, 8)]
 
@@ -64,6 +64,19 @@ def test_householder_reflection_keeps_the_norm_when_the_target_is_zero():
 def test_rewrite_has_correct_gradients_for_every_input():
     inputs = [tensor.requires_grad_() for tensor in random_inputs((1, 2, 5, 3))]
     assert torch.autograd.gradcheck(rewrite_reference, inputs)
+
+
+def test_the_operation_is_normalisation_and_rewrite_with_their_gradients():
+    def functions(X, h, v, beta):
+        return rewrite_reference(X, normalize_direction(h, 0.1), v, beta)
+
+    X, k, v, beta = random_inputs((2, 3, 24, 4))
+    inputs = [tensor.requires_grad_() for tensor in (X, 2 * k, v, beta)]
+    results = [functions(*inputs), rewrite(*inputs, 0.1)]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+    upstream = torch.randn(X.shape, generator=torch.Generator().manual_seed(1), dtype=X.dtype)
+    expected, found = (torch.autograd.grad(result, inputs, upstream) for result in results)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_rewrite_keeps_the_memory_layout_of_the_state():

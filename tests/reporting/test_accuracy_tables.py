@@ -8,14 +8,22 @@ import shutil
 import pandas as pd
 import pytest
 
-from ddl.config import load_variants, paper_variants
-from ddl.evaluation.paper_benchmarks import BENCHMARKS
+from ddl.config import load_scale, paper_variants
 from ddl.layout import BASELINE
-from ddl.reporting.accuracy_tables import differences, downstream_table, published_accuracy, published_gains
+from ddl.reporting import accuracy_tables
+from ddl.reporting.accuracy_tables import (
+    differences,
+    downstream_table,
+    published_accuracy,
+    published_counts,
+    published_gains,
+)
 from ddl.reporting.quoted_numbers import collect
 from ddl.reporting.read_results import Results
 from ddl.reporting.table_format import DASH
 from tests.helpers import fake_results
+
+DESIGNS = load_scale("laptop").variants
 
 
 @pytest.fixture
@@ -57,7 +65,7 @@ def test_only_separated_differences_are_bold(folder):
     )
     table = downstream_table(Results(folder), "small", 1)
     found = block(table, "Difference")
-    assert list(found.index) == [variant.label for slug, variant in load_variants().items() if slug != BASELINE]
+    assert list(found.index) == [variant.label for slug, variant in DESIGNS.items() if slug != BASELINE]
     assert found.loc["DDL-TC", "bold"].split("; ") == ["WG", "Avg."]
     assert found.loc["DDL-TC", "WG"] == "-50.00"
     assert found.loc["DDL-CC", "ARC-C"] == "+0.75"
@@ -82,7 +90,7 @@ def test_a_run_without_items_has_dashes_and_a_reason(folder):
     row = block(downstream_table(Results(folder), "small", 1), "Difference").loc["DDL-CC"]
     assert row["Avg."] == DASH
     assert row["reason"] == "no items of DDL-CC or the baseline, small, 1-shot"
-    assert collect(Results(folder))["gains"]["ours"]["small"]["1shot"].keys() == {*load_variants()} - {
+    assert collect(Results(folder))["gains"]["ours"]["small"]["1shot"].keys() == {*DESIGNS} - {
         BASELINE,
         "ddl-cc",
     }
@@ -98,15 +106,24 @@ def test_published_accuracies_carry_the_error_of_their_number_of_items(folder):
     assert (row["OpenBookQA"], row["OpenBookQA ±"]) == ("30.20", "2.05")
 
 
-def test_published_accuracies_are_counts_of_that_many_items():
-    """Two decimals determine the number of items. One of 192 cells is off by a hundredth."""
-    items = {benchmark.column: benchmark.items for benchmark in BENCHMARKS}
-    off = []
-    for (*key, column), (value, _) in published_accuracy().items():
-        n = items.get(column)
-        if n and n < 10_000 and round(round(value * n) / n, 4) != round(value, 4):
-            off.append((*key, column))
-    assert off == [("medium", 0, "ddl-dv1", "ARC-C")]
+def test_published_accuracies_are_counts_of_that_many_items_but_one():
+    counts = published_counts()
+    assert (counts["cells"], counts["averages"]) == (192, 24)
+    (found,) = counts["impossible"]
+    assert (found["size"], found["shots"], found["slug"], found["column"]) == ("medium", 0, "ddl-dv1", "ARC-C")
+    assert (found["percent"], found["nearest"]) == (32.07, [round(100 * right / 1172, 2) for right in (375, 376)])
+    assert counts["averages_unlike_mean"] == 0
+
+
+def test_an_accuracy_that_no_number_of_right_answers_gives_is_found(monkeypatch):
+    """SciQ has 1,000 items, so its accuracies are multiples of 0.1 percent."""
+    paper = published_accuracy()
+    key = ("small", 1, "baseline", "SciQ")
+    monkeypatch.setattr(accuracy_tables, "published_accuracy", lambda: paper | {key: (paper[key][0] + 0.0005, 0.0)})
+    counts = published_counts()
+    assert key in [tuple(found[name] for name in ("size", "shots", "slug", "column")) for found in counts["impossible"]]
+    monkeypatch.setattr(accuracy_tables, "published_accuracy", lambda: paper | {key: (paper[key][0] + 0.01, 0.0)})
+    assert published_counts()["averages_unlike_mean"] == 1
 
 
 def test_few_published_gains_exceed_their_noise():

@@ -21,13 +21,44 @@ def test_hours_of_the_paper_by_hand(published_only):
     assert budget.gpu_hours(load_scale("h200"), "small", "baseline") * 20 == pytest.approx(36.18, abs=0.01)
 
 
-def test_unpublished_designs_are_marked_and_counted_at_a_slower_one(published_only):
+def rows_of_table(part):
+    rows = (line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| "))
+    return {label: cells for label, *cells in rows}
+
+
+def test_designs_of_the_revised_text_count_at_their_own_speed_and_not_at_that_of_another_design(published_only):
+    assert budget.throughput("small").tok_per_s["ddl-tc-noec"] == 673_200 / 4
+    assert budget.throughput("medium").tok_per_s["ddl-cc-noec"] == 358_500 / 4
+    rows = rows_of_table(budget.budget_part())
+    assert rows["DDL-TC w/o EC"] == ["4.1", "11.4", "81.1", "227.8"]
+    assert rows["DDL-CC w/o EC"] == ["2.7", "7.6", "53.6", "152.3"]
+
+
+def test_the_one_unpublished_throughput_is_estimated_from_the_other_size_and_marked(published_only):
     small, medium = budget.throughput("small"), budget.throughput("medium")
-    assert small.bounds == {"ddl-tc-noec", "ddl-cc-noec"}
-    assert medium.bounds == {"ddl-dv1", "ddl-tc-noec", "ddl-cc-noec"}
-    assert medium.tok_per_s["ddl-dv1"] == medium.tok_per_s["ddl-cc"] == 422_300 / 4
-    row = next(line for line in budget.budget_part().splitlines() if line.startswith("| DDL (d_v = 1)"))
-    assert row == "| DDL (d_v = 1) | 2.1 | ≤ 6.5 | 41.0 | ≤ 129.3 |"
+    assert (small.estimated, medium.estimated) == (set(), {"ddl-dv1"})
+    assert medium.tok_per_s["ddl-dv1"] == pytest.approx(1330.8 / 1509.6 * 537_100 / 4)
+    part = budget.budget_part()
+    assert rows_of_table(part)["DDL (d_v = 1)"] == ["2.1", "≈ 5.8", "41.0", "≈ 115.3"]
+    assert "≈: neither version of the paper publishes the throughput of DDL (d_v = 1) at the medium size" in part
+    assert "≤" not in part
+
+
+def test_the_error_of_the_estimate_is_the_largest_where_both_sizes_are_published(published_only):
+    small = {"tc": 783.5, "cc": 1158.0, "tc-noec": 673.2, "cc-noec": 1019.8}
+    medium = {"tc": 282.9, "cc": 422.3, "tc-noec": 239.7, "cc-noec": 358.5}
+    errors = [abs(small[name] / 1509.6 / (medium[name] / 537.1) - 1) for name in small]
+    assert budget.throughput("medium").error == pytest.approx(max(errors))
+    assert f"within {math.ceil(1000 * max(errors)) / 10}% of the published throughput" in budget.budget_part()
+
+
+def test_the_last_row_is_the_sum_of_all_six_and_marked_where_it_contains_an_estimate(published_only):
+    rows = rows_of_table(budget.budget_part())
+    designs = [cells for label, cells in rows.items() if label not in ("GPU-hours", "all six")]
+    hours = [sum(float(cell.strip("≈ ")) for cell in column) for column in zip(*designs, strict=True)]
+    assert len(designs) == 6
+    assert rows["all six"] == ["16", "≈ 46", "329", "≈ 920"]
+    assert [float(cell.strip("≈ ")) for cell in rows["all six"]] == pytest.approx(hours, abs=0.8)
 
 
 def test_disk_by_hand():
@@ -45,6 +76,6 @@ def test_measured_numbers_are_preferred_if_they_are_all_there(monkeypatch):
     part = budget.budget_part()
     source = "the throughput measured on one NVIDIA X"
     assert f"Not run: the hours of the small and medium models are computed from {source}" in part
-    assert "≤" not in part
+    assert "≈" not in part
     rows["ddl-tc"]["train_tok_per_s_median"] = math.nan
     assert "Tables 4 and 5" in budget.throughput("small").source

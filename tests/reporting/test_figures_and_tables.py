@@ -7,7 +7,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from ddl.config import load_scale, load_variants, paper_variants
+from ddl.config import load_scale, paper_variants
 from ddl.layout import ROOT
 from ddl.reporting import figures as report
 from ddl.reporting.accuracy_tables import downstream_table
@@ -21,7 +21,7 @@ from tests.helpers.command import ddl
 matplotlib.use("agg")
 
 PAPER_LABELS = ["Baseline", "DDL (d_v = 1)", "DDL-TC w/o EC", "DDL-CC w/o EC", "DDL-TC", "DDL-CC"]
-LABELS = [variant.label for variant in load_variants().values()]
+LABELS = [variant.label for variant in load_scale("laptop").variants.values()]
 NOTEBOOKS = ("10_loss_curves", "11_downstream", "12_cost")
 
 
@@ -70,18 +70,26 @@ def test_downstream_table_has_the_rows_and_columns_of_the_paper(
     assert theirs.iloc[0]["Avg."] == average
 
 
+V3, REVISED = "Published (paper scale, v3)", "Published (paper scale, only in the revised text)"
+
+
 @pytest.mark.parametrize("size", ["small", "medium"])
-def test_cost_table_puts_ratios_beside_published_ratios_and_dashes_where_the_paper_has_no_row(
-    folder: Path, size: str
-) -> None:
+def test_cost_table_puts_ratios_beside_published_ratios_of_both_versions(folder: Path, size: str) -> None:
     table = cost_table(Results(folder), size).set_index(["block", "Model"])
-    block = "Published (paper scale)"
-    assert table.loc[(block, "DDL-TC"), "Train ratio"] == {"small": "0.52", "medium": "0.53"}[size]
-    lacking = table.loc[(block, "DDL-CC w/o EC")]
-    assert lacking["Train tok/s (K)"] == lacking["Val loss"] == DASH
-    assert "no such row" in lacking["reason"]
+    assert table.loc[(V3, "DDL-TC"), "Train ratio"] == {"small": "0.52", "medium": "0.53"}[size]
+    added = table.loc[(REVISED, "DDL-TC w/o EC")]  # 673.2 / 1509.6 and 239.7 / 537.1: to the baseline of v3
+    assert (added["Train ratio"], added["Peak-memory factor"]) == ("0.45", {"small": "1.31", "medium": "1.09"}[size])
+    assert table.loc[REVISED].index.tolist() == ["DDL-TC w/o EC", "DDL-CC w/o EC"]
     ours = table.loc[("Ours (laptop scale, Example CPU @ 2 GHz)", "DDL-CC")]
     assert (ours["Train ratio"], ours["Train ratio range"]) == ("0.60", "0.58–0.61")
+
+
+def test_cost_that_neither_version_publishes_is_a_dash_with_its_reason(folder: Path) -> None:
+    small, medium = (cost_table(Results(folder), size).set_index(["block", "Model"]) for size in ("small", "medium"))
+    lacking = medium.loc[(V3, "DDL (d_v = 1)")]
+    assert lacking["Train tok/s (K)"] == lacking["Val loss"] == lacking["Peak-memory factor"] == DASH
+    assert lacking["reason"] == "neither version of the paper's cost table for medium models has this row"
+    assert set(small.loc[V3]["reason"]) == set(small.loc[REVISED]["reason"]) == {""}
 
 
 def test_missing_run_prints_a_dash_with_its_reason_and_never_zero(folder: Path) -> None:
@@ -162,6 +170,9 @@ def test_numbers_are_differences_to_the_baseline_and_valid_json(folder: Path) ->
     small = numbers["runs"]["small"]
     assert small["ddl-cc"]["delta"] == pytest.approx(small["ddl-cc"]["val_loss"] - small["baseline"]["val_loss"])
     assert numbers["published"]["medium"]["ddl-cc"]["delta"] == pytest.approx(2.5758 - 2.6053)
+    assert numbers["published"]["medium"]["ddl-cc"]["cost_version"] == "v3"
+    assert numbers["published"]["medium"]["ddl-cc-noec"]["cost_version"] == "revised"
+    assert numbers["published"]["medium"]["ddl-dv1"]["cost_version"] is None
     assert numbers["comparison"]["small"]["ours"]["lower_loss"] == 5
     assert numbers["comparison"]["small"]["same_sign"] == 5
     assert numbers["paper"]["tokens"] == 100_000 * 480 * 1024
@@ -241,6 +252,42 @@ def test_absent_results_folder_is_one_line(tmp_path: Path, capsys: pytest.Captur
 def test_published_names_cover_every_published_row() -> None:
     for name in ("validation_loss", "downstream_accuracy", "cost"):
         assert published(name)["variant"].notna().all()
+
+
+def test_every_published_row_names_its_version_and_the_revised_text_adds_four_costs() -> None:
+    for name in ("architecture", "validation_loss", "downstream_accuracy"):
+        assert set(published(name)["version"]) == {"v3"}
+    added = published("cost").groupby("version").get_group("revised")
+    wanted = [(size, variant) for size in ("small", "medium") for variant in ("ddl-tc-noec", "ddl-cc-noec")]
+    assert list(zip(added["size"], added["variant"], strict=True)) == wanted
+
+
+def test_costs_repeat_the_losses_and_accuracies_of_the_other_published_tables() -> None:
+    """Check rows of both versions against Tables 1 to 3 of v3; this would find a misprint."""
+    losses = published("validation_loss").set_index(["size", "variant"])["val_loss"]
+    accuracy = published("downstream_accuracy").query("num_fewshot == 1 and task == 'Avg.'")
+    averages = accuracy.set_index(["size", "variant"])["accuracy_percent"]
+    for _, row in published("cost").iterrows():
+        key = row["size"], row["variant"]
+        assert (row["val_loss"], row["avg_1shot_percent"]) == (losses[key], averages[key])
+
+
+def test_published_peak_memory_factors_are_the_ratios_of_the_published_peaks() -> None:
+    cost = published("cost")
+    base = cost[cost["variant"] == "baseline"].set_index("size")["peak_memory_gb"]
+    ratios = cost["peak_memory_gb"] / cost["size"].map(base)
+    assert (ratios - cost["peak_memory_factor"]).abs().max() < 0.01
+
+
+def test_published_designs_without_ec_are_slower_and_larger_than_those_with_it() -> None:
+    """So the cost of a design with EC bounds nothing; notebook 12 and the budget rely on it."""
+    cost = published("cost").set_index(["size", "variant"])
+    for size in ("small", "medium"):
+        for slug in ("ddl-tc", "ddl-cc"):
+            without, with_ec = cost.loc[(size, f"{slug}-noec")], cost.loc[(size, slug)]
+            for speed in ("train_ktok_per_s", "inference_ktok_per_s"):
+                assert without[speed] < with_ec[speed]
+            assert without["peak_memory_gb"] > with_ec["peak_memory_gb"]
 
 
 @pytest.mark.parametrize(

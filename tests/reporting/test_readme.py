@@ -7,8 +7,16 @@ import re
 import pytest
 
 from ddl.layout import ROOT
+from ddl.reporting import readme as readme_module
 from ddl.reporting.keep_reference import REFERENCE, KeepError
-from ddl.reporting.readme import fill, headline_part, read_pages, readme_parts
+from ddl.reporting.readme import (
+    fill,
+    headline_part,
+    mutations_part,
+    paired_difference,
+    read_pages,
+    readme_parts,
+)
 from tests.helpers.command import ddl
 
 PAGES = read_pages()
@@ -81,6 +89,31 @@ def test_the_headline_says_where_the_gain_comes_from_only_while_the_numbers_do(n
     assert "reaches 0% (small)" in text.replace("-0%", "0%")
 
 
+def test_mutations_are_counted_by_room_and_by_what_noticed_them(tmp_path, monkeypatch):
+    head = "file,breaks,notebook,test,seconds,device"
+    rows = [
+        "ddl/ops/rewrite.py,nothing (control),none,none,3600,CPU",
+        "ddl/ops/rewrite.py,a,05_gradient,tests/a.py::test,0,CPU",
+        "ddl/ops/rewrite.py,b,05_gradient,none,0,CPU",
+        "ddl/ops/rewrite.py,c,none,none,0,CPU",
+        "ddl/ops/rewrite_triton.py,d,not run,tests/a.py::test,0,CPU",
+        "ddl/data/build.py,e,not run,none,3600,CPU",
+    ]
+    monkeypatch.setattr(readme_module, "ROOT", tmp_path)
+    (tmp_path / "made_up.csv").write_text(head)
+    assert mutations_part(tmp_path / "made_up.csv").startswith("There are no numbers yet")
+    (tmp_path / "made_up.csv").write_text("\n".join([head, *rows]))
+    lines = mutations_part(tmp_path / "made_up.csv").splitlines()
+    assert lines[2:6] == [
+        "| `ddl/data/` | 1 | 0 | 0 | 0 | 1 | 1 |",
+        "| `ddl/ops/` | 3 | 1 | 1 | 0 | 1 | 0 |",
+        "| `ddl/ops/`, Triton kernels | 1 | 0 | 0 | 1 | 0 | 1 |",
+        "| all | 5 | 1 | 1 | 1 | 2 | 2 |",
+    ]
+    assert "Noticed by neither: `ddl/ops/rewrite.py`: c; `ddl/data/build.py`: e." in lines
+    assert "The whole list took 2.0 hours on one core (CPU)" in lines[-1]
+
+
 def test_the_readme_is_a_front_door():
     assert len(PAGES["README.md"].splitlines()) <= 200
 
@@ -92,3 +125,10 @@ def test_the_readme_maps_only_paths_that_exist_and_every_room():
     assert [path for path in paths if not (ROOT / path).exists()] == []
     rooms = {f"ddl/{path.parent.name}/" for path in (ROOT / "ddl").glob("*/__init__.py")}
     assert rooms - paths == set()
+
+
+def test_a_paired_difference_uses_the_common_seeds_and_shows_no_digit_that_is_noise():
+    ours = {"0": 4.4, "1": 4.5, "2": 4.3, "3": 9.0}
+    assert paired_difference({"0": 4.5123, "1": 4.6, "2": 4.41}, ours) == "+0.107 ± 0.016"
+    assert paired_difference({"0": 4.9, "1": 4.6, "2": 4.4}, ours) == "+0.2 ± 0.6"
+    assert paired_difference({"3": 4.5}, ours) == "–"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from ddl.config import ConfigError
 from ddl.data.sequences import TokenSequences
 from ddl.layout import ROOT
-from ddl.training.batches import TrainingBatches
+from ddl.training.batches import TrainingBatches, validation_batch
 from ddl.training.distributed import Processes
 from tests.helpers.tiny_run import FORKS, become, free_port, tiny_scale, write_data
 
@@ -170,13 +171,20 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(tmp_pat
 
 
 def test_fewer_validation_sequences_than_processes_are_refused(tmp_path):
-    from ddl.training.batches import validation_batch
-
     sequences = TokenSequences(write_data(tmp_path / "data"), "val", 16)
     processes = Processes()
     processes.count = 8
     with pytest.raises(ConfigError, match="val_sequences: expected at least one for each of 8 processes, found 4"):
         validation_batch(sequences, tiny_scale(val_sequences=4).training, processes)
+
+
+def test_validation_sequences_are_spread_over_the_split(tmp_path):
+    sequences = TokenSequences(write_data(tmp_path / "data"), "val", 16)
+    batch, count = validation_batch(sequences, tiny_scale(val_sequences=3).training, Processes())
+    last = len(sequences) - 1
+    assert last > 3 == count
+    expected = sequences.batch([0, last // 2, last])[0]
+    assert torch.equal(torch.cat([ids for ids, _ in batch]), expected)
 
 
 def test_torchrun_is_started_and_ends_all_when_one_is_killed(tmp_path):

@@ -120,6 +120,29 @@ def test_training_learns_and_writes_what_it_promises(start, tmp_path):
     assert load_tokenizer(tmp_path / "run" / "tokenizer.json").get_vocab() == {END_OF_TEXT: 0}
 
 
+def test_a_record_has_the_mean_loss_of_the_steps_since_the_record_before(start, tmp_path, monkeypatch):
+    run, losses = start("run", log_interval=4, val_interval=12), []
+    step = run.learner.step
+
+    def step_and_note(batch, lr):
+        loss, norms = step(batch, lr)
+        losses.append(loss.item())
+        return loss, norms
+
+    monkeypatch.setattr(run.learner, "step", step_and_note)
+    run.train()
+    means = [np.mean(losses[first : first + 4]) for first in (0, 4, 8)]
+    assert [record["train_loss"] for record in records(tmp_path / "run")] == [None, *map(pytest.approx, means)]
+
+
+def test_validation_is_the_mean_over_all_sequences_in_micro_batches_of_unequal_size(start):
+    run = start("run", val_sequences=7, micro_batch_sequences=2)
+    ids, targets = (torch.cat(parts) for parts in zip(*run.validation, strict=True))
+    assert len({len(part) for part, _ in run.validation}) == 2
+    with torch.no_grad():
+        assert run.validate() == pytest.approx(run.learner.model.loss(ids, targets).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 11])
 def test_a_stopped_run_continues_to_the_same_bits(start, tmp_path, stop_at, stop_after):
     start("whole").train()
