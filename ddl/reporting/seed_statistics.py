@@ -35,6 +35,11 @@ class Estimate:
     n: int  # seeds
 
     @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+    @property
     def separated(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
