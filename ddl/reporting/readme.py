@@ -23,7 +23,8 @@ from ddl.reporting.choices import choices
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.quoted_numbers import published_numbers
 from ddl.reporting.read_results import Results
-from ddl.reporting.statistics import Z, t_interval
+from ddl.reporting.seed_statistics import Losses, over_seeds, paired_difference
+from ddl.reporting.statistics import Z
 from ddl.reporting.table_format import DASH
 
 SCALAR = "ddl-dv1"  # the design without an expanded state
@@ -231,9 +232,9 @@ def bias_part(path: Path) -> str:
     """The losses of the readings of the value branch, from the rows of benchmarks/value_bias.py."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    losses: dict[str, dict[str, float]] = {}  # design -> seed -> loss
+    losses: dict[str, dict[int, float]] = {}  # design -> seed -> loss
     for row in rows:
-        losses.setdefault(row["variant"], {})[row["seed"]] = float(row["val_loss"])
+        losses.setdefault(row["variant"], {})[int(row["seed"])] = float(row["val_loss"])
     designs, scale = load_variants(), load_scale(rows[0]["scale"])
     lines = [
         f"| {rows[0]['size']} models, {scale.title.lower()} scale | seeds | validation loss | minus the same design "
@@ -245,9 +246,9 @@ def bias_part(path: Path) -> str:
         cells = [
             designs[slug].label,
             str(len(losses[slug])),
-            f"{sum(losses[slug].values()) / len(losses[slug]):.2f}",
-            "" if slug == ours else paired_difference(losses[slug], losses[ours]),
-            "" if slug == BASELINE else paired_difference(losses[slug], losses[BASELINE]),
+            f"{over_seeds(list(losses[slug].values())).mean:.2f}",
+            "" if slug == ours else shown_difference(losses[slug], losses[ours]),
+            "" if slug == BASELINE else shown_difference(losses[slug], losses[BASELINE]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
@@ -259,34 +260,25 @@ def bias_part(path: Path) -> str:
         "",
     ]
     for slug, ours in READINGS.items():
-        difference = paired(losses.get(slug, {}), losses[ours])
-        if slug != ours and difference:
-            mean, half_width = difference
-            name = f"{designs[slug].label}, ends {'higher' if mean > 0 else 'lower'} than {designs[ours].label}"
-            told = (
-                "" if abs(mean) > half_width else ", but the interval includes zero: these seeds do not tell them apart"
-            )
-            lines.append(f"- {name}{told}.")
+        if slug == ours or len(losses.get(slug, {}).keys() & losses[ours].keys()) < 2:
+            continue
+        difference = paired_difference(losses[slug], losses[ours])
+        name = f"{designs[slug].label}, ends {'higher' if difference.mean > 0 else 'lower'} than {designs[ours].label}"
+        open_ = ", but the interval includes zero: these seeds do not tell them apart"
+        lines.append(f"- {name}{'' if difference.separated else open_}.")
     return "\n".join(lines)
 
 
-def paired_difference(losses: dict[str, float], others: dict[str, float]) -> str:
+def shown_difference(losses: Losses, others: Losses) -> str:
     """Mean difference over the common seeds ± the half-width of its interval; a dash if there is one seed.
 
     The last digit shown is the first or second of the half-width, so that no digit is shown that is noise alone.
     """
-    difference = paired(losses, others)
-    if difference is None:
+    if len(losses.keys() & others.keys()) < 2:
         return DASH
-    mean, half_width = difference
-    decimals = max(0, 1 - math.floor(math.log10(3 * half_width)))
-    return f"{mean:+.{decimals}f} ± {half_width:.{decimals}f}"
-
-
-def paired(losses: dict[str, float], others: dict[str, float]) -> tuple[float, float] | None:
-    """Mean difference over the common seeds and the half-width of its interval; None if there are fewer than two."""
-    seeds = sorted(losses.keys() & others.keys())
-    return t_interval([losses[seed] - others[seed] for seed in seeds]) if len(seeds) > 1 else None
+    difference = paired_difference(losses, others)
+    decimals = max(0, 1 - math.floor(math.log10(3 * difference.half_width)))
+    return f"{difference.mean:+.{decimals}f} ± {difference.half_width:.{decimals}f}"
 
 
 def generation_part(path: Path) -> str:

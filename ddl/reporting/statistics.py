@@ -1,4 +1,4 @@
-"""Uncertainties of accuracies, of differences between two accuracies, and of means over seeds.
+"""Uncertainties of accuracies and of differences between two accuracies; `seed_statistics` has those of losses.
 
 Two models that answer the same items are compared item by item, so the difficulty of items cancels in the difference.
 The interval of a difference comes from a bootstrap over items, and over seeds if there are several.
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -68,16 +67,6 @@ def interval(value: float, resampled: np.ndarray) -> Difference:
     """Combine a value with the percentile interval of its resamples."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Difference(value, float(low), float(high))
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of a few independent values, and the half-width of its 95 % t-interval, which assumes a normal distribution.
-
-    Args:
-        values: at least two.
-    """
-    standard_error = np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values)), float(student.ppf((1 + LEVEL) / 2, len(values) - 1) * standard_error)
 
 
 def beyond_noise(accuracy: float, stderr: float, other: float, other_stderr: float, correlation: float = 0.0) -> bool:

@@ -13,9 +13,9 @@ from ddl.reporting.readme import (
     fill,
     headline_part,
     mutations_part,
-    paired_difference,
     read_pages,
     readme_parts,
+    shown_difference,
 )
 from tests.helpers.command import ddl
 
@@ -128,7 +128,7 @@ def test_the_readme_maps_only_paths_that_exist_and_every_room():
 
 
 def test_a_paired_difference_uses_the_common_seeds_and_shows_no_digit_that_is_noise():
-    ours = {"0": 4.4, "1": 4.5, "2": 4.3, "3": 9.0}
-    assert paired_difference({"0": 4.5123, "1": 4.6, "2": 4.41}, ours) == "+0.107 ± 0.016"
-    assert paired_difference({"0": 4.9, "1": 4.6, "2": 4.4}, ours) == "+0.2 ± 0.6"
-    assert paired_difference({"3": 4.5}, ours) == "–"
+    ours = {0: 4.4, 1: 4.5, 2: 4.3, 3: 9.0}
+    assert shown_difference({0: 4.5123, 1: 4.6, 2: 4.41}, ours) == "+0.107 ± 0.016"
+    assert shown_difference({0: 4.9, 1: 4.6, 2: 4.4}, ours) == "+0.2 ± 0.6"
+    assert shown_difference({3: 4.5}, ours) == "–"

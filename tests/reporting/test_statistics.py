@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ddl.reporting.statistics import Difference, beyond_noise, binomial_stderr, paired_differences, t_interval
+from ddl.reporting.statistics import Difference, beyond_noise, binomial_stderr, paired_differences
 
 
 def outcomes(rng, seeds, items, shift=0.0):
@@ -95,15 +95,3 @@ def test_beyond_noise_is_beyond_1_96_standard_errors():
     assert not beyond_noise(0.5 + 0.0195, 0.006, 0.5, 0.008)
     assert beyond_noise(0.515, 0.006, 0.5, 0.008, correlation=0.5)
     assert not beyond_noise(0.512, 0.006, 0.5, 0.008, correlation=0.5)
-
-
-def test_t_interval_of_a_few_values_by_hand():
-    mean, half_width = t_interval([1.0, 2.0, 3.0])
-    assert mean == 2.0
-    assert half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)  # the quantile with 2 degrees of freedom
-
-
-def test_t_intervals_of_three_values_cover_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    found = [t_interval(rng.normal(0.3, 2.0, 3)) for _ in range(2000)]
-    assert np.mean([abs(mean - 0.3) <= half_width for mean, half_width in found]) == pytest.approx(0.95, abs=0.015)

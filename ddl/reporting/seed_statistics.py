@@ -1,0 +1,247 @@
+"""Statistics over training seeds: what runs with several seeds say about a difference between designs.
+
+Seeds are blocks: all designs of a study run with the same seeds, so they see the same data in the same order and start
+from the same backbone weights. Differences between designs are therefore taken seed by seed. The inference is about
+other seeds; the validation documents are a fixed set.
+
+The headline interval is Student's t. A percentile bootstrap is too narrow with few seeds: `coverage` measures both, and
+the tests hold the module to it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+POWER = 0.8
+DRAWS = 200_000  # of the simulated maximum of |t|
+SEED = 0
+
+Losses = Mapping[int, float]  # seed -> loss of a run, in nats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with the ends of its interval, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float  # standard deviation of one value
+    n: int  # seeds
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+def over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
+    """Mean of one value per seed with its t-interval; the interval is infinite for a single seed.
+
+    Raises:
+        ValueError: there is no value, or one is not finite.
+    """
+    array = np.asarray(values, dtype=float)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"expected finite values, one per seed, found {list(values)}")
+    n = array.size
+    sd = float(array.std(ddof=1)) if n > 1 else math.nan
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n) if n > 1 else math.inf
+    mean = float(array.mean())
+    return Estimate(mean, mean - half, mean + half, sd, n)
+
+
+def paired_difference(losses: Losses, reference: Losses, level: float = LEVEL) -> Estimate:
+    """Mean of `losses` minus `reference` over the seeds that both have, with its t-interval."""
+    return over_seeds([losses[seed] - reference[seed] for seed in sorted(losses.keys() & reference.keys())], level)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Losses of several designs at the same seeds, and the noise that is left after both means are removed.
+
+    With loss = mean + design + seed + noise, the noise of all designs is pooled into one standard deviation. That makes
+    intervals narrower than those of single pairs, if the noise of all designs is alike; `spread` shows whether it is.
+    """
+
+    designs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    losses: np.ndarray  # [designs, seeds]
+
+    @classmethod
+    def of(cls, losses: Mapping[str, Losses]) -> "Blocks":
+        """The designs at the seeds that all of them have.
+
+        Raises:
+            ValueError: fewer than two designs, or fewer than two common seeds.
+        """
+        seeds = sorted(set.intersection(*(set(runs) for runs in losses.values()))) if losses else []
+        if len(losses) < 2 or len(seeds) < 2:
+            raise ValueError(f"expected two designs and two common seeds, found {len(losses)} and {len(seeds)}")
+        array = np.array([[runs[seed] for seed in seeds] for runs in losses.values()])
+        return cls(tuple(losses), tuple(seeds), array)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        return (len(self.designs) - 1) * (len(self.seeds) - 1)
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """[designs, seeds], what neither the design nor the seed explains."""
+        rows, columns = self.losses.mean(axis=1, keepdims=True), self.losses.mean(axis=0, keepdims=True)
+        return np.asarray(self.losses - rows - columns + self.losses.mean())
+
+    @property
+    def noise(self) -> float:
+        """Pooled standard deviation of one run, the effect of its seed removed."""
+        return math.sqrt(float((self.residuals**2).sum()) / self.degrees_of_freedom)
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Design -> root mean square of its residuals, scaled so that equal noise gives `noise` for each."""
+        share = self.degrees_of_freedom / len(self.designs)
+        return {
+            design: math.sqrt(float((row**2).sum()) / share)
+            for design, row in zip(self.designs, self.residuals, strict=True)
+        }
+
+    def contrast(self, weights: Mapping[str, float], critical: float | None = None) -> Estimate:
+        """A weighted sum of the designs' means, with an interval from the pooled noise.
+
+        Args:
+            weights: design -> weight; they must sum to zero, so that the effects of seeds cancel.
+            critical: the standard errors on each side; None takes Student's t for one contrast.
+
+        Raises:
+            ValueError: the weights do not sum to zero.
+        """
+        if abs(sum(weights.values())) > 1e-9:
+            raise ValueError(f"expected weights that sum to zero, found {dict(weights)}")
+        vector = np.array([weights.get(design, 0.0) for design in self.designs])
+        mean = float(vector @ self.losses.mean(axis=1))
+        if critical is None:
+            critical = float(stats.t.ppf((1 + LEVEL) / 2, self.degrees_of_freedom))
+        sd = self.noise * math.sqrt(float(vector @ vector))
+        half = critical * sd / math.sqrt(len(self.seeds))
+        return Estimate(mean, mean - half, mean + half, sd, len(self.seeds))
+
+    def against(self, reference: str) -> dict[str, Estimate]:
+        """Every other design minus `reference`; all intervals together hold with probability `LEVEL` (Dunnett)."""
+        others = [design for design in self.designs if design != reference]
+        critical = dunnett_critical(len(others), self.degrees_of_freedom)
+        return {design: self.contrast({design: 1.0, reference: -1.0}, critical) for design in others}
+
+
+@cache
+def dunnett_critical(comparisons: int, degrees_of_freedom: int, level: float = LEVEL) -> float:
+    """The value that the largest |t| of several comparisons with one reference stays below with probability `level`.
+
+    All groups have the same size, so two comparisons have correlation 1/2. The value is simulated from `DRAWS` draws.
+    """
+    rng = np.random.default_rng(SEED)
+    largest = np.abs(rng.standard_normal(DRAWS)[:, None] + rng.standard_normal((DRAWS, comparisons))).max(axis=1)
+    scale = np.sqrt(rng.chisquare(degrees_of_freedom, DRAWS) / degrees_of_freedom)
+    return float(np.quantile(largest / math.sqrt(2) / scale, level))
+
+
+def p_value(estimate: Estimate, degrees_of_freedom: int | None = None) -> float:
+    """Two-sided p-value of the hypothesis that the mean is zero, by Student's t."""
+    freedom = estimate.n - 1 if degrees_of_freedom is None else degrees_of_freedom
+    if freedom < 1:
+        return 1.0
+    if estimate.sd == 0:
+        return float(estimate.mean == 0)
+    return float(2 * stats.t.sf(abs(estimate.mean) / (estimate.sd / math.sqrt(estimate.n)), freedom))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values adjusted by Holm's method: those below alpha reject with a family-wise error of at most alpha."""
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def detectable(sd: float, n: int, degrees_of_freedom: int | None = None) -> float:
+    """The difference that a two-sided test finds with probability `POWER`, in the unit of `sd`.
+
+    Args:
+        sd: standard deviation of a paired difference.
+        n: seeds.
+        degrees_of_freedom: of the estimate of `sd`; None takes n - 1.
+    """
+    freedom = n - 1 if degrees_of_freedom is None else degrees_of_freedom
+    if freedom < 1:
+        return math.inf
+    critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
+    low, high = 0.0, 100.0  # in standard errors; the power rises with the difference
+    for _ in range(60):
+        middle = (low + high) / 2
+        power = stats.nct.sf(critical, freedom, middle)  # the other tail is negligible at this power
+        low, high = (middle, high) if power < POWER else (low, middle)  # far out scipy returns nan: the power is 1
+    return high * sd / math.sqrt(n)
+
+
+@dataclass(frozen=True)
+class BestRate:
+    """The learning rate with the lowest loss, and the lowest point of a parabola through it and its neighbours."""
+
+    tried: float
+    loss: float
+    at_edge: bool  # the lowest loss is at the smallest or largest rate, so the best rate may lie outside
+    fitted_rate: float
+    fitted_loss: float
+
+
+def best_rate(losses: Mapping[float, float]) -> BestRate:
+    """The best of several learning rates, by a parabola in the logarithm of the rate.
+
+    At an edge, or with a loss that is not finite next to the lowest one, the fit is the lowest point itself.
+
+    Raises:
+        ValueError: no loss is finite.
+    """
+    rates = sorted(losses)
+    finite = [rate for rate in rates if math.isfinite(losses[rate])]
+    if not finite:
+        raise ValueError("expected a finite loss at one learning rate or more, found none")
+    tried = min(finite, key=losses.__getitem__)
+    place = rates.index(tried)
+    near = rates[max(place - 1, 0) : place + 2]
+    at_edge = len(near) < 3
+    if at_edge or not all(math.isfinite(losses[rate]) for rate in near):
+        return BestRate(tried, losses[tried], at_edge, tried, losses[tried])
+    logs = np.log(near) - math.log(tried)
+    curvature, slope, constant = np.polyfit(logs, [losses[rate] for rate in near], 2)
+    if curvature <= 0:  # three equal losses
+        return BestRate(tried, losses[tried], False, tried, losses[tried])
+    lowest = -slope / (2 * curvature)
+    return BestRate(tried, losses[tried], False, tried * math.exp(lowest), float(constant - curvature * lowest**2))
+
+
+def percentile_bootstrap(values: Sequence[float], rng: np.random.Generator, resamples: int = 2000) -> Estimate:
+    """Mean over seeds with the percentile interval of its bootstrap; too narrow with few seeds, see `coverage`."""
+    array = np.asarray(values, dtype=float)
+    means = rng.choice(array, (resamples, array.size)).mean(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(array.mean()), float(low), float(high), float(array.std(ddof=1)), array.size)
+
+
+def coverage(interval: Callable[[np.ndarray], Estimate], n: int, repetitions: int, rng: np.random.Generator) -> float:
+    """How often an interval from n normal values covers their true mean."""
+    hits = 0
+    for _ in range(repetitions):
+        estimate = interval(rng.standard_normal(n))
+        hits += estimate.low <= 0 <= estimate.high
+    return hits / repetitions
