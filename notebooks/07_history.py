@@ -434,10 +434,10 @@ print(f"smallest cosine between the gradients with stored and with rebuilt state
 # rule fails for the compressors of three of the measured models: DDL-TC with the depth and width of the paper's small
 # model and DDL-CC with those of its medium model, both with their first weights, and DDL-CC with 24 narrow layers after
 # training. In the trained models of the medium width it says little, because there products in bf16 alone make the
-# gradient err far more. Rebuilding also moves more bytes (`docs/kernels.md`), and at their micro-batch `h200` and
-# `paper` need not save this memory (next section). So these two, whose states are bf16, store them. `laptop` and
-# `smoke`, whose states are fp32, rebuild them (asserted). What rebuilding a bf16 state changes is small compared with
-# the noise of the text, so where memory is short, it can still be rebuilt.
+# gradient err far more. Rebuilding also moves more bytes (`docs/kernels.md`); whether `h200` and `paper` need the
+# memory that it saves has not been measured (next section). So these two, whose states are bf16, store them. `laptop`
+# and `smoke`, whose states are fp32, rebuild them (asserted). What rebuilding a bf16 state changes is small compared
+# with the noise of the text, so where memory is short, it can still be rebuilt.
 
 # %% [markdown]
 # ## How much memory it takes
@@ -465,7 +465,8 @@ for size in ("small", "medium"):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# An H200 has 141 GB, so stored states fit; smaller micro-batches need less, and leave the batch as it is.
+# An H200 has 141 GB for these states and everything else that training keeps; whether all of it fits has not been
+# measured. Smaller micro-batches need less, and leave the batch as it is.
 #
 # With four value channels the history is almost four times smaller than the states. With one channel it is one number
 # *larger*: for the scalar design the identity by itself saves nothing. But the gradient of the normalisation needs

@@ -4,19 +4,20 @@ Seeds are blocks: all designs of a study run with the same seeds, so they see th
 from the same backbone weights. Differences between designs are therefore taken seed by seed. The inference is about
 other seeds; the validation documents are a fixed set.
 
-The headline interval is Student's t. A percentile bootstrap is too narrow with few seeds: `coverage` measures both, and
-the tests hold the module to it.
+The headline interval is Student's t. A percentile bootstrap is too narrow with few seeds; the tests measure how often
+each covers the truth.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+from ddl.reporting.statistics import LEVEL
+
 POWER = 0.8
 DRAWS = 200_000  # of the simulated maximum of |t|
 SEED = 0
@@ -228,20 +229,3 @@ def best_rate(losses: Mapping[float, float]) -> BestRate:
         return BestRate(tried, losses[tried], False, tried, losses[tried])
     lowest = -slope / (2 * curvature)
     return BestRate(tried, losses[tried], False, tried * math.exp(lowest), float(constant - curvature * lowest**2))
-
-
-def percentile_bootstrap(values: Sequence[float], rng: np.random.Generator, resamples: int = 2000) -> Estimate:
-    """Mean over seeds with the percentile interval of its bootstrap; too narrow with few seeds, see `coverage`."""
-    array = np.asarray(values, dtype=float)
-    means = rng.choice(array, (resamples, array.size)).mean(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(array.mean()), float(low), float(high), float(array.std(ddof=1)), array.size)
-
-
-def coverage(interval: Callable[[np.ndarray], Estimate], n: int, repetitions: int, rng: np.random.Generator) -> float:
-    """How often an interval from n normal values covers their true mean."""
-    hits = 0
-    for _ in range(repetitions):
-        estimate = interval(rng.standard_normal(n))
-        hits += estimate.low <= 0 <= estimate.high
-    return hits / repetitions

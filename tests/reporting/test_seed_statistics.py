@@ -8,16 +8,28 @@ from scipy import stats
 
 from ddl.reporting.seed_statistics import (
     Blocks,
+    Estimate,
     best_rate,
-    coverage,
     detectable,
     dunnett_critical,
     holm,
     over_seeds,
     p_value,
     paired_difference,
-    percentile_bootstrap,
 )
+
+
+def percentile_bootstrap(values, rng, resamples):
+    """The mean with the percentile interval of its bootstrap."""
+    means = rng.choice(values, (resamples, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(values.mean(), low, high, values.std(ddof=1), len(values))
+
+
+def coverage(interval, n, repetitions, rng):
+    """How often an interval from n normal values covers their true mean."""
+    found = [interval(rng.standard_normal(n)) for _ in range(repetitions)]
+    return np.mean([estimate.low <= 0 <= estimate.high for estimate in found])
 
 
 def runs(losses):
