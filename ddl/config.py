@@ -335,6 +335,7 @@ class TrainConfig:
     sharding: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a shard of it
     compile: bool = False  # compile the layers with torch.compile
     tensorboard: bool = False  # also write event files; needs the extra `tensorboard`
+    snapshots: tuple[int, ...] = ()  # steps after which the weights are kept for `ddl mechanism`; 0: the initial ones
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -366,13 +367,16 @@ class TrainConfig:
             raise ConfigError(
                 f"training.min_learning_rate: expected 0 to {self.learning_rate}, found {self.min_learning_rate}"
             )
+        if any(step < 0 for step in self.snapshots) or sorted(set(self.snapshots)) != list(self.snapshots):
+            raise ConfigError(f"training.snapshots: expected steps in increasing order, found {list(self.snapshots)}")
 
     def determining(self) -> dict[str, Any]:
         """The settings that determine what a run learns.
 
-        The others affect at most rounding and may change when a run resumes.
+        The others affect at most rounding, or only what is written, and may change when a run resumes.
         """
-        others = ("micro_batch_sequences", "checkpoint_interval", "gpus", "sharding", "compile", "tensorboard")
+        rounding = ("micro_batch_sequences", "gpus", "sharding", "compile")
+        others = (*rounding, "checkpoint_interval", "tensorboard", "snapshots")
         return _without(changed_settings(self), *others)
 
 

@@ -20,6 +20,7 @@ RANDOM_INIT = "evals/random-init"
 COST = "cost/{size}/{variant}.json"
 POINT = "sweep/{size}/{variant}/lr{rate}/seed{seed}"
 KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
+SNAPSHOT = "snapshots/step{step:06d}.safetensors"  # weights during training, in the folder of a run
 SWEEP = "09_learning_rate"  # notebook of the learning-rate study, built by `snakemake sweep`
 # The notebooks that show the results of a scale, and the figures and tables that each draws. The other notebooks are
 # derivations and read no results.

@@ -34,6 +34,7 @@ def recipe(scale: Scale, rate: float) -> TrainConfig:
         min_learning_rate=rate * training.min_learning_rate / training.learning_rate,
         steps=steps,
         warmup_steps=training.warmup_steps * steps // training.steps,
+        snapshots=(),
     )
 
 
