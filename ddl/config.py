@@ -387,6 +387,7 @@ class EvalConfig:
     tasks: Literal["offline", "benchmarks"]
     items_per_task: int  # 0 uses all
     batch_tokens: int
+    mechanism_tokens: int = 8192  # validation tokens on which `ddl mechanism` observes and changes the residual rules
 
     def __post_init__(self) -> None:
         if self.tasks == "offline" and self.items_per_task < 1:

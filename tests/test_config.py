@@ -247,6 +247,7 @@ DEFAULTS = {
         "state_dtype": "parameters",
         "state_memory": "stored",
     },
+    "EvalConfig": {"mechanism_tokens": 8192},
     "ParquetDataset": {"folder": ""},
     "Variant": {"family": "own", "published": ""},
     "TokenisedCorpus": {"max_train_tokens": 0, "shard_tokens": 100_000_000},
