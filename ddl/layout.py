@@ -18,6 +18,7 @@ ANY_RUN = RUN.format(size="*", variant="*", seed="*")
 EVAL = "evals/{size}/{variant}/seed{seed}"
 RANDOM_INIT = "evals/random-init"
 COST = "cost/{size}/{variant}.json"
+MECHANISM = "mechanism/{size}/{variant}/seed{seed}"
 POINT = "sweep/{size}/{variant}/lr{rate}/seed{seed}"
 KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
 SNAPSHOT = "snapshots/step{step:06d}.safetensors"  # weights during training, in the folder of a run
@@ -31,6 +32,7 @@ DRAWN = {
     "10_loss_curves": ("figure2", "figure3", "figure4", "table3"),
     "11_downstream": ("table1", "table2", "table7", "table8"),
     "12_cost": ("table4", "table5"),
+    "14_mechanism": ("gates", "overwriting", "interventions"),
 }
 
 
