@@ -123,7 +123,7 @@ class LanguageModel(nn.Module):
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
             self.compress = COMPRESSORS[config.compressor](config)
             self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.fused = all(rule.fused for rule in self.rules())
+        self.fused = self.compress.fused and all(rule.fused for rule in self.rules())
         self.init_matrices(seed)
 
     def rules(self) -> list[Rule]:
