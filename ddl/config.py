@@ -645,8 +645,9 @@ def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml  # imported here so that models can be built and timed without it
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the parser in C takes a thirtieth of the time
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.relative_to(ROOT)}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
