@@ -435,12 +435,11 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What all designs of a comparison share and the paper does not vary: its slug, label and settings.
+    """What all designs of a comparison share and the paper does not vary: a label and settings.
 
     `model` sets fields of `ModelConfig` and `training` fields of `TrainConfig`; the backbone `paper` sets none.
     """
 
-    slug: str
     label: str
     model: dict[str, Any]
     training: dict[str, Any]
@@ -627,9 +626,9 @@ def load_variants() -> dict[str, Variant]:
 
 def load_backbones() -> dict[str, Backbone]:
     """Read `config/backbones.yaml`: slug -> `Backbone`."""
-    where = str(BACKBONES_FILE.relative_to(ROOT))
+    where = f"config/{BACKBONES_FILE.name}"
     return {
-        slug: from_mapping(Backbone, {"slug": slug, **entry}, where, slug)
+        slug: from_mapping(Backbone, entry, where, slug)
         for slug, entry in _read_yaml(BACKBONES_FILE).items()
     }
 

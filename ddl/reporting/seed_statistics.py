@@ -40,6 +40,19 @@ class Estimate:
         """Half the length of the interval."""
         return (self.high - self.low) / 2
 
+    def shown(self, sign: str = "") -> str:
+        """Mean ± half-width, to the first or second digit of the half-width: further digits would be noise.
+
+        A single seed has no half-width and is shown with two decimals.
+
+        Args:
+            sign: "+" shows the sign of a positive mean, for differences.
+        """
+        if not math.isfinite(self.half_width):
+            return f"{self.mean:{sign}.2f} (one seed)"
+        decimals = max(0, 1 - math.floor(math.log10(3 * self.half_width))) if self.half_width else 4
+        return f"{self.mean:{sign}.{decimals}f} ± {self.half_width:.{decimals}f}"
+
     @property
     def separated(self) -> bool:
         """Whether the interval excludes zero."""
