@@ -627,10 +627,7 @@ def load_variants() -> dict[str, Variant]:
 def load_backbones() -> dict[str, Backbone]:
     """Read `config/backbones.yaml`: slug -> `Backbone`."""
     where = f"config/{BACKBONES_FILE.name}"
-    return {
-        slug: from_mapping(Backbone, entry, where, slug)
-        for slug, entry in _read_yaml(BACKBONES_FILE).items()
-    }
+    return {slug: from_mapping(Backbone, entry, where, slug) for slug, entry in _read_yaml(BACKBONES_FILE).items()}
 
 
 def load_study(name: str) -> Study:
