@@ -17,7 +17,9 @@ NOT_LISTED = {
     },
     "listed as a setting of tokenizer or execution": {"model": "vocab_size state_dtype state_memory"},
     "not used by the designs of the paper": {
-        "model": "direction_pool gate_hidden erase write branch_norm branch_gain mlp_extra"
+        "model": "direction_pool gate_hidden erase write branch_norm branch_gain mlp_extra output_std_factor "
+        "embedding_norm logit_scale",
+        "training": "embedding_rate_factor",
     },
     "no effect, or one on rounding": {
         "model": "kernels",
