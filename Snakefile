@@ -253,6 +253,7 @@ rule train:
         config=f"{RUN}/config.json",
         weights=f"{RUN}/model.safetensors",
         metrics=f"{RUN}/metrics.jsonl",
+        gradients=f"{RUN}/gradients.csv",
         summary=f"{RUN}/summary.json",
         provenance=f"{RUN}/provenance.json",
     log:
@@ -471,6 +472,7 @@ READ = {
     "10_loss_curves": dict(
         published=PUBLISHED,
         metrics=every_run(rules.train.output.metrics),
+        gradients=every_run(rules.train.output.gradients),
         summaries=every_run(rules.train.output.summary),
         validation=every_run(rules.evaluate.output.validation),
     ),
