@@ -47,6 +47,7 @@ TEMPLATE = sorted(str(path) for path in Path("notebooks/template").rglob("*") if
 NOTEBOOKS = [name for name in DRAWN if name != SWEEP]
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - set(DRAWN))
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
+NOISE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("noise.csv"))
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))
 
 
@@ -471,6 +472,7 @@ READ = {
     SWEEP: dict(rows=rules.sweep_rows.output.rows),
     "10_loss_curves": dict(
         published=PUBLISHED,
+        noise=NOISE_ROWS,
         metrics=every_run(rules.train.output.metrics),
         gradients=every_run(rules.train.output.gradients),
         summaries=every_run(rules.train.output.summary),
@@ -487,6 +489,8 @@ READ = {
     ),
     "12_cost": dict(
         published=PUBLISHED,
+        noise=NOISE_ROWS,
+        metrics=every_run(rules.train.output.metrics),
         cost=every_run(COST),
         gpu=GPU_ROWS,
         summaries=every_run(rules.train.output.summary),
@@ -535,6 +539,7 @@ rule numbers:
         random_init=rules.evaluate_random_init.output,
         cost=every_run(COST),
         choices="paper/choices.csv",
+        noise=NOISE_ROWS,
     output:
         numbers="results/{scale}/numbers.json",
     log:

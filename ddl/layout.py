@@ -27,9 +27,9 @@ DRAWN = {
     "03_architecture": ("figure1", "table6"),
     "08_tasks": (),
     SWEEP: ("learning_rate",),
-    "10_loss_curves": ("figure2", "figure3", "figure4", "table3"),
+    "10_loss_curves": ("figure2", "figure3", "figure4", "table3", "gradients"),
     "11_downstream": ("table1", "table2", "table7", "table8"),
-    "12_cost": ("table4", "table5"),
+    "12_cost": ("table4", "table5", "compute"),
 }
 
 

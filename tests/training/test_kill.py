@@ -118,9 +118,10 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(start, tmp_pat
             assert start(name) == 0
             resumed = re.search(r"resumed from step (\d+)", (tmp_path / name / "log").read_text())
             found = {file: sha256_file(tmp_path / name / "run" / file) for file in files}
+            bits = found["model.safetensors"][:16]
             print(
                 f"{stage:18}  line {moment:6,} of {len(moments):,}, {moments[moment].partition(chr(9))[2]:22}  "
-                f"{'from step ' + resumed[1] if resumed else 'from the start'}  weights {found['model.safetensors'][:16]}"
+                f"{'from step ' + resumed[1] if resumed else 'from the start'}  weights {bits}"
             )
             assert found == expected
             left = [path.name for path in (tmp_path / name / "run").rglob("*") if path.name.endswith(".tmp")]
