@@ -168,8 +168,9 @@ def first_over_last(size: str, slug: str, panel: str) -> str:
     logs = np.log(late.pivot(index=["seed", "step"], columns="layer", values="norm"))
     last = str(data.scale.sizes[size].layers)
     found = over_seeds((logs["1"] - logs[last]).groupby("seed").mean().tolist())
-    mean, low, high = (significant(np.exp(end), 2) for end in (found.mean, found.low, found.high))
-    return f"{mean} ({low} to {high})" if found.n > 1 else mean
+    ends = (found.mean, found.low, found.high) if found.n > 1 else (found.mean,)
+    mean, *interval = (significant(np.exp(end), 2) for end in ends)
+    return f"{mean} ({' to '.join(interval)})" if interval else mean
 
 
 pd.DataFrame(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddl.config import SHOTS, load_scale
+from ddl.config import SHOTS, ModelConfig, load_scale
 from ddl.reporting.read_results import TASK_COLUMNS
 
 N = 400  # items per task
@@ -64,7 +64,7 @@ def write(root: Path, scale_name: str = "laptop", seeds: tuple[int, ...] | None 
                 summary = {"scale": scale_name, "size": size, "variant": variant, "seed": seed, "val_loss": final}
                 summary |= {"val_perplexity": math.exp(final), "params": 620_000 * (size_index + 1) + 1000 * index}
                 summary |= {"train_flops_per_token": 3_000_000 + 200_000 * index}
-                _gradients(results / f"runs/{run}/gradients.csv", curve, variant)
+                _gradients(results / f"runs/{run}/gradients.csv", curve, scale.model(size, variant))
                 summary |= {"params_non_embedding": 200_000, "steps": scale.training.steps, "seconds": 81.5 + index}
                 _json(results / f"runs/{run}/summary.json", summary | {"tokens": 1_048_576, "peak_mem_bytes": 9e8})
                 _json(results / f"runs/{run}/provenance.json", {"settings": {}, **PROVENANCE})
@@ -96,10 +96,10 @@ def _curve(training: Any, length: int, final: float, random: np.random.Generator
     return records
 
 
-def _gradients(path: Path, curve: list[dict[str, Any]], variant: str) -> None:
-    """Norms of two blocks, the first of which has twice the gradient of the second."""
-    parts = ("attention", "mlp") if variant == "baseline" else ("attention", "mlp", "attention_rule", "mlp_rule")
-    names = ["embedding", *(f"blocks.{block}.{part}" for block in (0, 1) for part in parts), "norm"]
+def _gradients(path: Path, curve: list[dict[str, Any]], config: ModelConfig) -> None:
+    """Norms that are twice as large in the first block as in the others."""
+    parts = ("attention", "mlp", "attention_rule", "mlp_rule") if config.residual == "delta" else ("attention", "mlp")
+    names = ["embedding", *(f"blocks.{block}.{part}" for block in range(config.layers) for part in parts), "norm"]
     norms = [0.2 if name.startswith("blocks.0") else 0.1 for name in names]
     rows = [{"step": record["step"], **dict(zip(names, norms, strict=True))} for record in curve[1:]]
     pd.DataFrame(rows).to_csv(path, index=False)

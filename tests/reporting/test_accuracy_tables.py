@@ -68,7 +68,7 @@ def test_only_separated_differences_are_bold(folder):
     assert list(found.index) == [variant.label for slug, variant in DESIGNS.items() if slug != BASELINE]
     assert found.loc["DDL-TC", "bold"].split("; ") == ["WG", "Avg."]
     assert found.loc["DDL-TC", "WG"] == "-50"
-    assert found.loc["DDL-CC", "ARC-C"] == "+0.75"
+    assert found.loc["DDL-CC", "ARC-C"] == "+0.8"
     assert re.fullmatch(r"\+0\.\d to \+1\.\d", found.loc["DDL-CC", "ARC-C range"])
     ours = block(table, "Ours")
     assert set(ours["bold"]) == set(ours["underline"]) == {""}
