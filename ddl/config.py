@@ -7,18 +7,23 @@ inconsistent combination raises a `ConfigError` that names the file and the key.
 
 import abc
 import dataclasses
+import hashlib
+import itertools
 import json
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from ddl.errors import UserError
-from ddl.layout import ROOT
+from ddl.layout import ROOT, Point
 
+BACKBONES_FILE = ROOT / "config" / "backbones.yaml"
 SCALES_DIR = ROOT / "config" / "scales"
+STUDIES_DIR = ROOT / "config" / "studies"
 SHOTS = (0, 1)  # demonstrations per prompt: 0 in Tables 7 and 8, 1 in Tables 1 and 2
 SIZES = ("small", "medium")
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
@@ -59,6 +64,9 @@ class ModelConfig:
     norm_eps: float = 1e-5
     embedding_std: float = 0.02
     matrix_std_factor: float = 0.5  # matrices start at N(0, (factor / sqrt(d))^2)
+    output_std_factor: float = 1.0  # further factor for the output projections; 0 starts every sublayer at zero
+    embedding_norm: bool = False  # RMS norm without parameters on the embedding
+    logit_scale: bool = False  # a learned factor on the logits, which starts at 1
     # How the model is computed. These settings change results only by rounding.
     kernels: Literal["reference", "triton", "auto"] = "auto"  # plain autograd; Triton only; the fastest available
     state_dtype: Literal["parameters", "bfloat16"] = "parameters"  # dtype of the residual state
@@ -339,6 +347,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     grad_clip: float = 1.0
+    embedding_rate_factor: float = 1.0  # learning rate of the embedding, relative to that of all other parameters
 
     def __post_init__(self) -> None:
         for name in (
@@ -408,17 +417,59 @@ class ExecutionConfig:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
-    """The runs of the learning-rate study, `ddl.training.study`."""
+class Backbone:
+    """What all designs of a comparison share and the paper does not vary: a label and settings.
+
+    `model` sets fields of `ModelConfig` and `training` fields of `TrainConfig`; the backbone `paper` sets none.
+    """
+
+    label: str
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Runs of a study: all combinations of the values that it lists."""
 
     sizes: tuple[str, ...]
+    backbones: tuple[str, ...]
     variants: tuple[str, ...]
-    learning_rates: tuple[float, ...]
-    steps: int
+    steps: tuple[int, ...]  # each is a run of its own with a complete schedule
+    learning_rates: tuple[float, ...]  # peaks; the floor of the schedule is in proportion
+    seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ConfigError("expected positive learning_rates and steps")
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name):
+                raise ConfigError(f"{field.name}: expected at least one value, found none")
+        for name, least in (("steps", 1), ("seeds", 0)):
+            if min(getattr(self, name)) < least:
+                raise ConfigError(f"{name}: expected {least} or more, found {min(getattr(self, name))}")
+        for rate in self.learning_rates:
+            if not 0 < rate < float("inf"):
+                raise ConfigError(f"learning_rates: expected positive numbers, found {rate}")
+
+    def points(self) -> Iterator[Point]:
+        """The runs, seed by seed, so that an interrupted study has as many complete seeds as possible."""
+        axes = (self.seeds, self.sizes, self.steps, self.learning_rates, self.backbones, self.variants)
+        for seed, size, steps, rate, backbone, variant in itertools.product(*axes):
+            yield Point(size, backbone, variant, steps, rate, seed)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that are compared with each other: one `config/studies/<name>.yaml`."""
+
+    name: str
+    title: str
+    about: str  # a paragraph for the study's page
+    scale: str  # gives shapes, data and the rest of the recipe
+    grids: tuple[Grid, ...]
+
+    def points(self) -> list[Point]:
+        """The runs of all grids, each once, in order."""
+        return list(dict.fromkeys(point for grid in self.grids for point in grid.points()))
 
 
 @dataclass(frozen=True)
@@ -459,9 +510,11 @@ class Scale:
     evaluation: EvalConfig
     cost: CostConfig
     execution: ExecutionConfig
-    sweep: SweepConfig
+    backbone: str  # a key of config/backbones.yaml
 
     def __post_init__(self) -> None:
+        if self.backbone not in load_backbones():
+            raise ConfigError(f"backbone: expected one of {', '.join(load_backbones())}, found {self.backbone!r}")
         if set(self.sizes) != set(SIZES):
             raise ConfigError(f"sizes: expected {' and '.join(SIZES)}, found {', '.join(self.sizes) or 'none'}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -471,6 +524,12 @@ class Scale:
     def variants(self) -> dict[str, Variant]:
         """The designs of the scale's runs, tables and figures, in the order of the tables."""
         return {slug: variant for slug, variant in load_variants().items() if variant.family != "control"}
+
+    @cached_property
+    def recipe(self) -> TrainConfig:
+        """The training recipe with the changes of the backbone."""
+        changed = dataclasses.asdict(self.training) | load_backbones()[self.backbone].training
+        return from_mapping(TrainConfig, changed, BACKBONES_FILE.name, self.backbone)
 
     @property
     def tokens_per_step(self) -> int:
@@ -490,12 +549,36 @@ class Scale:
             raise ConfigError(f"variant: expected one of {', '.join(designs)}, found {variant!r}")
         shape = dataclasses.asdict(self.sizes[size])
         fixed = {"vocab_size": self.tokenizer.vocab_size, "sequence_length": self.sequence_length, **shape}
-        settings = fixed | dataclasses.asdict(self.execution) | designs[variant].model
+        settings = fixed | dataclasses.asdict(self.execution) | load_backbones()[self.backbone].model
+        settings |= designs[variant].model
         return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
 
     def determining(self, size: str, variant: str) -> dict[str, Any]:
         """The settings that determine what a run learns."""
-        return {"model": self.model(size, variant).determining(), "training": self.training.determining()}
+        return {"model": self.model(size, variant).determining(), "training": self.recipe.determining()}
+
+    def fingerprint(self, size: str, variant: str) -> str:
+        """The first 16 digits of the SHA-256 of all settings that determine a run: design, recipe and data."""
+        given = changed_settings(self)
+        values = self.determining(size, variant) | {name: given[name] for name in ("corpus", "tokenizer")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def at(self, point: Point) -> "Scale":
+        """The scale of one run of a study: its backbone, steps and learning rate.
+
+        The floor of the learning rate keeps its proportion to the peak, and the warm-up its share of the steps. Only
+        the first and the last step are validated.
+        """
+        own, share = self.training, point.steps / self.training.steps
+        training = dataclasses.replace(
+            own,
+            learning_rate=point.rate,
+            min_learning_rate=own.min_learning_rate * point.rate / own.learning_rate,
+            steps=point.steps,
+            warmup_steps=int(own.warmup_steps * share),
+            val_interval=point.steps,
+        )
+        return dataclasses.replace(self, training=training, backbone=point.backbone)
 
 
 def load_scale(name: str) -> Scale:
@@ -522,6 +605,37 @@ def load_variants() -> dict[str, Variant]:
         slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
         for slug, entry in _read_yaml(VARIANTS_FILE).items()
     }
+
+
+def load_backbones() -> dict[str, Backbone]:
+    """Read `config/backbones.yaml`: slug -> `Backbone`."""
+    where = f"config/{BACKBONES_FILE.name}"
+    return {slug: from_mapping(Backbone, entry, where, slug) for slug, entry in _read_yaml(BACKBONES_FILE).items()}
+
+
+def load_study(name: str) -> Study:
+    """Read and check `config/studies/<name>.yaml`.
+
+    Raises:
+        ConfigError: there is no such study, or one of its settings is invalid.
+    """
+    path = STUDIES_DIR / f"{name}.yaml"
+    if name not in study_names():
+        raise ConfigError(f"study: expected one of {', '.join(study_names())}, found {name!r}")
+    where = str(path.relative_to(ROOT))
+    study = from_mapping(Study, {"name": name, **_read_yaml(path)}, where)
+    try:
+        scale = load_scale(study.scale)
+        for point in study.points():
+            scale.at(point).determining(point.size, point.variant)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return study
+
+
+def study_names() -> list[str]:
+    """Names of the studies in config/studies, in alphabetical order."""
+    return sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
 
 
 def paper_variants() -> dict[str, Variant]:

@@ -239,6 +239,9 @@ DEFAULTS = {
         "norm_eps": 1e-5,
         "embedding_std": 0.02,
         "matrix_std_factor": 0.5,
+        "output_std_factor": 1.0,
+        "embedding_norm": False,
+        "logit_scale": False,
         "kernels": "auto",
         "state_dtype": "parameters",
         "state_memory": "stored",
@@ -255,6 +258,7 @@ DEFAULTS = {
         "beta1": 0.9,
         "beta2": 0.95,
         "grad_clip": 1.0,
+        "embedding_rate_factor": 1.0,
     },
 }
 
@@ -305,7 +309,9 @@ def test_every_setting_is_read_somewhere():
         "TokenShards",
         "TokenizerConfig",
         "TrainConfig",
-        "SweepConfig",
+        "Backbone",
+        "Grid",
+        "Study",
         "EvalConfig",
         "CostConfig",
     ):

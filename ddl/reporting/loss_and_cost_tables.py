@@ -5,7 +5,7 @@ import pandas as pd
 
 from ddl.config import paper_variants
 from ddl.layout import BASELINE
-from ddl.reporting.read_results import COST_NUMBERS, Measured, Record, Results, by_design, by_key, gpu_cost, published
+from ddl.reporting.read_results import COST_NUMBERS, Measured, Record, Results, by_key, gpu_cost, of_designs, published
 from ddl.reporting.seed_noise import noise_of, shown_accuracy, shown_difference, shown_loss, shown_perplexity
 from ddl.reporting.table_format import DASH, cell, count, mark_best, significant
 
@@ -21,7 +21,7 @@ def loss_table(results: Results) -> pd.DataFrame:
     Our numbers are means over the seeds, with the half-width of the t-interval if there are several.
     """
     validation, paper = results.validation(), by_key(published("validation_loss"), "size", "variant")
-    loss, perplexity = by_design(validation, "val_loss"), by_design(validation, "val_perplexity")
+    loss, perplexity = of_designs(validation, "val_loss"), of_designs(validation, "val_perplexity")
     noise = {size: noise_of(results.scale, size) for size in results.sizes}
     rows = []
     for slug, variant in results.variants.items():
@@ -90,10 +90,10 @@ def cost_table(results: Results, size: str) -> pd.DataFrame:
     values by version of the paper. Published ratios are to the baseline of v3, which the revised text repeats.
     """
     cost = by_key(results.cost(), "size", "variant")
-    loss, noise = by_design(results.validation(), "val_loss"), noise_of(results.scale, size)
+    loss, noise = of_designs(results.validation(), "val_loss"), noise_of(results.scale, size)
     one_shot = results.downstream(1)
     one_shot = one_shot[one_shot["column"] == "Avg."]
-    average, stderr = by_design(one_shot, "value"), by_design(one_shot, "stderr")
+    average, stderr = of_designs(one_shot, "value"), of_designs(one_shot, "stderr")
     devices = [row["device"] for row in cost.values() if isinstance(row.get("device"), str)]
     block = f"Ours ({results.scale_phrase}, {devices[0] if devices else 'not measured'})"
     rows = []

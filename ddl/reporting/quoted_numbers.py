@@ -12,7 +12,7 @@ from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import gains, published_counts, published_gains
 from ddl.reporting.choices import choices, settings_of_designs
 from ddl.reporting.figures import comparable, scale_note
-from ddl.reporting.read_results import Record, Results, by_design, by_key, published
+from ddl.reporting.read_results import Record, Results, by_key, of_designs, published
 from ddl.reporting.seed_noise import (
     Rounded,
     noise_of,
@@ -71,18 +71,18 @@ def measured(results: Results) -> dict[str, dict[str, Record]]:
     """
     validation, summaries = results.validation(), results.summaries()
     columns = {
-        "val_loss": by_design(validation, "val_loss"),
-        "val_loss_stderr": by_design(validation, "val_loss_stderr"),
-        "val_perplexity": by_design(validation, "val_perplexity"),
-        "params": by_design(summaries, "params"),
-        "tokens": by_design(summaries, "tokens"),
-        "seconds": by_design(summaries, "seconds"),
+        "val_loss": of_designs(validation, "val_loss"),
+        "val_loss_stderr": of_designs(validation, "val_loss_stderr"),
+        "val_perplexity": of_designs(validation, "val_perplexity"),
+        "params": of_designs(summaries, "params"),
+        "tokens": of_designs(summaries, "tokens"),
+        "seconds": of_designs(summaries, "seconds"),
     }
     for shots in SHOTS:
         frame = results.downstream(shots)
         frame = frame[frame["column"] == "Avg."]
-        columns[f"avg_{shots}shot"] = by_design(frame, "value")
-        columns[f"avg_{shots}shot_stderr"] = by_design(frame, "stderr")
+        columns[f"avg_{shots}shot"] = of_designs(frame, "value")
+        columns[f"avg_{shots}shot_stderr"] = of_designs(frame, "stderr")
     cost = by_key(results.cost(), "size", "variant")
     cost_keys = {f"{kind}_{what}": f"{kind}_{what}_median" for kind in ("train", "inference") for what in COST_PARTS}
     cost_keys |= {key: key for key in ("peak_mem_bytes", "peak_mem_factor")}

@@ -294,7 +294,7 @@ class Measured:
         return paired_difference(self.by_seed, other.by_seed)
 
 
-def by_design(frame: pd.DataFrame, value: str) -> dict[tuple[str, str], Measured]:
+def of_designs(frame: pd.DataFrame, value: str) -> dict[tuple[str, str], Measured]:
     """(size, variant) -> a number of its runs."""
     result = {}
     for (size, variant), runs in frame.groupby(["size", "variant"], sort=False):

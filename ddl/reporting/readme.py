@@ -24,7 +24,7 @@ from ddl.reporting.choices import choices
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.quoted_numbers import compare, measured, noises, published_numbers
 from ddl.reporting.read_results import Results
-from ddl.reporting.seed_noise import Rounded, rounded, seeds_note
+from ddl.reporting.seed_noise import Rounded, seeds_note
 from ddl.reporting.seed_statistics import Losses, over_seeds, paired_difference
 from ddl.reporting.statistics import Z
 from ddl.reporting.table_format import DASH
@@ -313,7 +313,7 @@ def shown_difference(losses: Losses, others: Losses) -> str:
     """Mean difference over the common seeds ± the half-width of its interval; a dash if there is one seed."""
     if len(losses.keys() & others.keys()) < 2:
         return DASH
-    return rounded(paired_difference(losses, others), math.nan).difference
+    return paired_difference(losses, others).shown("+")
 
 
 def generation_part(path: Path) -> str:

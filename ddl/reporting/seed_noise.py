@@ -6,18 +6,17 @@ several seeds. Without its rows a loss is printed with two decimals and no more.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from ddl.config import Scale
-from ddl.layout import BASELINE, ROOT
-from ddl.reporting.read_results import REFERENCE_DIR, Record, Results
-from ddl.reporting.seed_statistics import Estimate
+from ddl.layout import BASELINE, STUDY_ROWS
+from ddl.reporting.read_results import Record, Results
+from ddl.reporting.read_studies import StudyRowsError, by_design, read_study
+from ddl.reporting.seed_statistics import Estimate, over_seeds
 from ddl.reporting.table_format import DASH, cell, decimals_for
 
-NOISE_STUDY = REFERENCE_DIR / "studies" / "noise.csv"
+NOISE_STUDY = "noise"
 UNMEASURED = 0.05  # nats: rounds to two decimals where the noise is not known
 
 
@@ -32,36 +31,36 @@ class Noise:
 
 
 def noise_of(scale: Scale, size: str) -> Noise | None:
-    """The noise of the scale's recipe at one size; None if it was not measured.
+    """The noise of the scale's recipe at one size, from the committed noise study; None if it was not measured.
 
     Variances are pooled over the designs of the study, weighted by their degrees of freedom.
     """
-    if not NOISE_STUDY.is_file():
+    try:
+        rows = read_study(NOISE_STUDY)
+    except StudyRowsError:
         return None
-    rows = pd.read_csv(NOISE_STUDY).dropna(subset=["val_loss"])
-    wanted = {"scale": scale.name, "size": size, "steps": scale.training.steps}
-    wanted |= {"learning_rate": scale.training.learning_rate}
+    wanted = {"scale": scale.name, "size": size, "backbone": scale.backbone, "steps": scale.recipe.steps}
+    wanted |= {"learning_rate": scale.recipe.learning_rate}
     for column, value in wanted.items():
         rows = rows[rows[column] == value]
-    rows = rows.drop_duplicates(["backbone", "variant", "seed"])
-    runs, differences = [], []
-    for _, group in rows.groupby("backbone", dropna=False):
-        losses = group.pivot(index="seed", columns="variant", values="val_loss")
-        runs += [losses[variant].dropna() for variant in losses]
-        if BASELINE in losses:
-            others = losses.drop(columns=BASELINE)
-            differences += [(others[variant] - losses[BASELINE]).dropna() for variant in others]
-    run, difference = pooled_deviation(runs), pooled_deviation(differences)
+    runs = {variant: losses for (variant,), losses in by_design(rows, ["variant"]).items()}
+    base = runs.get(BASELINE, {})
+    pairs = [
+        [losses[seed] - base[seed] for seed in losses.keys() & base.keys()]
+        for variant, losses in runs.items()
+        if variant != BASELINE
+    ]
+    run, difference = pooled_deviation([[*losses.values()] for losses in runs.values()]), pooled_deviation(pairs)
     if math.isnan(run) or math.isnan(difference):
         return None
-    return Noise(run, difference, tuple(rows["variant"].unique()), int(rows["seed"].nunique()))
+    return Noise(run, difference, tuple(runs), len(set().union(*runs.values())))
 
 
-def pooled_deviation(groups: Iterable[pd.Series]) -> float:
+def pooled_deviation(groups: Iterable[Sequence[float]]) -> float:
     """Standard deviation within groups, pooled over them; NaN if no group has two values."""
-    several = [group for group in groups if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in several)
-    return math.sqrt(sum(group.var() * (len(group) - 1) for group in several) / freedom) if freedom else math.nan
+    several = [over_seeds(group) for group in groups if len(group) > 1]
+    freedom = sum(group.n - 1 for group in several)
+    return math.sqrt(sum(group.sd**2 * (group.n - 1) for group in several) / freedom) if freedom else math.nan
 
 
 @dataclass(frozen=True)
@@ -167,6 +166,6 @@ def seeds_note(results: Results) -> str:
     unknown = f" The noise of {' and '.join(lacking)} models has not been measured." if lacking else ""
     count = " and ".join(sorted({str(noise.seeds) for noise in known.values()}))
     return (
-        f"One seed per design, and losses are rounded by the noise study, {NOISE_STUDY.relative_to(ROOT)}: over "
+        f"One seed per design, and losses are rounded by the noise study, {STUDY_ROWS.format(study=NOISE_STUDY)}: over "
         f"{count} seeds the standard deviation is {'; '.join(parts)}.{unknown}"
     )

@@ -65,7 +65,7 @@ class Run:
         self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
         self.stale: Stale = stale
         self.config = scale.model(size, variant)
-        self.recipe: TrainConfig = scale.training
+        self.recipe: TrainConfig = scale.recipe
         self.processes = Processes()
         manifest = load_manifest(data)
         self.tokenizer = data.parent / manifest["tokenizer"]["file"]

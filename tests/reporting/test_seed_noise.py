@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from ddl.config import load_scale
-from ddl.layout import BASELINE, ROOT
+from ddl.layout import BASELINE, ROOT, STUDY_ROWS
 from ddl.reporting import read_results, readme, seed_noise
 from ddl.reporting.accuracy_tables import differences, downstream_table
 from ddl.reporting.figures import Curve, curves_of, draw_curves
@@ -19,6 +19,7 @@ from ddl.reporting.gradient_figure import by_layer, draw_gradients
 from ddl.reporting.loss_and_cost_tables import compute_table, cost_table, loss_table
 from ddl.reporting.quoted_numbers import collect
 from ddl.reporting.read_results import Results
+from ddl.reporting.read_studies import read_study
 from ddl.reporting.seed_noise import noise_of, rounded, seeds_note
 from ddl.reporting.seed_statistics import over_seeds
 from ddl.reporting.table_format import DASH, decimals_for
@@ -33,9 +34,9 @@ OURS = "Ours (laptop scale): Small"
 @pytest.fixture(autouse=True)
 def noise_file(tmp_path, monkeypatch):
     """Where the noise study is read from; nothing is there."""
-    file = tmp_path / "noise.csv"
-    monkeypatch.setattr(seed_noise, "NOISE_STUDY", file)
-    monkeypatch.setattr(seed_noise, "ROOT", tmp_path)
+    file = tmp_path / STUDY_ROWS.format(study="noise")
+    file.parent.mkdir()
+    monkeypatch.setattr(seed_noise, "read_study", lambda name: read_study(name, tmp_path))
     return file
 
 
@@ -53,11 +54,12 @@ def three(tmp_path, monkeypatch):
 
 def write_noise(file, sizes=("small", "medium"), **columns):
     """A noise study in which the deviation of a run is 0.02 nats and that of a paired difference 0.04."""
-    training = load_scale("laptop").training
-    recipe = {"scale": "laptop", "steps": training.steps, "learning_rate": training.learning_rate}
+    scale = load_scale("laptop")
+    recipe = {"scale": "laptop", "backbone": scale.backbone, "steps": scale.recipe.steps}
+    recipe |= {"learning_rate": scale.recipe.learning_rate, "reason": ""}
     losses = {BASELINE: (4.90, 4.94, 4.92), "ddl-cc": (4.34, 4.30, 4.32)}
     rows = [
-        {**recipe, "size": size, "backbone": "paper", "variant": variant, "seed": seed, "val_loss": loss, **columns}
+        {**recipe, "size": size, "variant": variant, "seed": seed, "val_loss": loss, **columns}
         for size in sizes
         for variant, found in losses.items()
         for seed, loss in enumerate(found)
@@ -92,7 +94,15 @@ def test_noise_is_pooled_over_the_designs_of_the_study(noise_file):
 
 
 @pytest.mark.parametrize(
-    "other", [{"scale": "smoke"}, {"size": "large"}, {"steps": 8}, {"learning_rate": 1.0}, {"val_loss": math.nan}]
+    "other",
+    [
+        {"scale": "smoke"},
+        {"size": "large"},
+        {"backbone": "another"},
+        {"steps": 8},
+        {"learning_rate": 1.0},
+        {"val_loss": math.nan},
+    ],
 )
 def test_noise_of_another_recipe_does_not_count(noise_file, other):
     write_noise(noise_file, **other)
