@@ -62,6 +62,7 @@ TEMPLATE = sorted(str(path) for path in Path("notebooks/template").rglob("*") if
 NOTEBOOKS = list(DRAWN)
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - {*DRAWN, STUDY})
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
+NOISE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("noise.csv"))
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))
 
 
@@ -279,6 +280,7 @@ rule train:
         config=f"{RUN}/config.json",
         weights=f"{RUN}/model.safetensors",
         metrics=f"{RUN}/metrics.jsonl",
+        gradients=f"{RUN}/gradients.csv",
         summary=f"{RUN}/summary.json",
         provenance=f"{RUN}/provenance.json",
     log:
@@ -518,7 +520,9 @@ READ = {
     ),
     "10_loss_curves": dict(
         published=PUBLISHED,
+        noise=NOISE_ROWS,
         metrics=every_run(rules.train.output.metrics),
+        gradients=every_run(rules.train.output.gradients),
         summaries=every_run(rules.train.output.summary),
         validation=every_run(rules.evaluate.output.validation),
     ),
@@ -533,6 +537,8 @@ READ = {
     ),
     "12_cost": dict(
         published=PUBLISHED,
+        noise=NOISE_ROWS,
+        metrics=every_run(rules.train.output.metrics),
         cost=every_run(COST),
         gpu=GPU_ROWS,
         summaries=every_run(rules.train.output.summary),
@@ -579,6 +585,7 @@ rule numbers:
         random_init=rules.evaluate_random_init.output,
         cost=every_run(COST),
         choices="paper/choices.csv",
+        noise=NOISE_ROWS,
     output:
         numbers="results/{scale}/numbers.json",
     log:

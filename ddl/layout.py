@@ -24,9 +24,9 @@ STUDY = "09_study"  # notebook that shows the runs of one study, built by `snake
 DRAWN = {
     "03_architecture": ("figure1", "table6"),
     "08_tasks": (),
-    "10_loss_curves": ("figure2", "figure3", "figure4", "table3"),
+    "10_loss_curves": ("figure2", "figure3", "figure4", "table3", "gradients"),
     "11_downstream": ("table1", "table2", "table7", "table8"),
-    "12_cost": ("table4", "table5"),
+    "12_cost": ("table4", "table5", "compute"),
 }
 
 

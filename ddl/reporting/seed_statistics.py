@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from ddl.reporting.statistics import LEVEL
+from ddl.reporting.table_format import decimals_for
 
 POWER = 0.8
 DRAWS = 200_000  # of the simulated maximum of |t|
@@ -54,7 +55,7 @@ class Estimate:
         """
         if not math.isfinite(self.half_width):
             return f"{self.mean:{sign}.2f} (one seed)"
-        decimals = max(0, 1 - math.floor(math.log10(3 * self.half_width))) if self.half_width else 4
+        decimals = decimals_for(self.half_width)
         return f"{self.mean:{sign}.{decimals}f} ± {self.half_width:.{decimals}f}"
 
     @property
