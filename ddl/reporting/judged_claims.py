@@ -8,19 +8,21 @@ intervals of all designs against the baseline hold together (Dunnett).
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ddl.config import SIZES, load_variants
-from ddl.files import finite
+from ddl.config import SIZES, Scale, load_variants
+from ddl.files import finite, write_json
 from ddl.layout import BASELINE
-from ddl.reporting.read_results import published
-from ddl.reporting.read_studies import at_best_rate, by_design
+from ddl.reporting.read_results import Results, published
+from ddl.reporting.read_studies import RUN, StudyRowsError, at_best_rate, by_design, read_study
 from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, detectable
 from ddl.reporting.verdict import Outcome, Verdict, judge, judge_cause, not_testable
 
 PAPER = "paper"  # the backbone
+DESIGNS, CONTROLS = "designs", "controls"  # studies: the six designs; controls and the designs that they vary
 TOO_FEW = "fewer than two seeds"
 
 
@@ -143,7 +145,7 @@ def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, fair: str) -> l
     found, labels = [], {slug: variant.label for slug, variant in load_variants().items()}
     for size in SIZES:
         gains = published_gains(size)
-        for backbone in (PAPER, fair):
+        for backbone in dict.fromkeys((PAPER, fair)):
             losses = of_runs(designs, size, backbone)
             for gain in GAINS:
                 expected = gains[gain.better, gain.worse]
@@ -157,6 +159,28 @@ def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, fair: str) -> l
     for label, claim, why in ELSEWHERE:
         found.append(row(label, claim, "", "", None, None, not_testable(why)))
     return found
+
+
+def write_verdicts(results: Path) -> None:
+    """Write `verdict.json` for a scale: the claims, judged by the committed rows of the scale's studies.
+
+    Args:
+        results: folder of the scale.
+    """
+    scale = Results(results).scale
+    designs, controls = (rows_of(study, scale) for study in (DESIGNS, CONTROLS))
+    judged = judged_claims(designs, controls, scale.backbone)
+    sources = {study: len(rows) for study, rows in ((DESIGNS, designs), (CONTROLS, controls))}
+    write_json(results / "verdict.json", {"rows": sources, "claims": [claim.as_json() for claim in judged]})
+
+
+def rows_of(study: str, scale: Scale) -> pd.DataFrame:
+    """The committed rows of a study that were run at a scale; none if the study has no rows."""
+    try:
+        rows = read_study(study)
+    except StudyRowsError:
+        return pd.DataFrame(columns=["scale", *RUN, "seed", "val_loss"])
+    return rows[rows["scale"] == scale.name]
 
 
 def row(
