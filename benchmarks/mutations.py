@@ -69,7 +69,7 @@ COMPRESS_KERNEL, EXPAND_KERNEL = "ddl/ops/compress_triton.py", "ddl/ops/expand_t
 LOSS_KERNEL = "ddl/ops/cross_entropy_triton.py"
 GENERATE, FLOPS = "ddl/model/generate.py", "ddl/model/flops.py"
 RUN, BATCHES, PROCESSES = "ddl/training/run.py", "ddl/training/batches.py", "ddl/training/distributed.py"
-CHECKPOINTS, COST, SWEEP = "ddl/training/checkpoints.py", "ddl/training/cost.py", "ddl/training/study.py"
+CHECKPOINTS, COST, CONFIG = "ddl/training/checkpoints.py", "ddl/training/cost.py", "ddl/config.py"
 SCORER, EVALUATION = "ddl/evaluation/loglikelihood.py", "ddl/evaluation/run.py"
 TASKS, TABLE_COLUMNS = "ddl/evaluation/lm_eval_tasks.py", "ddl/evaluation/columns.py"
 OVERLAP = "ddl/evaluation/contamination.py"
@@ -277,7 +277,12 @@ MUTATIONS = [
         "self.compress(X, cache and cache.readout)",
         "self.compress(X)",
     ),
-    Mutation(MODEL, "outputs start too small", "std /= config.layers**0.5", "std /= config.layers"),
+    Mutation(
+        MODEL,
+        "outputs start too small",
+        "config.output_std_factor / config.layers**0.5",
+        "config.output_std_factor / config.layers",
+    ),
     Mutation(CACHE, "cache keeps the oldest rows", "x[:, x.shape[1] - count :]", "x[:, :count]"),
     # The training step.
     Mutation(LEARNER, "everything decays", '"weight_decay": 0.0}', '"weight_decay": recipe.weight_decay}'),
@@ -543,10 +548,10 @@ MUTATIONS = [
         "        if not last:\n",
     ),
     Mutation(
-        SWEEP,
+        CONFIG,
         "floor of the learning rate stays where it was",
-        "rate * training.min_learning_rate / training.learning_rate",
-        "training.min_learning_rate",
+        "own.min_learning_rate * point.rate / own.learning_rate",
+        "own.min_learning_rate",
     ),
     Mutation(
         COST,
@@ -746,7 +751,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     CHECKPOINTS: ("tests/training/test_checkpoints.py", "tests/training/test_run.py"),
     BATCHES: ("tests/training/test_run.py", "tests/training/test_distributed.py"),
     PROCESSES: ("tests/training/test_distributed.py",),
-    SWEEP: ("tests/training/test_study.py",),
+    CONFIG: ("tests/studies/test_points.py",),
     COST: ("tests/training/test_cost.py",),
     SCORER: ("tests/evaluation/test_loglikelihood.py",),
     EVALUATION: ("tests/evaluation/test_run.py",),

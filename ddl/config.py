@@ -45,7 +45,7 @@ class ModelConfig:
     # The residual design.
     residual: str = "additive"  # a key of ddl.model.residual.RULES
     value_channels: int = 1  # d_v
-    compressor: Literal["none", "tc", "cc"] = "none"
+    compressor: Literal["none", "tc", "cc", "mean", "dynamic"] = "none"
     embed_conv: bool = False  # EC
     embed_conv_kernel: int = 4
     compressor_kernel: int = 4  # spans tokens for tc; spans value channels for cc, where it must equal d_v
@@ -53,12 +53,19 @@ class ModelConfig:
     direction: Literal["output", "mlp"] = "output"
     direction_pool: Literal["mean", "flatten"] = "mean"  # how the state is pooled for the MLP direction
     direction_eps: float = 1e-5
-    gate: Literal["linear", "mlp"] = "linear"
+    gate: Literal["linear", "mlp", "fixed"] = "linear"  # fixed: beta = gate_init for every token
     gate_hidden: int = 128
     gate_init: float = 1.0  # beta_0
+    gate_limit: float = 2.0  # learned gates are in (0, gate_limit)
     value_input: Literal["normed", "compressed", "output"] = "normed"
     value_activation: Literal["linear", "sigmoid4"] = "linear"
     value_bias_init: float | None = 1.0  # null: the value has no bias
+    # Controls: one part of the delta rule changed or left out, a normalised sublayer output, a wider MLP.
+    erase: Literal["shared", "own", "none"] = "shared"  # gate of the erase term: the write's, its own, or no erase term
+    write: Literal["normalised", "unnormalised"] = "normalised"  # along k, or along k before its normalisation
+    branch_norm: Literal["length", "rms"] = "length"  # what is 1 for the normalised output: its length or its rms
+    branch_gain: Literal["scalar", "vector"] = "scalar"  # a learned gain per sublayer, or per feature of each sublayer
+    mlp_extra: int = 0  # hidden units added to every MLP
     # The backbone (Sec. 4.1).
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
@@ -90,19 +97,23 @@ class ModelConfig:
             raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
         if self.head_dim % 2:
             raise ConfigError(f"heads: rotary embeddings need an even head dimension, found {self.head_dim}")
-        if not 0.0 <= self.gate_init <= 2.0:
-            raise ConfigError(f"gate_init: expected a gate in [0, 2], found {self.gate_init}")
+        if self.mlp_extra < 0:
+            raise ConfigError(f"mlp_extra: expected 0 or more, found {self.mlp_extra}")
+        if not 0.0 < self.gate_limit <= 2.0:
+            raise ConfigError(f"gate_limit: expected a number in (0, 2], found {self.gate_limit}")
+        if not 0.0 <= self.gate_init <= self.gate_limit:
+            raise ConfigError(f"gate_init: expected a gate in [0, {self.gate_limit:g}], found {self.gate_init}")
         if self.value_channels == 1 and self.compressor != "none":
             raise ConfigError(f"compressor: {self.compressor!r} needs value_channels > 1, found 1")
         if self.value_channels > 1 and self.compressor == "none":
-            raise ConfigError(f"compressor: expected 'tc' or 'cc' with value_channels = {self.value_channels}")
+            raise ConfigError(
+                f"compressor: expected 'tc', 'cc', 'mean' or 'dynamic' with value_channels = {self.value_channels}"
+            )
         if self.compressor == "cc" and self.compressor_kernel != self.value_channels:
             raise ConfigError(
                 f"compressor_kernel: a cc kernel covers all value channels (App. A.3), "
                 f"expected {self.value_channels}, found {self.compressor_kernel}"
             )
-        if self.value_channels == 1 and self.embed_conv:
-            raise ConfigError("embed_conv: the embedding convolution expands the state and needs value_channels > 1")
         if self.direction == "mlp" and self.value_input != "output":
             raise ConfigError(
                 f"value_input: with direction 'mlp' the sublayer's output reaches the state only through the value, "
@@ -119,8 +130,14 @@ class ModelConfig:
                     raise ConfigError(
                         f"state_memory: 'rebuilt' overwrites the state, which {name} {unfit!r} still needs"
                     )
-        if self.residual == "additive" and self.value_channels > 1:
-            raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
+        if self.residual in ("additive", "normalised", "additive-erase") and self.value_channels > 1:
+            raise ConfigError(f"value_channels: the {self.residual} rule has a scalar state, expected 1")
+        readers = {"erase": "delta", "write": "delta", "branch_norm": "normalised", "branch_gain": "normalised"}
+        for name, rule in readers.items():
+            if getattr(self, name) != getattr(type(self), name) and self.residual != rule:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} needs residual {rule!r}, found {self.residual!r}")
+        if self.erase == "own" and self.gate == "fixed":
+            raise ConfigError("erase: 'own' needs a learned gate, found gate 'fixed'")
 
     @property
     def head_dim(self) -> int:
@@ -128,8 +145,8 @@ class ModelConfig:
 
     @property
     def mlp_hidden(self) -> int:
-        """Hidden width of the SwiGLU MLP, floor(8 d / 3)."""
-        return 8 * self.width // 3
+        """Hidden width of the SwiGLU MLP, floor(8 d / 3), and more in a widened baseline."""
+        return 8 * self.width // 3 + self.mlp_extra
 
     def determining(self) -> dict[str, Any]:
         """The settings, given and computed, that determine what a model learns; the others affect only rounding."""
@@ -742,8 +759,9 @@ def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml  # imported here so that models can be built and timed without it
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the parser in C takes a thirtieth of the time
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.relative_to(ROOT)}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -124,8 +124,8 @@ class LanguageModel(nn.Module):
             self.compress = COMPRESSORS[config.compressor](config)
             self.norm = RMSNorm(config.width, eps=config.norm_eps)
             if config.logit_scale:
-                self.logit_scale = nn.Parameter(torch.ones(()))
-        self.fused = all(rule.fused for rule in self.rules())
+                self.logit_scale = nn.Parameter(torch.ones(1))
+        self.fused = self.compress.fused and all(rule.fused for rule in self.rules())
         self.init_matrices(seed)
 
     def rules(self) -> list[Rule]:

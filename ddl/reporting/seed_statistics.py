@@ -41,6 +41,10 @@ class Estimate:
         """Half the length of the interval."""
         return (self.high - self.low) / 2
 
+    def negated(self) -> "Estimate":
+        """The same estimate with the opposite sign, as for a difference the other way round."""
+        return Estimate(-self.mean, -self.high, -self.low, self.sd, self.n)
+
     def shown(self, sign: str = "") -> str:
         """Mean ± half-width, to the first or second digit of the half-width: further digits would be noise.
 
