@@ -11,9 +11,20 @@ from snakemake.utils import min_version
 
 from ddl import layout
 from ddl.code_identity import code_identity
-from ddl.config import SHOTS, ConfigError, changed_settings, load_scale, load_variants, scale_names
-from ddl.layout import DRAWN, SWEEP, drawn_files, points
+from ddl.config import (
+    SHOTS,
+    ConfigError,
+    changed_settings,
+    load_backbones,
+    load_scale,
+    load_study,
+    load_variants,
+    scale_names,
+    study_names,
+)
+from ddl.layout import DRAWN, STUDY, drawn_files
 from ddl.reporting.workflow_messages import Messages
+from ddl.studies.rows import committed, point_of
 
 min_version("9.27")
 
@@ -33,6 +44,10 @@ try:
                 scale.model(size, variant)
     DEFAULT = load_scale(config["scale"]).name
     VARIANTS = SCALES[DEFAULT].variants  # those of every scale
+    STUDIES = {name: load_study(name) for name in study_names()}
+    CHOSEN = load_study(config["study"])
+    if type(config["reuse"]) is not bool:
+        raise ConfigError(f"reuse: expected true or false, found {config['reuse']!r}")
     if config["stale"] not in STALE:
         raise ConfigError(f"stale: expected one of {', '.join(STALE)}, found {config['stale']!r}")
 except ConfigError as error:
@@ -42,14 +57,15 @@ RUN = f"results/{{scale}}/{layout.RUN}"
 EVAL = f"results/{{scale}}/{layout.EVAL}"
 RANDOM_INIT = f"results/{{scale}}/{layout.RANDOM_INIT}"
 MECHANISM = f"results/{{scale}}/{layout.MECHANISM}"
-POINT = f"results/{{scale}}/{layout.POINT}/point.json"
+POINT = f"results/{{scale}}/{layout.POINT}"
 COST = f"results/{{scale}}/{layout.COST}"
 TEMPLATE = sorted(str(path) for path in Path("notebooks/template").rglob("*") if path.is_file())
-NOTEBOOKS = [name for name in DRAWN if name != SWEEP]
-DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - set(DRAWN))
+NOTEBOOKS = list(DRAWN)
+DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - {*DRAWN, STUDY})
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
+NOISE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("noise.csv"))
+REFERENCE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("*.csv"))
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))
-STUDY_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("*.csv"))
 
 
 # On a cluster these rules run next to Snakemake, because a cluster job would take longer than the work itself.
@@ -61,9 +77,12 @@ localrules:
 
 
 wildcard_constraints:
+    backbone="|".join(load_backbones()),
     rate=r"[\d.e-]+",
     scale="|".join(SCALES),
     size="small|medium",
+    steps=r"\d+",
+    study="|".join(STUDIES),
     variant="|".join(load_variants()),  # a control is trained and evaluated if its files are targets
     seed=r"\d+",
 
@@ -134,8 +153,16 @@ def every_run(pattern):
     return lambda wildcards: of_every_run(SCALES[wildcards.scale], *flatten([pattern]))
 
 
-def every_point(wildcards):
-    return [f"results/{wildcards.scale}/{point.folder}/point.json" for point in points(SCALES[wildcards.scale])]
+def scale_at(wildcards):
+    """The scale of one run of a study."""
+    return SCALES[wildcards.scale].at(point_of({**wildcards, "learning_rate": wildcards.rate}))
+
+
+def points_to_train(wildcards):
+    """The runs of a study, without those whose committed rows are reused."""
+    study = STUDIES[wildcards.study]
+    reused = committed(study) if config["reuse"] else ()
+    return [f"results/{study.scale}/{point.folder}/point.json" for point in study.points() if point not in reused]
 
 
 def drawn(*notebooks):
@@ -173,7 +200,7 @@ rule all:
             [*drawn(*NOTEBOOKS), "results/{scale}/notebooks/{page}.html", "results/{scale}/{file}"],
             scale=DEFAULT,
             page=[*NOTEBOOKS, *DERIVATIONS],
-            file=["numbers.json", "paper.pdf"],
+            file=["numbers.json", "verdict.json", "paper.pdf"],
         ),
         of_every_run(
             SCALES[DEFAULT],
@@ -255,6 +282,7 @@ rule train:
         config=f"{RUN}/config.json",
         weights=f"{RUN}/model.safetensors",
         metrics=f"{RUN}/metrics.jsonl",
+        gradients=f"{RUN}/gradients.csv",
         summary=f"{RUN}/summary.json",
         provenance=f"{RUN}/provenance.json",
     log:
@@ -280,47 +308,70 @@ rule train:
         " --processes {resources.gpu} {resources.on_stale} > {log} 2>&1"
 
 
-# One run of the learning-rate study. `rule all` excludes the study, so its logs and times have their own folder.
-rule sweep_point:
+# One run of a study. `rule all` excludes studies, so their logs and times have their own folders.
+rule study_point:
     input:
         data=rules.data.output.manifest,
     output:
-        point=POINT,
+        row=f"{POINT}/point.json",
     log:
-        "results/{scale}/sweep/logs/{size}-{variant}-lr{rate}-seed{seed}.log",
+        f"{POINT}/train.log",
     benchmark:
-        "results/{scale}/sweep/benchmarks/{size}-{variant}-lr{rate}-seed{seed}.tsv"
+        f"{POINT}/train.tsv"
     threads: recipe("threads")
     resources:
         gpu=recipe("gpus"),
         mem_mb=4000,
         on_stale=on_stale_checkpoints,
     params:
-        code=code_identity("ddl.training.study"),
-        settings=run_settings,
-        steps=lambda wildcards: SCALES[wildcards.scale].sweep.steps,
+        code=code_identity("ddl.studies.points"),
+        settings=lambda wildcards: scale_at(wildcards).determining(wildcards.size, wildcards.variant),
     message:
-        "sweep {wildcards.size}/{wildcards.variant}/lr{wildcards.rate}/seed{wildcards.seed} ({wildcards.scale})"
+        "study {wildcards.size}/{wildcards.backbone}/{wildcards.variant}/steps{wildcards.steps}/lr{wildcards.rate}"
+        "/seed{wildcards.seed} ({wildcards.scale})"
     shell:
-        "ddl study point --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
-        " --rate {wildcards.rate} --seed {wildcards.seed} --data $(dirname {input.data}) --out $(dirname {output.point})"
-        " --processes {resources.gpu} {resources.on_stale} > {log} 2>&1"
+        "ddl study point --scale {wildcards.scale} --size {wildcards.size} --backbone {wildcards.backbone}"
+        " --variant {wildcards.variant} --steps {wildcards.steps} --rate {wildcards.rate} --seed {wildcards.seed}"
+        " --data $(dirname {input.data}) --out $(dirname {output.row}) --processes {resources.gpu} {resources.on_stale}"
+        " > {log} 2>&1"
 
 
-rule sweep_rows:
+rule study_rows:
     input:
-        points=every_point,
+        points=points_to_train,
     output:
-        rows="results/{scale}/sweep.csv",
+        rows=f"results/{{scale}}/{layout.STUDY_ROWS}",
+        documents=f"results/{{scale}}/{layout.STUDY_DOCUMENTS}",
     log:
-        "results/{scale}/sweep/logs/rows.log",
+        "results/{scale}/studies/logs/{study}.log",
     params:
-        code=code_identity("ddl.training.study"),
-        settings=settings("sweep"),
+        code=code_identity("ddl.studies.rows"),
+        points=lambda wildcards: [point.folder for point in STUDIES[wildcards.study].points()],
+        reuse="--reuse" if config["reuse"] else "",
     message:
-        "sweep.csv ({wildcards.scale})"
+        "studies/{wildcards.study}.csv ({wildcards.scale})"
     shell:
-        "ddl study collect --scale {wildcards.scale} --results $(dirname {output.rows}) > {log} 2>&1"
+        "ddl study collect --study {wildcards.study} --results results/{wildcards.scale} {params.reuse} > {log} 2>&1"
+
+
+rule notebook_study:
+    input:
+        rows=rules.study_rows.output.rows,
+        documents=rules.study_rows.output.documents,
+        notebook=f"notebooks/{STUDY}.py",
+        template=TEMPLATE,
+    output:
+        html="results/{scale}/studies/{study}.html",
+    log:
+        "results/{scale}/studies/logs/{study}-notebook.log",
+    params:
+        code=code_identity("ddl.reporting.render_notebook", f"notebooks/{STUDY}.py"),
+        settings=lambda wildcards: (STUDIES[wildcards.study].title, STUDIES[wildcards.study].about),
+        values=lambda wildcards: json.dumps({"study": wildcards.study, "results": f"results/{wildcards.scale}"}),
+    message:
+        "studies/{wildcards.study}.html ({wildcards.scale})"
+    shell:
+        "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
 # Loss on the whole validation split, and accuracy on the eight tasks at 0 and 1 shot.
@@ -498,10 +549,11 @@ READ = {
         random_init=rules.evaluate_random_init.output,
         contamination=rules.contamination.output,
     ),
-    SWEEP: dict(rows=rules.sweep_rows.output.rows),
     "10_loss_curves": dict(
         published=PUBLISHED,
+        noise=NOISE_ROWS,
         metrics=every_run(rules.train.output.metrics),
+        gradients=every_run(rules.train.output.gradients),
         summaries=every_run(rules.train.output.summary),
         validation=every_run(rules.evaluate.output.validation),
     ),
@@ -516,6 +568,8 @@ READ = {
     ),
     "12_cost": dict(
         published=PUBLISHED,
+        noise=NOISE_ROWS,
+        metrics=every_run(rules.train.output.metrics),
         cost=every_run(COST),
         gpu=GPU_ROWS,
         summaries=every_run(rules.train.output.summary),
@@ -526,12 +580,10 @@ READ = {
         summaries=every_run(rules.train.output.summary),
         mechanism=every_run(f"{MECHANISM}/mechanism.json"),
         interventions=every_run(f"{MECHANISM}/interventions.json"),
-        studies=STUDY_ROWS,
+        studies=REFERENCE_ROWS,
     ),
 }
 for notebook, results in READ.items():
-    part = "sweep/" if notebook == SWEEP else ""
-
     rule:
         name:
             f"notebook_{notebook}"
@@ -543,9 +595,9 @@ for notebook, results in READ.items():
             drawn(notebook),
             html=f"results/{{scale}}/notebooks/{notebook}.html",
         log:
-            f"results/{{scale}}/{part}logs/notebooks/{notebook}.log",
+            f"results/{{scale}}/logs/notebooks/{notebook}.log",
         benchmark:
-            f"results/{{scale}}/{part}benchmarks/notebooks/{notebook}.tsv"
+            f"results/{{scale}}/benchmarks/notebooks/{notebook}.tsv"
         params:
             code=code_identity("ddl.reporting.render_notebook", f"notebooks/{notebook}.py"),
             settings=report_settings,
@@ -570,6 +622,7 @@ rule numbers:
         random_init=rules.evaluate_random_init.output,
         cost=every_run(COST),
         choices="paper/choices.csv",
+        noise=NOISE_ROWS,
     output:
         numbers="results/{scale}/numbers.json",
     log:
@@ -583,6 +636,24 @@ rule numbers:
         "numbers.json ({wildcards.scale})"
     shell:
         "ddl numbers --results $(dirname {output.numbers}) > {log} 2>&1"
+
+
+# Every claim of the paper, judged by the committed studies.
+rule verdict:
+    input:
+        published=PUBLISHED,
+        rows=REFERENCE_ROWS,
+    output:
+        verdict="results/{scale}/verdict.json",
+    log:
+        "results/{scale}/logs/verdict.log",
+    params:
+        code=code_identity("ddl.reporting.judged_claims"),
+        settings=settings("backbone"),
+    message:
+        "verdict.json ({wildcards.scale})"
+    shell:
+        "mkdir -p results/{wildcards.scale} && ddl verdict --results results/{wildcards.scale} > {log} 2>&1"
 
 
 rule paper:
@@ -605,11 +676,12 @@ rule paper:
         "ddl paper --results $(dirname {output.pdf}) --out {output.pdf} > {log} 2>&1"
 
 
-rule sweep:
+# All runs of one study and its page: `snakemake --cores all study --config study=noise`.
+rule study:
     input:
-        f"results/{DEFAULT}/notebooks/{SWEEP}.html",
+        f"results/{CHOSEN.scale}/studies/{CHOSEN.name}.html",
     message:
-        f"learning-rate study of the scale {DEFAULT}"
+        f"study {CHOSEN.name}: {CHOSEN.title}"
 
 
 # Short names at the default scale: `snakemake --cores all figure2`.

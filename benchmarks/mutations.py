@@ -69,7 +69,7 @@ COMPRESS_KERNEL, EXPAND_KERNEL = "ddl/ops/compress_triton.py", "ddl/ops/expand_t
 LOSS_KERNEL = "ddl/ops/cross_entropy_triton.py"
 GENERATE, FLOPS = "ddl/model/generate.py", "ddl/model/flops.py"
 RUN, BATCHES, PROCESSES = "ddl/training/run.py", "ddl/training/batches.py", "ddl/training/distributed.py"
-CHECKPOINTS, COST, SWEEP = "ddl/training/checkpoints.py", "ddl/training/cost.py", "ddl/training/study.py"
+CHECKPOINTS, COST = "ddl/training/checkpoints.py", "ddl/training/cost.py"
 SCORER, EVALUATION = "ddl/evaluation/loglikelihood.py", "ddl/evaluation/run.py"
 TASKS, TABLE_COLUMNS = "ddl/evaluation/lm_eval_tasks.py", "ddl/evaluation/columns.py"
 OVERLAP = "ddl/evaluation/contamination.py"
@@ -277,7 +277,12 @@ MUTATIONS = [
         "self.compress(X, cache and cache.readout)",
         "self.compress(X)",
     ),
-    Mutation(MODEL, "outputs start too small", "std /= config.layers**0.5", "std /= config.layers"),
+    Mutation(
+        MODEL,
+        "outputs start too small",
+        "config.output_std_factor / config.layers**0.5",
+        "config.output_std_factor / config.layers",
+    ),
     Mutation(CACHE, "cache keeps the oldest rows", "x[:, x.shape[1] - count :]", "x[:, :count]"),
     # The training step.
     Mutation(LEARNER, "everything decays", '"weight_decay": 0.0}', '"weight_decay": recipe.weight_decay}'),
@@ -543,12 +548,6 @@ MUTATIONS = [
         "        if not last:\n",
     ),
     Mutation(
-        SWEEP,
-        "floor of the learning rate stays where it was",
-        "rate * training.min_learning_rate / training.learning_rate",
-        "training.min_learning_rate",
-    ),
-    Mutation(
         COST,
         "ratio to the baseline's median, not round by round",
         'spread(modes["train"] / base["train"])',
@@ -685,12 +684,6 @@ MUTATIONS = [
     # Statistics of the tables.
     Mutation(
         STATISTICS,
-        "seeds are averaged, not drawn",
-        "(drawn * means).sum(axis=1)",
-        "means.mean(axis=1)",
-    ),
-    Mutation(
-        STATISTICS,
         "interval of 90 %, not 95 %",
         "[(1 - LEVEL) / 2, (1 + LEVEL) / 2]",
         "[1 - LEVEL, LEVEL]",
@@ -712,6 +705,12 @@ MUTATIONS = [
         "difference is the baseline minus ours",
         "ours[name] - base[name]",
         "base[name] - ours[name]",
+    ),
+    Mutation(
+        ACCURACIES,
+        "several seeds are treated as one",
+        "if len(pairs) > 1:",
+        "if len(pairs) > 9:",
     ),
     Mutation(
         ACCURACIES,
@@ -746,7 +745,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     CHECKPOINTS: ("tests/training/test_checkpoints.py", "tests/training/test_run.py"),
     BATCHES: ("tests/training/test_run.py", "tests/training/test_distributed.py"),
     PROCESSES: ("tests/training/test_distributed.py",),
-    SWEEP: ("tests/training/test_study.py",),
     COST: ("tests/training/test_cost.py",),
     SCORER: ("tests/evaluation/test_loglikelihood.py",),
     EVALUATION: ("tests/evaluation/test_run.py",),
@@ -757,7 +755,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     SPLIT: ("tests/data/test_documents.py", "tests/data/test_build.py"),
     ENCODE: ("tests/data/test_parallel_encode.py", "tests/data/test_build.py"),
     STATISTICS: ("tests/reporting/test_statistics.py",),
-    ACCURACIES: ("tests/reporting/test_accuracy_tables.py", "tests/evaluation/test_columns.py"),
+    ACCURACIES: (
+        "tests/reporting/test_accuracy_tables.py",
+        "tests/reporting/test_seed_noise.py",
+        "tests/evaluation/test_columns.py",
+    ),
     FUSED_KERNEL: KERNELS[1:],
     REWRITE_KERNEL: KERNELS,
     COMPRESS_KERNEL: KERNELS[:1],

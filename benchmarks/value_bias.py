@@ -15,6 +15,7 @@ import torch
 from benchmarks.measure import Rows, origin
 from ddl.config import Scale, load_scale
 from ddl.data.sequences import TokenSequences
+from ddl.data.tokenizer import end_of_text_id, load_tokenizer
 from ddl.evaluation.run import validation_loss
 from ddl.layout import DATA_MANIFEST, ROOT
 from ddl.training.run import Run
@@ -46,7 +47,9 @@ def train(scale: Scale, size: str, variant: str, seed: int, rows: Rows) -> None:
     if not run.train():
         raise SystemExit(130)  # interrupted: the same command continues from the checkpoint
     split = TokenSequences(manifest, "val", scale.sequence_length)
-    found = validation_loss(run.learner.model.eval(), split, scale.evaluation.batch_tokens, torch.float32)
+    end_of_text = end_of_text_id(load_tokenizer(run.tokenizer))
+    batch_tokens = scale.evaluation.batch_tokens
+    found, _ = validation_loss(run.learner.model.eval(), split, batch_tokens, torch.float32, end_of_text)
     rows.add(
         scale=scale.name,
         size=size,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddl.config import SHOTS, SIZES, Scale, load_scale
+from ddl.config import SHOTS, SIZES, Scale, Study, load_scale, load_study
 from ddl.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,6 +70,15 @@ class ScaleName(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Scale:
         return value if isinstance(value, Scale) else load_scale(value)
+
+
+class StudyName(click.ParamType):
+    """The name of a file in config/studies, converted to a `Study`."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Study:
+        return value if isinstance(value, Study) else load_study(value)
 
 
 class Finite(click.FloatRange):
@@ -284,13 +293,15 @@ def train(
 
 @commands.group()
 def study() -> None:
-    """Compare learning rates."""
+    """Train and collect the runs of a study."""
 
 
 @study.command()
 @of_scale
 @of_size
+@option("--backbone", click.STRING, "What all designs share: a name in config/backbones.yaml.", "NAME")
 @of_variant
+@option("--steps", click.IntRange(1), "Number of steps; the schedule is stretched to it.", "N")
 @option("--rate", Finite(min=0, min_open=True), "Peak learning rate.", "RATE")
 @of_training
 @click.pass_obj
@@ -298,7 +309,9 @@ def point(
     arguments: list[str],
     scale: Scale,
     size: str,
+    backbone: str,
     variant: str,
+    steps: int,
     rate: float,
     seed: int,
     data: Path,
@@ -307,27 +320,29 @@ def point(
     restart: bool,
     continue_anyway: bool,
 ) -> int:
-    """Train one model at the given learning rate."""
+    """Train one model of a study and measure its validation loss."""
     stale = on_stale(restart, continue_anyway)
     from ddl.layout import Point
+    from ddl.studies.points import train
     from ddl.training.batches import check_shares
     from ddl.training.distributed import start_processes
-    from ddl.training.study import train
 
     check_shares(scale.training, processes)
     start_processes(processes, arguments)
-    done = train(scale, Point(size, variant, rate, seed), data / "manifest.json", out, stale)
+    done = train(scale, Point(size, backbone, variant, steps, rate, seed), data / "manifest.json", out, stale)
     return 0 if done else INTERRUPTED
 
 
 @study.command()
-@of_scale
+@option("--study", StudyName(), "Name of a file in config/studies, e.g. noise.", "NAME")
 @from_results
-def collect(scale: Scale, results: Path) -> None:
-    """Write sweep.csv from all points of the study."""
-    from ddl.training.study import collect
+@click.option("--reuse", is_flag=True, help="Take committed rows of the same settings for runs that are not there.")
+@click.option("--partial", is_flag=True, help="Leave out runs that have not been trained.")
+def collect(study: Study, results: Path, reuse: bool, partial: bool) -> None:
+    """Write one row per run of a study, and the losses by document."""
+    from ddl.studies.rows import collect
 
-    collect(scale, results)
+    click.echo(f"{collect(study, results, reuse, partial)} of {len(study.points())} runs")
 
 
 @commands.command()
@@ -512,6 +527,15 @@ def numbers(results: Path) -> None:
     from ddl.reporting.quoted_numbers import report
 
     report(results)
+
+
+@commands.command()
+@from_results
+def verdict(results: Path) -> None:
+    """Write verdict.json, the claims of the paper judged by the committed studies."""
+    from ddl.reporting.judged_claims import write_verdicts
+
+    write_verdicts(results)
 
 
 @commands.command()

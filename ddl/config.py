@@ -7,18 +7,23 @@ inconsistent combination raises a `ConfigError` that names the file and the key.
 
 import abc
 import dataclasses
+import hashlib
+import itertools
 import json
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from ddl.errors import UserError
-from ddl.layout import ROOT
+from ddl.layout import ROOT, Point
 
+BACKBONES_FILE = ROOT / "config" / "backbones.yaml"
 SCALES_DIR = ROOT / "config" / "scales"
+STUDIES_DIR = ROOT / "config" / "studies"
 SHOTS = (0, 1)  # demonstrations per prompt: 0 in Tables 7 and 8, 1 in Tables 1 and 2
 SIZES = ("small", "medium")
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
@@ -40,7 +45,7 @@ class ModelConfig:
     # The residual design.
     residual: str = "additive"  # a key of ddl.model.residual.RULES
     value_channels: int = 1  # d_v
-    compressor: Literal["none", "tc", "cc"] = "none"
+    compressor: Literal["none", "tc", "cc", "mean", "dynamic"] = "none"
     embed_conv: bool = False  # EC
     embed_conv_kernel: int = 4
     compressor_kernel: int = 4  # spans tokens for tc; spans value channels for cc, where it must equal d_v
@@ -48,17 +53,27 @@ class ModelConfig:
     direction: Literal["output", "mlp"] = "output"
     direction_pool: Literal["mean", "flatten"] = "mean"  # how the state is pooled for the MLP direction
     direction_eps: float = 1e-5
-    gate: Literal["linear", "mlp"] = "linear"
+    gate: Literal["linear", "mlp", "fixed"] = "linear"  # fixed: beta = gate_init for every token
     gate_hidden: int = 128
     gate_init: float = 1.0  # beta_0
+    gate_limit: float = 2.0  # learned gates are in (0, gate_limit)
     value_input: Literal["normed", "compressed", "output"] = "normed"
     value_activation: Literal["linear", "sigmoid4"] = "linear"
     value_bias_init: float | None = 1.0  # null: the value has no bias
+    # Controls: one part of the delta rule changed or left out, a normalised sublayer output, a wider MLP.
+    erase: Literal["shared", "own", "none"] = "shared"  # gate of the erase term: the write's, its own, or no erase term
+    write: Literal["normalised", "unnormalised"] = "normalised"  # along k, or along k before its normalisation
+    branch_norm: Literal["length", "rms"] = "length"  # what is 1 for the normalised output: its length or its rms
+    branch_gain: Literal["scalar", "vector"] = "scalar"  # a learned gain per sublayer, or per feature of each sublayer
+    mlp_extra: int = 0  # hidden units added to every MLP
     # The backbone (Sec. 4.1).
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     embedding_std: float = 0.02
     matrix_std_factor: float = 0.5  # matrices start at N(0, (factor / sqrt(d))^2)
+    output_std_factor: float = 1.0  # further factor for the output projections; 0 starts every sublayer at zero
+    embedding_norm: bool = False  # RMS norm without parameters on the embedding
+    logit_scale: bool = False  # a learned factor on the logits, which starts at 1
     # How the model is computed. These settings change results only by rounding.
     kernels: Literal["reference", "triton", "auto"] = "auto"  # plain autograd; Triton only; the fastest available
     state_dtype: Literal["parameters", "bfloat16"] = "parameters"  # dtype of the residual state
@@ -82,19 +97,23 @@ class ModelConfig:
             raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
         if self.head_dim % 2:
             raise ConfigError(f"heads: rotary embeddings need an even head dimension, found {self.head_dim}")
-        if not 0.0 <= self.gate_init <= 2.0:
-            raise ConfigError(f"gate_init: expected a gate in [0, 2], found {self.gate_init}")
+        if self.mlp_extra < 0:
+            raise ConfigError(f"mlp_extra: expected 0 or more, found {self.mlp_extra}")
+        if not 0.0 < self.gate_limit <= 2.0:
+            raise ConfigError(f"gate_limit: expected a number in (0, 2], found {self.gate_limit}")
+        if not 0.0 <= self.gate_init <= self.gate_limit:
+            raise ConfigError(f"gate_init: expected a gate in [0, {self.gate_limit:g}], found {self.gate_init}")
         if self.value_channels == 1 and self.compressor != "none":
             raise ConfigError(f"compressor: {self.compressor!r} needs value_channels > 1, found 1")
         if self.value_channels > 1 and self.compressor == "none":
-            raise ConfigError(f"compressor: expected 'tc' or 'cc' with value_channels = {self.value_channels}")
+            raise ConfigError(
+                f"compressor: expected 'tc', 'cc', 'mean' or 'dynamic' with value_channels = {self.value_channels}"
+            )
         if self.compressor == "cc" and self.compressor_kernel != self.value_channels:
             raise ConfigError(
                 f"compressor_kernel: a cc kernel covers all value channels (App. A.3), "
                 f"expected {self.value_channels}, found {self.compressor_kernel}"
             )
-        if self.value_channels == 1 and self.embed_conv:
-            raise ConfigError("embed_conv: the embedding convolution expands the state and needs value_channels > 1")
         if self.direction == "mlp" and self.value_input != "output":
             raise ConfigError(
                 f"value_input: with direction 'mlp' the sublayer's output reaches the state only through the value, "
@@ -111,8 +130,14 @@ class ModelConfig:
                     raise ConfigError(
                         f"state_memory: 'rebuilt' overwrites the state, which {name} {unfit!r} still needs"
                     )
-        if self.residual == "additive" and self.value_channels > 1:
-            raise ConfigError("value_channels: the additive rule has a scalar state, expected 1")
+        if self.residual in ("additive", "normalised", "additive-erase") and self.value_channels > 1:
+            raise ConfigError(f"value_channels: the {self.residual} rule has a scalar state, expected 1")
+        readers = {"erase": "delta", "write": "delta", "branch_norm": "normalised", "branch_gain": "normalised"}
+        for name, rule in readers.items():
+            if getattr(self, name) != getattr(type(self), name) and self.residual != rule:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} needs residual {rule!r}, found {self.residual!r}")
+        if self.erase == "own" and self.gate == "fixed":
+            raise ConfigError("erase: 'own' needs a learned gate, found gate 'fixed'")
 
     @property
     def head_dim(self) -> int:
@@ -120,8 +145,8 @@ class ModelConfig:
 
     @property
     def mlp_hidden(self) -> int:
-        """Hidden width of the SwiGLU MLP, floor(8 d / 3)."""
-        return 8 * self.width // 3
+        """Hidden width of the SwiGLU MLP, floor(8 d / 3), and more in a widened baseline."""
+        return 8 * self.width // 3 + self.mlp_extra
 
     def determining(self) -> dict[str, Any]:
         """The settings, given and computed, that determine what a model learns; the others affect only rounding."""
@@ -340,6 +365,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     grad_clip: float = 1.0
+    embedding_rate_factor: float = 1.0  # learning rate of the embedding, relative to that of all other parameters
 
     def __post_init__(self) -> None:
         for name in (
@@ -413,17 +439,59 @@ class ExecutionConfig:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
-    """The runs of the learning-rate study, `ddl.training.study`."""
+class Backbone:
+    """What all designs of a comparison share and the paper does not vary: a label and settings.
+
+    `model` sets fields of `ModelConfig` and `training` fields of `TrainConfig`; the backbone `paper` sets none.
+    """
+
+    label: str
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Runs of a study: all combinations of the values that it lists."""
 
     sizes: tuple[str, ...]
+    backbones: tuple[str, ...]
     variants: tuple[str, ...]
-    learning_rates: tuple[float, ...]
-    steps: int
+    steps: tuple[int, ...]  # each is a run of its own with a complete schedule
+    learning_rates: tuple[float, ...]  # peaks; the floor of the schedule is in proportion
+    seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ConfigError("expected positive learning_rates and steps")
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name):
+                raise ConfigError(f"{field.name}: expected at least one value, found none")
+        for name, least in (("steps", 1), ("seeds", 0)):
+            if min(getattr(self, name)) < least:
+                raise ConfigError(f"{name}: expected {least} or more, found {min(getattr(self, name))}")
+        for rate in self.learning_rates:
+            if not 0 < rate < float("inf"):
+                raise ConfigError(f"learning_rates: expected positive numbers, found {rate}")
+
+    def points(self) -> Iterator[Point]:
+        """The runs, seed by seed, so that an interrupted study has as many complete seeds as possible."""
+        axes = (self.seeds, self.sizes, self.steps, self.learning_rates, self.backbones, self.variants)
+        for seed, size, steps, rate, backbone, variant in itertools.product(*axes):
+            yield Point(size, backbone, variant, steps, rate, seed)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that are compared with each other: one `config/studies/<name>.yaml`."""
+
+    name: str
+    title: str
+    about: str  # a paragraph for the study's page
+    scale: str  # gives shapes, data and the rest of the recipe
+    grids: tuple[Grid, ...]
+
+    def points(self) -> list[Point]:
+        """The runs of all grids, each once, in order."""
+        return list(dict.fromkeys(point for grid in self.grids for point in grid.points()))
 
 
 @dataclass(frozen=True)
@@ -464,9 +532,11 @@ class Scale:
     evaluation: EvalConfig
     cost: CostConfig
     execution: ExecutionConfig
-    sweep: SweepConfig
+    backbone: str  # a key of config/backbones.yaml
 
     def __post_init__(self) -> None:
+        if self.backbone not in load_backbones():
+            raise ConfigError(f"backbone: expected one of {', '.join(load_backbones())}, found {self.backbone!r}")
         if set(self.sizes) != set(SIZES):
             raise ConfigError(f"sizes: expected {' and '.join(SIZES)}, found {', '.join(self.sizes) or 'none'}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -476,6 +546,12 @@ class Scale:
     def variants(self) -> dict[str, Variant]:
         """The designs of the scale's runs, tables and figures, in the order of the tables."""
         return {slug: variant for slug, variant in load_variants().items() if variant.family != "control"}
+
+    @cached_property
+    def recipe(self) -> TrainConfig:
+        """The training recipe with the changes of the backbone."""
+        changed = dataclasses.asdict(self.training) | load_backbones()[self.backbone].training
+        return from_mapping(TrainConfig, changed, BACKBONES_FILE.name, self.backbone)
 
     @property
     def tokens_per_step(self) -> int:
@@ -495,12 +571,37 @@ class Scale:
             raise ConfigError(f"variant: expected one of {', '.join(designs)}, found {variant!r}")
         shape = dataclasses.asdict(self.sizes[size])
         fixed = {"vocab_size": self.tokenizer.vocab_size, "sequence_length": self.sequence_length, **shape}
-        settings = fixed | dataclasses.asdict(self.execution) | designs[variant].model
+        settings = fixed | dataclasses.asdict(self.execution) | load_backbones()[self.backbone].model
+        settings |= designs[variant].model
         return from_mapping(ModelConfig, settings, VARIANTS_FILE.name, variant)
 
     def determining(self, size: str, variant: str) -> dict[str, Any]:
         """The settings that determine what a run learns."""
-        return {"model": self.model(size, variant).determining(), "training": self.training.determining()}
+        return {"model": self.model(size, variant).determining(), "training": self.recipe.determining()}
+
+    def fingerprint(self, size: str, variant: str) -> str:
+        """The first 16 digits of the SHA-256 of all settings that determine a run: design, recipe and data."""
+        given = changed_settings(self)
+        values = self.determining(size, variant) | {name: given[name] for name in ("corpus", "tokenizer")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def at(self, point: Point) -> "Scale":
+        """The scale of one run of a study: its backbone, steps and learning rate.
+
+        The floor of the learning rate keeps its proportion to the peak, and the warm-up its share of the steps. Only
+        the first and the last step are validated, and there are no snapshots.
+        """
+        own, share = self.training, point.steps / self.training.steps
+        training = dataclasses.replace(
+            own,
+            learning_rate=point.rate,
+            min_learning_rate=own.min_learning_rate * point.rate / own.learning_rate,
+            steps=point.steps,
+            warmup_steps=int(own.warmup_steps * share),
+            val_interval=point.steps,
+            snapshots=(),
+        )
+        return dataclasses.replace(self, training=training, backbone=point.backbone)
 
 
 def load_scale(name: str) -> Scale:
@@ -527,6 +628,37 @@ def load_variants() -> dict[str, Variant]:
         slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
         for slug, entry in _read_yaml(VARIANTS_FILE).items()
     }
+
+
+def load_backbones() -> dict[str, Backbone]:
+    """Read `config/backbones.yaml`: slug -> `Backbone`."""
+    where = f"config/{BACKBONES_FILE.name}"
+    return {slug: from_mapping(Backbone, entry, where, slug) for slug, entry in _read_yaml(BACKBONES_FILE).items()}
+
+
+def load_study(name: str) -> Study:
+    """Read and check `config/studies/<name>.yaml`.
+
+    Raises:
+        ConfigError: there is no such study, or one of its settings is invalid.
+    """
+    path = STUDIES_DIR / f"{name}.yaml"
+    if name not in study_names():
+        raise ConfigError(f"study: expected one of {', '.join(study_names())}, found {name!r}")
+    where = str(path.relative_to(ROOT))
+    study = from_mapping(Study, {"name": name, **_read_yaml(path)}, where)
+    try:
+        scale = load_scale(study.scale)
+        for point in study.points():
+            scale.at(point).determining(point.size, point.variant)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return study
+
+
+def study_names() -> list[str]:
+    """Names of the studies in config/studies, in alphabetical order."""
+    return sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
 
 
 def paper_variants() -> dict[str, Variant]:
@@ -633,8 +765,9 @@ def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml  # imported here so that models can be built and timed without it
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the parser in C takes a thirtieth of the time
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.relative_to(ROOT)}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

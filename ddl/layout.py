@@ -1,14 +1,10 @@
 """Paths, and the names that appear in them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ddl.config import Scale
 
 ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference"
 BASELINE = "baseline"
 SPLITS = ("train", "val")
 # Under results/<scale>/, as patterns: the Snakefile takes the braces for wildcards, Python fills them with `format`.
@@ -19,50 +15,39 @@ EVAL = "evals/{size}/{variant}/seed{seed}"
 RANDOM_INIT = "evals/random-init"
 COST = "cost/{size}/{variant}.json"
 MECHANISM = "mechanism/{size}/{variant}/seed{seed}"
-POINT = "sweep/{size}/{variant}/lr{rate}/seed{seed}"
+POINT = "points/{size}/{backbone}/{variant}/steps{steps}/lr{rate}/seed{seed}"
+STUDY_ROWS = "studies/{study}.csv"  # one row per run of a study
+STUDY_DOCUMENTS = "studies/{study}.documents.safetensors"  # the loss of each validation document, one row per run
 KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
 SNAPSHOT = "snapshots/step{step:06d}.safetensors"  # weights during training, in the folder of a run
-SWEEP = "09_learning_rate"  # notebook of the learning-rate study, built by `snakemake sweep`
+STUDY = "09_study"  # notebook that shows the runs of one study, built by `snakemake study`
 # The notebooks that show the results of a scale, and the figures and tables that each draws. The other notebooks are
 # derivations and read no results.
 DRAWN = {
     "03_architecture": ("figure1", "table6"),
     "08_tasks": (),
-    SWEEP: ("learning_rate",),
-    "10_loss_curves": ("figure2", "figure3", "figure4", "table3"),
+    "10_loss_curves": ("figure2", "figure3", "figure4", "table3", "gradients"),
     "11_downstream": ("table1", "table2", "table7", "table8"),
-    "12_cost": ("table4", "table5"),
+    "12_cost": ("table4", "table5", "compute"),
     "14_mechanism": ("gates", "overwriting", "interventions"),
 }
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of the learning-rate study."""
+    """One run of a study. Studies of one scale share the runs that they have in common."""
 
     size: str
+    backbone: str
     variant: str
-    rate: float
+    steps: int
+    rate: float  # peak learning rate
     seed: int
 
     @property
     def folder(self) -> str:
         """Path of the run under results/<scale>/."""
-        return POINT.format(size=self.size, variant=self.variant, rate=f"{self.rate:g}", seed=self.seed)
-
-
-def points(scale: "Scale") -> Iterator[Point]:
-    """The runs of a scale's learning-rate study.
-
-    Raises:
-        ConfigError: a size or variant does not exist.
-    """
-    for size in scale.sweep.sizes:
-        for variant in scale.sweep.variants:
-            scale.model(size, variant)
-            for rate in scale.sweep.learning_rates:
-                for seed in scale.seeds:
-                    yield Point(size, variant, rate, seed)
+        return POINT.format(**vars(self) | {"rate": f"{self.rate:g}"})
 
 
 def drawn_files(name: str) -> list[str]:

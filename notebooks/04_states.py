@@ -699,7 +699,6 @@ nonsense = [
     ("compressor", "ddl-dv1", {"compressor": "cc"}),
     ("compressor", "ddl-cc", {"compressor": "none"}),
     ("compressor_kernel", "ddl-cc", {"compressor_kernel": 3}),
-    ("embed_conv", "ddl-dv1", {"embed_conv": True}),
     ("value_channels", "baseline", {"value_channels": 4, "compressor": "cc"}),
     ("value_input", "ddl-cc", {"direction": "mlp"}),
     ("direction_pool", "ddl-cc", {"direction_pool": "flatten"}),

@@ -26,16 +26,20 @@ import numpy as np
 import pandas as pd
 
 from ddl.layout import BASELINE
-from ddl.reporting.figures import draw_curves, save_figure, scale_note
+from ddl.reporting.figures import curves_of, draw_curves, label, mark_published, save_figure, scale_note
+from ddl.reporting.gradient_figure import PANELS, by_layer, draw_gradients
 from ddl.reporting.loss_and_cost_tables import loss_table
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.quoted_numbers import measured, published_numbers
 from ddl.reporting.read_results import Results, published
-from ddl.reporting.table_format import write_table
+from ddl.reporting.seed_noise import Rounded, seeds_note
+from ddl.reporting.seed_statistics import over_seeds
+from ddl.reporting.table_format import DASH, significant, write_table
 
 set_style()
 data = Results(results)
 print(scale_note(data))
+print(seeds_note(data))
 
 # %% [markdown]
 # ## The curves
@@ -43,7 +47,7 @@ print(scale_note(data))
 # The panels omit the first tenth of the tokens, in which the loss of every design falls from the logarithm of the
 # vocabulary size. A training loss is the mean over the batches since the last record, so it is noisy. Validation losses
 # are computed on a fixed set of sequences, the same for all runs, so a difference between two of them is not due to the
-# data.
+# data. With several seeds a line is their mean, and the band is its 95 % t-interval.
 
 
 # %%
@@ -51,7 +55,8 @@ def training_and_validation(size: str) -> plt.Figure:
     """Figure for one size: training loss on the left, validation loss on the right, all variants."""
     figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
     for axes, quantity in zip(panels, ("train_loss", "val_loss"), strict=True):
-        draw_curves(axes, data, size, quantity, data.variants)
+        draw_curves(axes, curves_of(data, size, data.variants), quantity)
+    mark_published(panels[1], data, size, data.variants)
     finish(figure, panels[0], f"{size.capitalize()}. {scale_note(data)}")
     return figure
 
@@ -84,7 +89,7 @@ save_figure(figure4, results, "figure4")
 # %%
 figure3, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
 for axes, size in zip(panels, data.sizes, strict=True):
-    draw_curves(axes, data, size, "train_loss", [slug for slug in data.variants if slug != "baseline"])
+    draw_curves(axes, curves_of(data, size, [slug for slug in data.variants if slug != BASELINE]), "train_loss")
     axes.set_title(size.capitalize())
 finish(figure3, panels[0], scale_note(data))
 save_figure(figure3, results, "figure3")
@@ -102,20 +107,79 @@ write_table(
     results,
     "table3",
     "Validation loss (nats per token) and perplexity after the last step: ours and the published values.",
-    f"{scale_note(data)}. Best of each column in bold. Seeds per design: {len(data.scale.seeds)}.",
+    f"{scale_note(data)}. {seeds_note(data)} The lowest printed value of each column is bold.",
 )
 
 # %% [markdown]
-# How far each design is below (negative) or above (positive) the baseline of the same size, in nats:
+# How far each design is below (negative) or above (positive) the baseline of the same size, in nats. Our differences
+# are taken seed by seed; ± is the half-width of their 95 % t-interval. With one seed there is no interval, and the
+# digits printed are those that the noise of a seed leaves.
 
 # %%
 sources = {"ours": measured(data), "published": published_numbers(data)}
 deltas = {
-    f"{size}, {name}": {slug: source[size][slug]["delta"] for slug in data.variants}
+    f"{size}, {name}": {
+        slug: Rounded(**source[size][slug]["shown"]["delta"]).difference for slug in data.variants if slug != BASELINE
+    }
     for size in data.sizes
     for name, source in sources.items()
 }
-pd.DataFrame(deltas).astype(float).round(4)
+pd.DataFrame(deltas)
+
+# %% [markdown]
+# ## Which layers get the gradient?
+#
+# A rewrite changes the path of the gradient as well as that of the state: the shortcut of a block is no longer the
+# identity. The figure shows the norm of the loss' gradient with respect to the parameters of each layer, before
+# clipping, at the steps of the records. A line is a running median over five records. The column "Rewrite" has the
+# gates, values and compressors, which the baseline lacks. The embedding is also the head, so its gradient includes that
+# of the logits.
+
+
+# %%
+def gradient_figure(size: str) -> plt.Figure:
+    """Gradient norms of the baseline, the design with one value channel and the default design at one size."""
+    figure = plt.figure(figsize=(7.2, 5.0), layout="constrained")
+    shown = (BASELINE, "ddl-dv1", "ddl-cc")
+    draw_gradients(figure, {label(data.variants[slug].label): by_layer(data.gradients(size, slug)) for slug in shown})
+    figure.suptitle(f"{size.capitalize()}. {scale_note(data)}", fontsize="medium")
+    return figure
+
+
+gradients = gradient_figure("medium")
+save_figure(gradients, results, "gradients")
+
+# %%
+gradient_figure("small")
+
+# %% [markdown]
+# In numbers: how many times as large the gradient of the first block is as that of the last one, over the last quarter
+# of the training. Shown is the geometric mean over records and seeds, with its 95 % t-interval if there are several
+# seeds.
+
+
+# %%
+def first_over_last(size: str, slug: str, panel: str) -> str:
+    """Ratio of the gradient norms of the first and the last block in one kind of sublayer."""
+    norms = by_layer(data.gradients(size, slug)).query("panel == @panel")
+    if norms.empty or norms["layer"].nunique() < 2:
+        return DASH
+    late = norms[norms["step"] > 0.75 * norms["step"].max()]
+    logs = np.log(late.pivot(index=["seed", "step"], columns="layer", values="norm"))
+    last = str(data.scale.sizes[size].layers)
+    found = over_seeds((logs["1"] - logs[last]).groupby("seed").mean().tolist())
+    ends = (found.mean, found.low, found.high) if found.n > 1 else (found.mean,)
+    mean, *interval = (significant(np.exp(end), 2) for end in ends)
+    return f"{mean} ({' to '.join(interval)})" if interval else mean
+
+
+pd.DataFrame(
+    {
+        f"{size}, {panel}": {slug: first_over_last(size, slug, panel) for slug in data.variants}
+        for size in data.sizes
+        for panel in PANELS[:3]
+    }
+)
 
 # %% [markdown]
 # ## What the text says about the published losses
@@ -171,7 +235,10 @@ from_ec.round(4)
 # ## What was and was not shown
 #
 # The curves and the table show in which order these designs learn at this scale, on this corpus, with these settings.
-# With only one seed there are no error bars, and a difference between two rows may be due to the seed. At a scale far
+# The sentence on seeds at the top of this page says how much of a difference may be due to the seed. At a scale far
 # below the paper's, the order says little about the order at the paper's scale, because early in training the initial
 # value of the write target alone can decide which design leads. The paper's sentences about its losses agree with its
 # Table 3; how much of that table would change with another seed is not known.
+#
+# A gradient norm depends on how a layer is parameterised and scaled. A larger one does not mean that a layer learns
+# more, least of all under AdamW, which divides a gradient by its own size.

@@ -19,11 +19,12 @@
 # for its benchmark; `08_tasks` describes the stand-ins. The first row of each table names the task. The next two rows
 # are the score of guessing and that of the small baseline before training.
 #
-# Accuracies have the standard error of a mean over the items of the task. A difference from the baseline can be
-# measured more precisely: all designs answer the same items, so the difference is taken item by item, and variation in
-# the difficulty of the items cancels. Its 95 % interval comes from a bootstrap that draws items, and seeds if there are
-# several. A difference is **bold** if its interval excludes zero; of the 45 differences in a table, two or three are
-# bold by chance.
+# With one seed, accuracies have the standard error of a mean over the items of the task. A difference from the baseline
+# can be measured more precisely: all designs answer the same items, so the difference is taken item by item, and
+# variation in the difficulty of the items cancels. Its 95 % interval comes from a bootstrap over items and says nothing
+# about another seed. With several seeds the question is what another seed would give. Then ± is the half-width of the
+# 95 % t-interval over seeds, and differences are taken seed by seed and have a t-interval too. A difference is **bold**
+# if its interval excludes zero; of the 45 differences in a table, two or three are bold by chance.
 
 # %% tags=["parameters"]
 results = "results/laptop"
@@ -36,6 +37,7 @@ from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import (
     differences,
     downstream_table,
+    in_points,
     published_accuracy,
     published_counts,
     published_gains,
@@ -46,7 +48,7 @@ from ddl.reporting.statistics import Z
 from ddl.reporting.table_format import DASH, cell, write_table
 
 data = Results(results)
-several = len(data.scale.seeds) > 1
+seeds = data.scale.seeds
 print(scale_note(data))
 
 
@@ -54,11 +56,17 @@ print(scale_note(data))
 def accuracy_table(number: int, size: str, shots: int) -> object:
     """Write and show one of the four tables."""
     caption = f"{shots}-shot accuracy in percent, {size} models: ours, differences from our baseline, the paper's."
+    ours = (
+        "In our block ± is the standard error over the items of a task, and the intervals of the differences are over "
+        "items; they do not cover the variation between seeds."
+        if len(seeds) == 1
+        else f"In our block ± is the half-width of the 95 % t-interval over {len(seeds)} seeds. The differences are "
+        "taken seed by seed, and their intervals are over seeds too."
+    )
     note = (
-        f"{scale_note(data)}. ± is the standard error over the items of a task; the published tables have none, so "
-        "theirs is the binomial error for the benchmark's number of items. Bold differences have an interval without 0"
-        f"{'' if several else '; it does not cover the variation between seeds'}. Bold and underlined published values "
-        "are the best and second best of the paper."
+        f"{scale_note(data)}. {ours} The published tables have no errors; theirs is the binomial error for the "
+        "benchmark's number of items. Bold differences have an interval without 0. Bold and underlined published "
+        "values are the best and second best of the paper."
     )
     return write_table(downstream_table(data, size, shots), results, f"table{number}", caption, note)
 
@@ -93,10 +101,8 @@ paper = published_accuracy()
 
 def ours(slug: str, size: str, shots: int) -> str:
     """Our difference of the averages and its interval, in points."""
-    found = differences(data, size, shots).get(slug, {}).get("Avg.")
-    if found is None:
-        return DASH
-    return f"{100 * found.value:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+    value, interval = in_points(differences(data, size, shots).get(slug, {}).get("Avg."))
+    return f"{value} ({interval})" if interval else value
 
 
 def theirs(slug: str, size: str, shots: int) -> str:
@@ -206,11 +212,16 @@ assert published_gains()["averages"]["higher_beyond_noise"] == 0, "accuracy-gain
 correlations = {}
 for size in data.sizes:
     for shots in SHOTS:
-        base = data.outcomes(size, BASELINE, data.scale.seeds[0], shots)
+        bases = {seed: data.outcomes(size, BASELINE, seed, shots) for seed in seeds}
         for slug in data.variants:
-            answers = data.outcomes(size, slug, data.scale.seeds[0], shots)
-            if slug != BASELINE and base and answers:
-                found = [pd.Series(answers[name]).corr(pd.Series(base[name])) for name in TASK_COLUMNS]
+            pairs = [(data.outcomes(size, slug, seed, shots), bases[seed]) for seed in seeds if slug != BASELINE]
+            found = [
+                pd.Series(answers[name]).corr(pd.Series(base[name]))
+                for answers, base in pairs
+                if answers and base
+                for name in TASK_COLUMNS
+            ]
+            if found:
                 correlations.setdefault(slug, {})[f"{size}, {shots}-shot"] = pd.Series(found).mean()
 frame = pd.DataFrame(correlations).T
 frame.map(lambda value: cell(value, 2))
@@ -241,10 +252,11 @@ rows = {}
 for slug in data.variants:
     for size in data.sizes:
         for shots in SHOTS:
-            name = data.path / f"evals/{size}/{slug}/seed{data.scale.seeds[0]}/{shots}shot.parquet"
-            if overlap is None or not name.is_file():
+            files = [data.path / f"evals/{size}/{slug}/seed{seed}/{shots}shot.parquet" for seed in seeds]
+            runs = [pd.read_parquet(file, columns=["task", "item", "correct"]) for file in files if file.is_file()]
+            if overlap is None or not runs:
                 continue
-            found = pd.read_parquet(name, columns=["task", "item", "correct"]).merge(overlap, on=["task", "item"])
+            found = pd.concat(runs).merge(overlap, on=["task", "item"])
             clean = found[~(found["share_13"] > 0)]
             pair = [part.groupby("task")["correct"].mean().mean() for part in (found, clean)]
             rows.setdefault(slug, {})[f"{size}, {shots}-shot"] = " / ".join(cell(100 * value, 1) for value in pair)
@@ -254,7 +266,8 @@ pd.DataFrame(rows).T
 # ## What was and was not shown
 #
 # The tables show whether models of this scale have learned anything that these tasks ask for (compare the row for
-# chance), and which designs differ from the baseline by more than the choice of items explains. With one seed they do
-# not show that another training run would give the same order. They do not show that the paper's ranking holds: most of
-# its differences are within the noise of a benchmark with that many items, and a stand-in task does not measure what
-# the benchmark of its column measures. The paper's sentences about its accuracies agree with its tables.
+# chance), and which designs differ from the baseline by more than the choice of items explains, or with several seeds
+# the choice of the seed. With one seed they do not show that another training run would give the same order. They do
+# not show that the paper's ranking holds: most of its differences are within the noise of a benchmark with that many
+# items, and a stand-in task does not measure what the benchmark of its column measures. The paper's sentences about its
+# accuracies agree with its tables.

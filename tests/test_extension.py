@@ -49,7 +49,7 @@ def extended(tmp_path_factory) -> Path:
         file.writelines(f"\n{entry}" for entry in examples("A variant", "yaml"))
     (rule,) = examples("A variant", "python")
     insert(folder / "ddl/model/residual.py", "RULES: dict", f"{rule}\n\n")
-    insert(folder / "ddl/model/residual.py", '"delta": Delta}', '"gated": Gated, ')
+    insert(folder / "ddl/model/residual.py", '    "delta": Delta,\n', '    "gated": Gated,\n')
     settings, reader = examples("A corpus", "python")
     insert(folder / "ddl/config.py", "AnyCorpus = ", f"{settings}\n\n")
     insert(folder / "ddl/config.py", "\nFORMER_NAMES", " | LineFile")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ddl.config import Scale, load_scale, load_variants
-from ddl.layout import DRAWN, ROOT, SWEEP
+from ddl.config import Scale, load_scale, load_study, load_variants
+from ddl.layout import DRAWN, ROOT, STUDY
 from ddl.training.run import Run
 from tests.helpers import golden
 from tests.helpers.project import copy_project
@@ -28,9 +28,9 @@ def snakemake(folder: Path, *arguments: str, config: tuple[str, ...] = ()) -> su
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def planned(folder: Path, *targets: str) -> dict[str, int]:
+def planned(folder: Path, *targets: str, config: tuple[str, ...] = ()) -> dict[str, int]:
     """Jobs that a dry run plans: rule -> count; empty if there is nothing to do."""
-    done = snakemake(folder, *targets, "-n")
+    done = snakemake(folder, *targets, "-n", config=config)
     assert done.returncode == 0, done.stderr + done.stdout
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", done.stdout + done.stderr, re.MULTILINE | re.DOTALL)
     if table is None:
@@ -174,7 +174,7 @@ def test_one_call_builds_everything(finished):
     assert {f"{path.parent.name}/{path.name}" for path in results.glob("[ft]*s/*")} == set(expected)
     assert (results / "paper.pdf").read_bytes().startswith(b"%PDF")
     pages = sorted(path.name for path in (results / "notebooks").glob("*.html"))
-    notebooks = {path.stem for path in (finished / "notebooks").glob("*.py")} - {"09_learning_rate"}
+    notebooks = {path.stem for path in (finished / "notebooks").glob("*.py")} - {STUDY}
     assert pages == sorted(f"{name}.html" for name in notebooks)
     for variant in DESIGNS:
         for size in ("small", "medium"):
@@ -229,25 +229,21 @@ def test_a_control_is_trained_and_evaluated_if_its_files_are_targets(project):
     assert made | planned(project, f"results/smoke/{evaluation}") == made | {"train": 1, "evaluate": 1}
 
 
-def test_the_sweep_is_a_target_of_its_own(project):
-    sweep = load_scale("smoke").sweep
-    points = len(sweep.sizes) * len(sweep.variants) * len(sweep.learning_rates)
-    jobs = planned(project, "sweep")
-    assert (jobs["sweep_point"], jobs["sweep_rows"], jobs["notebook_09_learning_rate"]) == (points, 1, 1)
+def test_a_study_is_a_target_of_its_own(project):
+    jobs = planned(project, "study", config=("study=learning-rate-smoke",))
+    points = len(load_study("learning-rate-smoke").points())
+    assert (jobs["study_point"], jobs["study_rows"], jobs["notebook_study"]) == (points, 1, 1)
     assert "train" not in jobs
 
 
 @pytest.mark.dag
-@pytest.mark.full
-def test_the_sweep_draws_every_point(finished):
-    sweep = load_scale("smoke").sweep
-    points = len(sweep.sizes) * len(sweep.variants) * len(sweep.learning_rates)
-    done = snakemake(finished, "sweep")
+def test_a_study_trains_its_runs_and_shows_them(finished):
+    points = len(load_study("learning-rate-smoke").points())
+    done = snakemake(finished, "study", config=("study=learning-rate-smoke",))
     assert done.returncode == 0, done.stderr[-6000:]
-    results = finished / "results/smoke"
-    assert len((results / "sweep.csv").read_text().splitlines()) == 1 + points
-    assert "Which rate each design prefers" in (results / "notebooks/09_learning_rate.html").read_text()
-    assert (results / "figures/learning_rate.pdf").stat().st_size
+    studies = finished / "results/smoke/studies"
+    assert len((studies / "learning-rate-smoke.csv").read_text().splitlines()) == 1 + points
+    assert load_study("learning-rate-smoke").title in (studies / "learning-rate-smoke.html").read_text()
 
 
 @pytest.mark.dag
@@ -314,7 +310,7 @@ def test_a_changed_variant_retrains_its_own_runs_only(finished, edited):
 def test_a_changed_label_changes_tables_and_figures_only(finished, edited):
     edited("config/variants.yaml", lambda text: text.replace("label: DDL-TC w/o EC", "label: DDL-TC without EC"))
     jobs = planned(finished)
-    notebooks = {f"notebook_{name}" for name in DRAWN if name != SWEEP} | {"derivation", "derivation_page"}
+    notebooks = {f"notebook_{name}" for name in DRAWN} | {"derivation", "derivation_page"}
     assert set(jobs) == notebooks | {"numbers", "paper"}
 
 

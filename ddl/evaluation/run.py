@@ -13,7 +13,7 @@ To evaluate with the settings, data and tokenizer of a scale, validation loss in
 
 In the second form, `--random-init --size small --variant baseline` in place of `--run` evaluates untrained weights, a
 control that must score at chance. The folder `--out` receives `<n>shot.json`, `<n>shot.parquet` with one row per item,
-and validation.json.
+documents.safetensors with the loss of each validation document, and validation.json.
 """
 
 import math
@@ -27,6 +27,8 @@ import torch.nn.functional as F
 
 from ddl.config import SHOTS, Scale
 from ddl.data.sequences import TokenSequences, load_manifest
+from ddl.data.tokenizer import end_of_text_id, load_tokenizer
+from ddl.evaluation.document_losses import DocumentLosses, per_document
 from ddl.evaluation.lm_eval_tasks import open_tasks, prepare_environment, run_tasks, task_folder
 from ddl.evaluation.loglikelihood import BATCH_TOKENS, head
 from ddl.evaluation.model_check import check_model
@@ -43,17 +45,17 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def validation_loss(
-    model: LanguageModel, data: TokenSequences, batch_tokens: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Mean loss per token over the whole split, in nats.
+    model: LanguageModel, data: TokenSequences, batch_tokens: int, dtype: torch.dtype, end_of_text: int
+) -> tuple[dict[str, Any], DocumentLosses]:
+    """Mean loss per token over the whole split, in nats, and the loss of each document.
 
     Returns:
         val_loss; val_loss_stderr, from the spread of the means of the sequences, assuming independent sequences;
-        val_perplexity; tokens, the number of predictions.
+        val_perplexity; tokens, the number of predictions. And the documents, which the token `end_of_text` starts.
     """
     device = model.embedding.weight.device
     rows = max(1, batch_tokens // data.sequence_length)
-    losses = []
+    losses, starts = [], []
     for start in range(0, len(data), rows):
         inputs, targets = data.batch(range(start, min(start + rows, len(data))))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -62,15 +64,18 @@ def validation_loss(
                 F.cross_entropy(logits, part, reduction="none")
                 for logits, part in head(model.logits, hidden, targets.to(device).flatten())
             ]
-        losses.append(torch.cat(parts).view(len(inputs), -1).double().mean(1).cpu())
-    means = torch.cat(losses)
+        losses.append(torch.cat(parts).view(len(inputs), -1).double().cpu())
+        starts.append(targets == end_of_text)
+    by_token = torch.cat(losses)
+    means = by_token.mean(1)
     loss = float(means.mean())
-    return {
+    summary = {
         "val_loss": loss,
         "val_loss_stderr": float(means.std() / math.sqrt(len(means))) if len(means) > 1 else None,
         "val_perplexity": math.exp(loss),
         "tokens": len(means) * data.sequence_length,
     }
+    return summary, per_document(by_token.flatten(), torch.cat(starts).flatten())
 
 
 def evaluate_tasks(
@@ -133,7 +138,10 @@ def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, 
     evaluate_tasks(DDL(model, data / tokenizer["file"], batch_tokens), items, out)
     started = time.monotonic()
     sequences = TokenSequences(data / "manifest.json", "val", scale.sequence_length)
-    loss = validation_loss(model, sequences, batch_tokens, getattr(torch, scale.training.dtype))
+    end_of_text = end_of_text_id(load_tokenizer(data / tokenizer["file"]))
+    dtype = getattr(torch, scale.training.dtype)
+    loss, documents = validation_loss(model, sequences, batch_tokens, dtype, end_of_text)
+    documents.save(out / "documents.safetensors")
     write_json(out / "validation.json", loss | {"provenance": provenance()})
     print(
         f"validation: loss {loss['val_loss']:.4f} nats, perplexity {loss['val_perplexity']:.2f}, "

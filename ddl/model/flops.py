@@ -45,7 +45,7 @@ def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[st
 
 def describe(scale: Scale) -> str:
     """A table of all designs at a scale: parameters, FLOPs per token, state bytes per token, training cost."""
-    recipe, designs = scale.training, load_variants()
+    recipe, designs = scale.recipe, load_variants()
     widest = max(map(len, designs))
     lines = [
         f"scale {scale.name}: {len(scale.seeds)} seed(s), {recipe.steps:,} steps x {recipe.batch_sequences} sequences "

@@ -123,7 +123,9 @@ class LanguageModel(nn.Module):
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
             self.compress = COMPRESSORS[config.compressor](config)
             self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.fused = all(rule.fused for rule in self.rules())
+            if config.logit_scale:
+                self.logit_scale = nn.Parameter(torch.ones(1))
+        self.fused = self.compress.fused and all(rule.fused for rule in self.rules())
         self.init_matrices(seed)
 
     def rules(self) -> list[Rule]:
@@ -142,7 +144,7 @@ class LanguageModel(nn.Module):
             if weight is self.embedding.weight:
                 std = config.embedding_std
             elif id(weight) in outputs:
-                std /= config.layers**0.5
+                std *= config.output_std_factor / config.layers**0.5
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
@@ -172,6 +174,8 @@ class LanguageModel(nn.Module):
         if length > self.config.sequence_length:
             raise ValueError(f"expected at most {self.config.sequence_length} tokens, found {length}")
         x = self.embedding(ids)
+        if self.config.embedding_norm:
+            x = F.rms_norm(x, x.shape[-1:], eps=self.config.norm_eps)
         if self.config.kernels == "triton" and not runs_triton(x):
             raise ConfigError(f"kernels: 'triton' needs a GPU, found {x.device}")
         if real is not None:
@@ -185,7 +189,7 @@ class LanguageModel(nn.Module):
             return self.fused_hidden(X, rotation)
         for i, block in enumerate(self.blocks):
             X = block(X, rotation, mask, cache and cache.blocks[i])
-        return self.norm(self.compress(X, cache and cache.readout))
+        return self.scaled(self.norm(self.compress(X, cache and cache.readout)))
 
     def fused_hidden(self, X: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Run the blocks and the readout, with everything between two sublayers fused into one operation."""
@@ -205,7 +209,11 @@ class LanguageModel(nn.Module):
             X, rebuilding = X.clone(), Rebuilding()  # a copy, because the first readout saves the first state
         for (process, rule), (compress, norm) in zip(sublayers, readers[1:], strict=True):
             X, c, x_in = rule.rewrite_and_read(X, x_in, c, process(c), compress.taps(), norm, rebuilding)
-        return c
+        return self.scaled(c)
+
+    def scaled(self, readout: Tensor) -> Tensor:
+        """The readout times the learned factor on the logits, if the model has one."""
+        return readout * self.logit_scale if self.config.logit_scale else readout
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Readouts (..., d) -> logits (..., vocab_size) in fp32; the head is the embedding matrix."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ddl.config import ConfigError, ModelConfig
 from ddl.model.cache import Window
 from ddl.ops.compress import channel_taps, compress, compress_reference, token_taps
+from ddl.ops.dispatch import saved_dtype
 from ddl.ops.expand import expand_embedding, expand_reference, repeat_embedding
 from ddl.ops.fused_rewrite import Rebuilding, fused_rewrite, fused_rewrite_in_place
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
@@ -63,31 +64,85 @@ class Additive(Rule):
         return X + h
 
 
-class Delta(Rule):
-    """The delta rewrite X' = X + beta k (v^T - k^T X) with generated k, v and beta (Eq. 2.2)."""
+class Normalised(Rule):
+    """A normalised sublayer output with a learned gain, X' = X + g * h / |h| (control).
+
+    The gain g is one number or one per feature, and starts at 1. With `branch_norm: rms`, h is divided by its root mean
+    square instead; with one gain per feature this is the output norm of Peri-LN. |h| has the small-norm guard of the
+    delta rule's direction.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width, self.eps = config.width, config.direction_eps
+        self.scale = config.width**0.5 if config.branch_norm == "rms" else 1.0
+        self.gain = nn.Parameter(torch.ones(config.width if config.branch_gain == "vector" else 1))
+
+    def flops(self) -> int:
+        return 5 * self.width  # normalisation, gain and addition
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        wide = saved_dtype(X)
+        unit = normalize_direction(h.to(wide), self.eps)
+        return (X.to(wide) + self.gain.to(wide) * (self.scale * unit)).to(X.dtype)
+
+
+class AdditiveErase(Rule):
+    """The baseline with the erase term of the delta rule, X' = X + h - beta k (k^T X) with k = h / |h| (control)."""
 
     fp32 = ("gate",)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.width, self.eps = config.width, config.direction_eps
+        self.gate = make_gate(config)
+
+    def flops(self) -> int:
+        return 8 * self.width + self.gate.flops()  # normalisation, readout, erasure and addition
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        state, branch = X.to(saved_dtype(X)), h.to(saved_dtype(X))
+        k = normalize_direction(branch, self.eps)
+        erased = self.gate(c) * (k * state).sum(-1)
+        return (state + branch - erased.unsqueeze(-1) * k).to(X.dtype)
+
+
+class Delta(Rule):
+    """The delta rewrite X' = X + beta k (v^T - k^T X) with generated k, v and beta (Eq. 2.2).
+
+    The settings `erase` and `write` change or omit one of its two terms (controls).
+    """
+
+    fp32 = ("gate", "erase_gate")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
         self.width, self.value_channels = config.width, config.value_channels
-        self.fused = config.kernels != "reference"
+        self.erase, self.write = config.erase, config.write
+        self.is_control = (config.erase, config.write) != ("shared", "normalised")
+        self.fused = config.kernels != "reference" and not self.is_control
         self.reference = config.kernels == "reference"
         self.reads_x_in = config.value_input == "compressed"
         self.eps = config.direction_eps
         self.direction = MLPDirection(config) if config.direction == "mlp" else None
-        self.gate = Gate(config)
+        self.gate = make_gate(config)
+        self.erase_gate = Gate(config) if config.erase == "own" else None
         self.value = Value(config)
 
     def flops(self) -> int:
-        rewrite = 4 * self.width * self.value_channels  # readout and rank-one write
-        rewrite += 3 * self.width  # normalisation of the direction
+        erases, writes_along_k = self.erase != "none", self.write == "normalised"
+        products = 1 + erases + (erases and not writes_along_k)  # readout, rank-one changes along k and k_tilde
+        rewrite = 2 * products * self.width * self.value_channels
+        rewrite += 3 * self.width if erases or writes_along_k else 0  # normalisation of the direction
         direction = 0 if self.direction is None else self.direction.flops()
-        return rewrite + direction + self.gate.flops() + self.value.flops()
+        gates = self.gate.flops() + (0 if self.erase_gate is None else self.erase_gate.flops())
+        return rewrite + direction + gates + self.value.flops()
 
     def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
         state = X.unsqueeze(-1) if X.dim() == 3 else X  # a scalar state has one value channel
-        if self.reference:
+        if self.is_control:
+            X_next = self.control(state, self.direction_of(X, h), self.value(x_in, c, h), c)
+        elif self.reference:
             X_next = rewrite_reference(state, *self.generate(X, x_in, c, h))
         else:
             k_tilde, v, beta = self.direction_of(X, h), self.value(x_in, c, h), self.gate(c)
@@ -121,6 +176,24 @@ class Delta(Rule):
             return fused_rewrite(*arguments, self.reads_x_in)
         return fused_rewrite_in_place(*arguments, rebuilding, self.reads_x_in)
 
+    def control(self, X: Tensor, k_tilde: Tensor, v: Tensor, c: Tensor) -> Tensor:
+        """X' = X + beta w v^T - beta' k (k^T X), from plain operations, in fp32 or wider.
+
+        w is k or, for `write: unnormalised`, k_tilde. beta' is beta, a gate of its own, or 0.
+        """
+        wide = saved_dtype(X)
+        state, k_tilde, beta = X.to(wide), k_tilde.to(wide), self.gate(c)
+        k = normalize_direction(k_tilde, self.eps)
+        written = beta.unsqueeze(-1) * v.to(wide)
+        along = k if self.write == "normalised" else k_tilde
+        if self.erase == "none":
+            return add_outer(state, along, written).to(X.dtype)
+        readout = (k.unsqueeze(-1) * state).sum(-2)
+        erased = (beta if self.erase_gate is None else self.erase_gate(c)).unsqueeze(-1) * readout
+        if along is k:
+            return add_outer(state, k, written - erased).to(X.dtype)
+        return add_outer(add_outer(state, k_tilde, written), k, -erased).to(X.dtype)
+
     def direction_of(self, X: Tensor, h: Tensor) -> Tensor:
         """The direction before normalisation, k_tilde (B, T, d)."""
         return h if self.direction is None else self.direction(X)
@@ -132,18 +205,47 @@ class Delta(Rule):
         return k.to(X.dtype), self.value(x_in, c, h).to(X.dtype), self.gate(c).to(X.dtype)
 
 
-RULES: dict[str, type[Rule]] = {"additive": Additive, "delta": Delta}
+RULES: dict[str, type[Rule]] = {
+    "additive": Additive,
+    "normalised": Normalised,
+    "additive-erase": AdditiveErase,
+    "delta": Delta,
+}
 
 
-class Gate(nn.Module):
-    """beta = 2 sigmoid(Linear(c)), or 2 sigmoid(Linear(tanh(Linear(c)))), with logits in fp32 or wider (App. A.2)."""
+def make_gate(config: ModelConfig) -> "Gate | FixedGate":
+    """The gate that `config.gate` names."""
+    return FixedGate(config) if config.gate == "fixed" else Gate(config)
+
+
+class FixedGate(nn.Module):
+    """beta = `gate_init` for every token, without parameters (control)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.beta = config.gate_init
+
+    def flops(self) -> int:
+        return 0
+
+    def forward(self, c: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T)."""
+        return torch.full(c.shape[:-1], self.beta, dtype=saved_dtype(c), device=c.device)
+
+
+class Gate(nn.Module):
+    """beta = 2 sigmoid(Linear(c)), or 2 sigmoid(Linear(tanh(Linear(c)))), with logits in fp32 or wider (App. A.2).
+
+    `gate_limit` replaces the 2.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.limit = config.gate_limit
         features = config.gate_hidden if config.gate == "mlp" else config.width
         self.hidden = nn.Linear(config.width, features, bias=False) if config.gate == "mlp" else None
         self.logit = nn.Linear(features, 1)
-        share = min(max(config.gate_init / 2, 1e-12), 1 - 1e-12)
+        share = min(max(config.gate_init / self.limit, 1e-12), 1 - 1e-12)
         bias = min(max(math.log(share / (1 - share)), -GATE_LOGIT_LIMIT), GATE_LOGIT_LIMIT)
         nn.init.constant_(self.logit.bias, bias)
 
@@ -151,12 +253,12 @@ class Gate(nn.Module):
         return linear_flops(self)
 
     def forward(self, c: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T) in (0, 2)."""
+        """(B, T, d) -> (B, T) in (0, limit)."""
         with torch.autocast(c.device.type, enabled=False):
             c = c.to(self.logit.weight.dtype)  # this weight stays in fp32 when the model computes in bf16
             if self.hidden is not None:
                 c = torch.tanh(self.hidden(c))
-            return 2 * torch.sigmoid(self.logit(c).squeeze(-1))
+            return self.limit * torch.sigmoid(self.logit(c).squeeze(-1))
 
 
 class Value(nn.Module):
@@ -203,7 +305,10 @@ class MLPDirection(nn.Module):
 
 
 class Expand(nn.Module):
-    """Maps the embedding to the state: unchanged, repeated, or by the embedding convolution EC (App. A.3)."""
+    """Maps the embedding to the state: unchanged, repeated, or by the embedding convolution EC (App. A.3).
+
+    On a scalar state, EC has one output channel: a short causal convolution over tokens (control).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -218,19 +323,21 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
         """(B, T, d) -> (B, T, d) if d_v = 1, else (B, T, d, d_v); `window` holds the embeddings before x."""
-        if self.value_channels == 1:
-            return x
         if self.kernel is None:
-            return repeat_embedding(x, self.value_channels)
+            return x if self.value_channels == 1 else repeat_embedding(x, self.value_channels)
         kernel = self.kernel.to(x.dtype)
         if window is None:
-            return self.convolve(x, kernel)
-        before = kernel.shape[-1] - 1
-        return self.convolve(window.extend(x, before), kernel)[:, before:]
+            X = self.convolve(x, kernel)
+        else:
+            before = kernel.shape[-1] - 1
+            X = self.convolve(window.extend(x, before), kernel)[:, before:]
+        return X.squeeze(-1) if self.value_channels == 1 else X
 
 
 class NoCompressor(nn.Module):
     """The compressor of a scalar state: the readout is the state."""
+
+    fused = True  # whether `Rule.rewrite_and_read` can compute it, from its taps
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -248,6 +355,7 @@ class NoCompressor(nn.Module):
 class Compressor(nn.Module, abc.ABC):
     """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; subclasses define `taps`."""
 
+    fused = True
     kernel: nn.Parameter  # each entry costs one multiply-add per token
 
     def __init__(self, config: ModelConfig) -> None:
@@ -294,10 +402,53 @@ class ChannelCompressor(Compressor):
         return channel_taps(self.kernel)
 
 
-COMPRESSORS: dict[str, type[NoCompressor] | type[Compressor]] = {
+class MeanCompressor(nn.Module):
+    """The mean over the value channels, without parameters (control)."""
+
+    fused = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.state_size = config.width * config.value_channels
+
+    def flops(self) -> int:
+        return 2 * self.state_size  # as many as CC: a weighted sum whose weights are fixed
+
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
+        """(B, T, d, d_v) -> (B, T, d)."""
+        return X.mean(dim=-1)
+
+
+class DynamicCompressor(MeanCompressor):
+    """x_in = sum_j a_j X_j with one weight per token and value channel, a = 1 / d_v + W RMSNorm(mean_j X_j) (control).
+
+    The norm has no weight. W starts at zero, so x_in starts as the mean. The weights are computed in fp32 or wider.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.eps = config.norm_eps
+        self.map = nn.Parameter(torch.zeros(config.value_channels, config.width))  # no matrix that the model draws
+
+    def flops(self) -> int:
+        return 3 * super().flops()  # the mean, the map and the weighted sum
+
+    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
+        """(B, T, d, d_v) -> (B, T, d)."""
+        wide = saved_dtype(X)
+        with torch.autocast(X.device.type, enabled=False):
+            mean = super().forward(X).to(wide)
+            change = F.linear(F.rms_norm(mean, mean.shape[-1:], eps=self.eps), self.map.to(wide))
+            weights = 1 / X.shape[-1] + change
+            return (X.to(wide) * weights.unsqueeze(-2)).sum(-1).to(X.dtype)
+
+
+COMPRESSORS: dict[str, type[NoCompressor] | type[Compressor] | type[MeanCompressor]] = {
     "none": NoCompressor,
     "tc": TokenCompressor,
     "cc": ChannelCompressor,
+    "mean": MeanCompressor,
+    "dynamic": DynamicCompressor,
 }
 
 
@@ -310,6 +461,11 @@ def make_rule(config: ModelConfig) -> Rule:
     if config.residual not in RULES:
         raise ConfigError(f"residual: expected one of {', '.join(RULES)}, found {config.residual!r}")
     return RULES[config.residual](config)
+
+
+def add_outer(X: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """X + a b^T for a state (..., d, d_v), a (..., d) and b (..., d_v), in the memory layout of X."""
+    return torch.addcmul(X, a.unsqueeze(-1), b.unsqueeze(-2))
 
 
 def linear_flops(module: nn.Module) -> int:

@@ -10,15 +10,19 @@ import pandas as pd
 from ddl.config import paper_variants
 from ddl.evaluation.paper_benchmarks import BENCHMARKS
 from ddl.layout import BASELINE
-from ddl.reporting.read_results import TASK_COLUMNS, Record, Results, by_key, published
+from ddl.reporting.read_results import TASK_COLUMNS, Measured, Record, Results, by_key, published
+from ddl.reporting.seed_noise import shown_accuracy
+from ddl.reporting.seed_statistics import over_seeds
 from ddl.reporting.statistics import Difference, beyond_noise, binomial_stderr, paired_differences
-from ddl.reporting.table_format import DASH, cell, mark_best
+from ddl.reporting.table_format import DASH, cell, decimals_for, mark_best
 
 
 def differences(results: Results, size: str, shots: int) -> dict[str, dict[str, Difference]]:
     """Slug -> column (including "Avg.") -> accuracy minus the baseline's on the same items, with a 95 % interval.
 
-    Covers the seeds for which both models have items; a design without such seeds is omitted.
+    With several seeds the differences are taken seed by seed, and the interval is Student's t over them; the items are
+    a fixed set. With one seed it is a bootstrap over items. Covers the seeds for which both models have items; a design
+    without such seeds is omitted.
     """
     answers = {
         (slug, seed): results.outcomes(size, slug, seed, shots)
@@ -32,10 +36,15 @@ def differences(results: Results, size: str, shots: int) -> dict[str, dict[str, 
         if slug == BASELINE or not pairs:
             continue
         columns = list(pairs[0][0])
-        tasks, average = paired_differences(
-            [np.array([ours[name] - base[name] for ours, base in pairs]) for name in columns]
-        )
-        found[slug] = dict(zip(columns, tasks, strict=True)) | {"Avg.": average}
+        outcomes = [{name: ours[name] - base[name] for name in columns} for ours, base in pairs]
+        if len(pairs) > 1:
+            by_seed = {name: [float(outcome[name].mean()) for outcome in outcomes] for name in columns}
+            by_seed["Avg."] = [float(np.mean(values)) for values in zip(*by_seed.values(), strict=True)]
+            estimates = {name: over_seeds(values) for name, values in by_seed.items()}
+            found[slug] = {name: Difference(each.mean, each.low, each.high) for name, each in estimates.items()}
+        else:
+            tasks, average = paired_differences([outcomes[0][name] for name in columns])
+            found[slug] = dict(zip(columns, tasks, strict=True)) | {"Avg.": average}
     return found
 
 
@@ -60,7 +69,7 @@ def published_accuracy() -> dict[tuple[str, int, str, str], tuple[float, float]]
 
 
 def downstream_table(results: Results, size: str, shots: int) -> pd.DataFrame:
-    """Tables 1 and 2 (one shot), 7 and 8 (zero shots): accuracies in percent with standard errors.
+    """Tables 1 and 2 (one shot), 7 and 8 (zero shots): accuracies in percent with their uncertainties.
 
     Three blocks: our accuracies, our differences from the baseline, and the published accuracies. A difference is bold
     if its 95 % interval excludes zero. Among the published values, bold and underlined are the best and second best.
@@ -95,14 +104,23 @@ def _difference_rows(results: Results, size: str, shots: int, columns: Iterable[
         row, bold = {"Model": variant.label, "reason": ""}, []
         for name in columns:
             difference = found.get(slug, {}).get(name)
-            row[name] = f"{100 * difference.value:+.2f}" if difference else DASH
-            row[f"{name} range"] = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if difference else ""
+            row[name], row[f"{name} range"] = in_points(difference)
             bold += [name] if difference and difference.separated else []
         if slug not in found:
             row["reason"] = f"no items of {variant.label} or the baseline, {size}, {shots}-shot"
         rows.append(row | {"bold": "; ".join(bold)})
-    over = "items; one seed" if len(results.scale.seeds) == 1 else "items and seeds"
+    seeds = len(results.scale.seeds)
+    over = "items; one seed" if seeds == 1 else f"{seeds} seeds"
     return pd.DataFrame(rows).assign(block=f"Difference to the baseline on the same items (95 % interval over {over})")
+
+
+def in_points(difference: Difference | None) -> tuple[str, str]:
+    """A difference and its interval in percentage points, to the digit that the interval allows."""
+    if difference is None:
+        return DASH, ""
+    value, low, high = (100 * end for end in (difference.value, difference.low, difference.high))
+    decimals = decimals_for((high - low) / 2)
+    return f"{value:+.{decimals}f}", f"{low:+.{decimals}f} to {high:+.{decimals}f}"
 
 
 def _task_row(ours: pd.DataFrame, columns: Iterable[str], offline: bool) -> dict[str, str]:
@@ -118,12 +136,14 @@ def _chance_row(ours: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
 
 
 def _accuracy_row(label: str, found: pd.DataFrame, columns: Iterable[str]) -> dict[str, str]:
-    """Accuracy and its standard error over items, each averaged over seeds, in percent."""
+    """Accuracies in percent: mean over the seeds and half-width of its interval; for one seed the error over items."""
     row = {"Model": label}
     for column in columns:
-        part = found[found["column"] == column]
-        row[column] = cell(100 * part["value"].mean(), 2)
-        row[f"{column} ±"] = cell(100 * part["stderr"].mean(), 2)
+        part = found[found["column"] == column].dropna(subset=["value"])
+        values = Measured(dict(enumerate(part["value"])), "")
+        stderr = part["stderr"].mean()
+        shown = shown_accuracy(values.estimate, stderr)
+        row |= {column: shown.number, f"{column} ±": shown.interval or cell(100 * stderr, shown.decimals)}
     return {**row, "reason": "; ".join(dict.fromkeys(text for text in found["reason"] if text))}
 
 

@@ -1,13 +1,17 @@
 """Shared parts of all figures: the style of each variant, loss curves, and saving in three formats."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ddl.config import Scale, load_scale, load_variants
 from ddl.files import atomic
 from ddl.layout import BASELINE
 from ddl.reporting.read_results import Results, published
+from ddl.reporting.seed_statistics import over_seeds
 from ddl.reporting.table_format import count
 
 if TYPE_CHECKING:
@@ -61,7 +65,9 @@ def scale_note(results: Results) -> str:
     baseline = summaries[summaries["variant"] == BASELINE].groupby("size")
     params = [count(baseline.get_group(size)["params"].mean()) for size in results.sizes]
     tokens = count(summaries["tokens"].max())
-    return f"{results.scale.title} scale: {' and '.join(params)} parameters, {tokens} tokens per run"
+    seeds = len(results.scale.seeds)
+    many = "1 seed" if seeds == 1 else f"mean and 95 % interval over {seeds} seeds"
+    return f"{results.scale.title} scale: {' and '.join(params)} parameters, {tokens} tokens per run, {many}"
 
 
 def comparable(scale: Scale) -> bool:
@@ -75,41 +81,102 @@ def _recipe(scale: Scale) -> tuple[object, ...]:
     return scale.sizes, corpus.name, corpus.source, scale.tokenizer, scale.sequence_length, scale.tokens
 
 
-def draw_curves(axes: "Axes", results: Results, size: str, quantity: str, variants: Iterable[str]) -> None:
-    """Plot a loss against tokens, one line per variant and seed, and list variants without records in the plot.
+@dataclass(frozen=True)
+class Curve:
+    """The records of one design, of all its seeds; columns as in `Results.curves`."""
+
+    label: str
+    style: dict[str, object]  # keyword arguments for `Axes.plot`
+    records: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class ProgressAxis:
+    """A measure of the progress of a training, for the horizontal axis."""
+
+    title: str
+    units: tuple[tuple[float, str], ...]  # size and name, the largest first
+    lacking: str  # what a run without it did not record
+
+    def unit(self, end: float) -> tuple[float, str]:
+        """The largest unit that is at most `end`, or the smallest of all."""
+        return next((unit for unit in self.units if end >= unit[0]), self.units[-1])
+
+
+PROGRESS = {
+    "tokens": ProgressAxis("Tokens", ((1e9, "billions"), (1e6, "millions")), "records"),
+    "flops": ProgressAxis(
+        "Training FLOPs", tuple((10.0**power, f"$10^{{{power}}}$") for power in (21, 18, 15, 12, 9)), "FLOPs"
+    ),
+    "seconds": ProgressAxis("Training time", ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds")), "training time"),
+}
+
+
+def curves_of(results: Results, size: str, variants: Iterable[str]) -> list[Curve]:
+    """The curves of some designs at one size, in this order."""
+    records = results.curves()
+    records = records[records["size"] == size]
+    designs = results.variants
+    return [Curve(label(designs[slug].label), look(slug), records[records["variant"] == slug]) for slug in variants]
+
+
+def draw_curves(axes: "Axes", curves: Sequence[Curve], quantity: str, progress: str = "tokens") -> None:
+    """Plot a loss against the progress of training: the mean over seeds, and a band for its t-interval if there are
+    several. Curves without records are listed in the plot.
 
     Args:
         quantity: "train_loss" or "val_loss", in nats per token.
-        variants: slugs, drawn in this order.
+        progress: a key of `PROGRESS`. Time is averaged over the seeds at equal steps.
     """
-    curves = results.curves()
-    curves = curves[curves["size"] == size]
-    end = curves["tokens"].max()
-    unit, divisor = ("billions", 1e9) if end >= 1e9 else ("millions", 1e6)
+    axis = PROGRESS[progress]
+    divisor, unit = axis.unit(max((curve.records[progress].max() for curve in curves), default=0.0))
+    end = max((curve.records["tokens"].max() for curve in curves), default=0.0)
     missing, highest = [], 0.0
-    for order, variant in enumerate(variants):
-        text = label(results.variants[variant].label)
-        runs = curves[(curves["variant"] == variant)].dropna(subset=[quantity])
-        if runs.empty:
-            missing.append(text)
-        for index, (_, run) in enumerate(runs.groupby("seed")):
-            every = max(1, len(run) // 6)
-            # Stagger the markers, so that overlapping lines can be distinguished.
-            style = look(variant) | {"markevery": (order % every, every), "label": text if index == 0 else "_"}
-            axes.plot(run["tokens"] / divisor, run[quantity], **style)  # type: ignore[arg-type]
-            highest = max(highest, run[run["tokens"] >= WARM_UP_HIDDEN * end][quantity].max())
+    for order, curve in enumerate(curves):
+        records = curve.records.dropna(subset=[progress, quantity])
+        if records.empty:
+            missing.append(curve.label)
+            continue
+        shown = over_steps(records, quantity, ("tokens", progress))
+        every = max(1, len(shown) // 6)
+        # Stagger the markers, so that overlapping lines can be distinguished.
+        style = curve.style | {"markevery": (order % every, every), "label": curve.label}
+        axes.plot(shown[progress] / divisor, shown["mean"], **style)  # type: ignore[arg-type]
+        axes.fill_between(
+            shown[progress] / divisor, shown["low"], shown["high"], color=str(curve.style["color"]), alpha=0.2, lw=0
+        )
+        highest = max(highest, shown["mean"][shown["tokens"] >= WARM_UP_HIDDEN * end].max())
     if highest:
         axes.set_ylim(top=highest + 0.05)
-    if quantity == "val_loss" and comparable(results.scale):
-        _mark_published(axes, size, variants)
     if missing:
-        axes.text(0.5, 0.5, "no records: " + ", ".join(missing), transform=axes.transAxes, ha="center", wrap=True)
+        text = f"no {axis.lacking}: {', '.join(missing)}"
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", wrap=True)
     kind = {"train_loss": "Training", "val_loss": "Validation"}[quantity]
-    axes.set(xlabel=f"Tokens ({unit})", ylabel=f"{kind} loss (nats/token)")
+    axes.set(xlabel=f"{axis.title} ({unit})", ylabel=f"{kind} loss (nats/token)")
 
 
-def _mark_published(axes: "Axes", size: str, variants: Iterable[str]) -> None:
-    """Mark the published final losses at the right margin."""
+def over_steps(records: pd.DataFrame, quantity: str, places: Iterable[str]) -> pd.DataFrame:
+    """Mean and t-interval of a quantity over the seeds at each step; the interval is empty where there is one seed.
+
+    Args:
+        records: columns step, the quantity and the places; one row per seed and step.
+        places: columns that say how far the training is, averaged over the seeds.
+
+    Returns:
+        One row per step: the places, mean, low, high.
+    """
+    rows = []
+    for _, at_step in records.groupby("step"):
+        estimate = over_seeds(at_step[quantity].tolist())
+        low, high = (estimate.low, estimate.high) if estimate.n > 1 else (float("nan"), float("nan"))
+        rows.append({name: at_step[name].mean() for name in places} | {"mean": estimate.mean, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def mark_published(axes: "Axes", results: Results, size: str, variants: Iterable[str]) -> None:
+    """Mark the published final losses at the right margin, if the results are from the paper's scale."""
+    if not comparable(results.scale):
+        return
     paper = published("validation_loss").set_index(["size", "variant"])["val_loss"]
     for variant in variants:
         if (size, variant) in paper.index:

@@ -26,6 +26,7 @@ KEPT = (
     "data/tasks/manifest.json",
     f"{ANY_RUN}/summary.json",
     f"{ANY_RUN}/metrics.jsonl",
+    f"{ANY_RUN}/gradients.csv",
     f"{ANY_RUN}/provenance.json",
     "evals/**/*.json",
     "mechanism/**/*.json",

@@ -1,10 +1,12 @@
 """Our and the published values of Table 3 (validation losses) and Tables 4 and 5 (costs)."""
 
+import numpy as np
 import pandas as pd
 
 from ddl.config import paper_variants
 from ddl.layout import BASELINE
-from ddl.reporting.read_results import COST_NUMBERS, Record, Results, by_key, gpu_cost, over_seeds, published
+from ddl.reporting.read_results import COST_NUMBERS, Measured, Record, Results, by_key, gpu_cost, of_designs, published
+from ddl.reporting.seed_noise import noise_of, shown_accuracy, shown_difference, shown_loss, shown_perplexity
 from ddl.reporting.table_format import DASH, cell, count, mark_best, significant
 
 PUBLISHED_BLOCKS = {  # version of the paper -> heading of its rows in Tables 4 and 5
@@ -14,26 +16,71 @@ PUBLISHED_BLOCKS = {  # version of the paper -> heading of its rows in Tables 4 
 
 
 def loss_table(results: Results) -> pd.DataFrame:
-    """Table 3: our and the published validation loss and perplexity at both sizes."""
+    """Table 3: our and the published validation loss and perplexity at both sizes, and our paired differences.
+
+    Our numbers are means over the seeds, with the half-width of the t-interval if there are several.
+    """
     validation, paper = results.validation(), by_key(published("validation_loss"), "size", "variant")
-    quantities = {"val_loss": "loss", "val_perplexity": "perplexity"}
-    measured = {value: over_seeds(validation, value) for value in quantities}
+    loss, perplexity = of_designs(validation, "val_loss"), of_designs(validation, "val_perplexity")
+    noise = {size: noise_of(results.scale, size) for size in results.sizes}
     rows = []
     for slug, variant in results.variants.items():
-        ours, theirs, missing = {}, {}, []
+        ours: dict[str, str] = {}
+        theirs: dict[str, str] = {}
+        missing: list[str] = []
         for size in results.sizes:
-            for value, title in quantities.items():
-                run, column = measured[value][size, slug], f"{size.capitalize()} valid {title}"
-                name = f"Ours ({results.scale_phrase}): {column}"
-                ours[name] = cell(run.mean, 4)
-                if len(results.scale.seeds) > 1:
-                    ours[f"{name} ±"] = cell(run.sd, 4)
-                theirs[f"Published: {column}"] = cell(paper.get((size, slug), {}).get(value), 4)
-                missing += [run.reason, "" if (size, slug) in paper else "not in the paper"]
+            key, name = (size, slug), f"Ours ({results.scale_phrase}): {size.capitalize()}"
+            shown = {
+                f"{name} valid loss": shown_loss(loss[key].estimate, noise[size]),
+                f"{name} valid perplexity": shown_perplexity(perplexity[key].estimate, noise[size]),
+            }
+            ours |= {column: value.number for column, value in shown.items()}
+            difference = f"{name} minus baseline"
+            shown[difference] = shown_difference(loss[key].minus(loss[size, BASELINE]), noise[size])
+            ours[difference] = shown[difference].signed if slug != BASELINE else ""
+            if len(results.scale.seeds) > 1:
+                ours |= {f"{column} ±": value.interval if ours[column] else "" for column, value in shown.items()}
+            for value, title in (("val_loss", "valid loss"), ("val_perplexity", "valid perplexity")):
+                theirs[f"Published: {size.capitalize()} {title}"] = cell(paper.get(key, {}).get(value), 4)
+            missing += [loss[key].reason, "" if key in paper else "not in the paper"]
         reason = "; ".join(dict.fromkeys(filter(None, missing)))
         rows.append({"Model": variant.label, **ours, **theirs, "reason": reason})
-    columns = [name for name in rows[0] if ": " in name and not name.endswith(" ±")]
+    columns = [name for name in rows[0] if ": " in name and not name.endswith((" ±", " minus baseline"))]
     return mark_best(pd.DataFrame(rows), columns, lower=True, second=False)
+
+
+def compute_table(results: Results) -> pd.DataFrame:
+    """Training FLOPs and time per design, and the loss at the compute that the whole training of the baseline took.
+
+    Losses are those of the validation sequences of the training, interpolated between two validations. Differences
+    from the baseline's last loss are taken seed by seed.
+    """
+    curves = results.curves().dropna(subset=["val_loss"])
+    rows = []
+    for size in results.sizes:
+        noise = noise_of(results.scale, size)
+        runs = dict(iter(curves[curves["size"] == size].groupby(["variant", "seed"])))
+        for slug, variant in results.variants.items():
+            row = {"Size": size, "Model": variant.label}
+            seeds = [seed for seed in results.scale.seeds if {(slug, seed), (BASELINE, seed)} <= runs.keys()]
+            for progress, title in (("flops", "FLOPs"), ("seconds", "time")):
+                shares, gaps = {}, {}
+                for seed in seeds:
+                    run, base = runs[slug, seed], runs[BASELINE, seed]
+                    budget = base[progress].max()
+                    shares[seed] = run[progress].max() / budget
+                    reached = np.interp(budget, run[progress], run["val_loss"], right=np.nan)
+                    gaps[seed] = float(reached) - base["val_loss"].iloc[-1]
+                row[f"Training {title} / baseline"] = cell(_known(shares).mean, 2)
+                difference = shown_difference(_known(gaps).estimate, noise).difference
+                row[f"Loss minus baseline at its {title}"] = difference if slug != BASELINE else ""
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _known(by_seed: dict[int, float]) -> Measured:
+    """The values that are numbers: a run may not have recorded its time, or end before the compute of the baseline."""
+    return Measured({seed: value for seed, value in by_seed.items() if np.isfinite(value)}, "")
 
 
 def cost_table(results: Results, size: str) -> pd.DataFrame:
@@ -43,16 +90,22 @@ def cost_table(results: Results, size: str) -> pd.DataFrame:
     values by version of the paper. Published ratios are to the baseline of v3, which the revised text repeats.
     """
     cost = by_key(results.cost(), "size", "variant")
-    loss = over_seeds(results.validation(), "val_loss")
+    loss, noise = of_designs(results.validation(), "val_loss"), noise_of(results.scale, size)
     one_shot = results.downstream(1)
-    average = over_seeds(one_shot[one_shot["column"] == "Avg."], "value")
+    one_shot = one_shot[one_shot["column"] == "Avg."]
+    average, stderr = of_designs(one_shot, "value"), of_designs(one_shot, "stderr")
     devices = [row["device"] for row in cost.values() if isinstance(row.get("device"), str)]
     block = f"Ours ({results.scale_phrase}, {devices[0] if devices else 'not measured'})"
     rows = []
     for slug, variant in results.variants.items():
         key = (size, slug)
         row = {"block": block, "Model": variant.label, "Params": count(cost[key]["params"])}
-        row |= {"Val loss": cell(loss[key].mean, 4), "Avg eval": cell(100 * average[key].mean, 2)}
+        quality = {
+            "Val loss": shown_loss(loss[key].estimate, noise),
+            "Avg eval": shown_accuracy(average[key].estimate, stderr[key].mean),
+        }
+        for name, value in quality.items():
+            row |= {name: value.number, f"{name} ±": value.interval}
         row |= _measured_cost(cost[key], slug)
         texts = dict.fromkeys([cost[key]["reason"], loss[key].reason, average[key].reason])
         rows.append({**row, "reason": "; ".join(text for text in texts if text)})

@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ddl.config import Scale, load_scale
-from ddl.layout import ROOT, RUN, points
+from ddl.config import Scale, load_scale, load_study, study_names
+from ddl.layout import ROOT, RUN
 from ddl.reporting.keep_reference import STAGES
 from ddl.reporting.workflow_messages import duration
 
@@ -44,15 +44,16 @@ class Status:
 
 
 def runs(scale: Scale, results: Path) -> Iterator[Status]:
-    """The runs of a scale in the order of the tables, followed by those of its sweep if it has started."""
+    """The runs of a scale in the order of the tables, followed by the points of studies that have started."""
     for size in scale.sizes:
         for variant in scale.variants:
             for seed in scale.seeds:
                 folder = RUN.format(size=size, variant=variant, seed=seed)
                 yield status(folder.removeprefix("runs/"), results / folder, scale, scale.training.steps)
-    if (results / "sweep").is_dir():
-        for point in points(scale):
-            yield status(point.folder, results / point.folder, scale, scale.sweep.steps)
+    studies = [study for study in map(load_study, study_names()) if study.scale == scale.name]
+    for point in dict.fromkeys(point for study in studies for point in study.points()):
+        if (results / point.folder).is_dir():
+            yield status(point.folder, results / point.folder, scale, point.steps)
 
 
 def status(name: str, folder: Path, scale: Scale, steps: int) -> Status:
@@ -94,7 +95,7 @@ def stages(scale: Scale) -> dict[str, int]:
         "train/*.tsv": trainings,
         "evaluate/*.tsv": trainings + 1,
         "cost/*.tsv": len(scale.sizes),
-        "notebooks/*.tsv": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1,  # without the sweep's
+        "notebooks/*.tsv": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1,  # without that of the studies
         "numbers.tsv": 1,
         "paper.tsv": 1,
     }
@@ -103,7 +104,7 @@ def stages(scale: Scale) -> dict[str, int]:
 def work_left(scale: Scale, results: Path, statuses: list[Status]) -> tuple[float, list[str]]:
     """Seconds of work left in the workflow, and the stages whose time is unknown."""
     total, unknown = 0.0, []
-    running = [run for run in statuses if run.state == "running" and not run.name.startswith("sweep/")]
+    running = [run for run in statuses if run.state == "running" and not run.name.startswith("points/")]
     known = [run.seconds_left for run in running if run.seconds_left is not None]
     for pattern, jobs in stages(scale).items():
         done = [job_seconds(path) for path in (results / "benchmarks").glob(pattern)]
@@ -155,7 +156,7 @@ def view(scale: Scale, results: Path) -> Group:
 
 def summary(scale: Scale, results: Path, statuses: list[Status]) -> str:
     """One line: runs done, and the estimated time left for the whole workflow."""
-    counted = [run for run in statuses if not run.name.startswith("sweep/")]
+    counted = [run for run in statuses if not run.name.startswith("points/")]
     done, running = (sum(run.state == state for run in counted) for state in ("done", "running"))
     text = f"{done} of {len(counted)} runs done, {running} running."
     if (results / "paper.pdf").is_file():

@@ -1,5 +1,6 @@
 """Collect every number quoted in the paper and the README from the results of one scale; null marks missing numbers."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,17 @@ from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import gains, published_counts, published_gains
 from ddl.reporting.choices import choices, settings_of_designs
 from ddl.reporting.figures import comparable, scale_note
-from ddl.reporting.read_results import Record, Results, by_key, over_seeds, published
+from ddl.reporting.read_results import Record, Results, by_key, of_designs, published
+from ddl.reporting.seed_noise import (
+    Rounded,
+    noise_of,
+    seeds_note,
+    shown_accuracy,
+    shown_difference,
+    shown_loss,
+)
 from ddl.reporting.statistics import Z
+from ddl.reporting.table_format import MOST_DECIMALS
 
 COST_PARTS = ("tok_per_s", "ratio")
 
@@ -43,6 +53,8 @@ def collect(results: Results) -> Record:
         "runs": ours,
         "published": theirs,
         "comparison": {size: compare(ours[size], theirs[size], gained[size]) for size in results.sizes},
+        "seeds_note": seeds_note(results),
+        "noise": noises(results),
         "gains": {"ours": gained, "published": published_gains()},
         "published_counts": published_counts(),
         "evaluation": _evaluation(results),
@@ -52,36 +64,56 @@ def collect(results: Results) -> Record:
 
 
 def measured(results: Results) -> dict[str, dict[str, Record]]:
-    """Size -> slug -> our numbers, averaged over seeds; `delta` is the validation loss minus the baseline's."""
+    """Size -> slug -> our numbers, averaged over seeds; `delta` is the validation loss minus the baseline's.
+
+    `shown` has the losses, differences and accuracies as they are printed: mean, half-width of the interval over seeds
+    (null for one seed) and decimals. Accuracies are in percent there.
+    """
     validation, summaries = results.validation(), results.summaries()
     columns = {
-        "val_loss": over_seeds(validation, "val_loss"),
-        "val_loss_stderr": over_seeds(validation, "val_loss_stderr"),
-        "val_perplexity": over_seeds(validation, "val_perplexity"),
-        "params": over_seeds(summaries, "params"),
-        "tokens": over_seeds(summaries, "tokens"),
-        "seconds": over_seeds(summaries, "seconds"),
+        "val_loss": of_designs(validation, "val_loss"),
+        "val_loss_stderr": of_designs(validation, "val_loss_stderr"),
+        "val_perplexity": of_designs(validation, "val_perplexity"),
+        "params": of_designs(summaries, "params"),
+        "tokens": of_designs(summaries, "tokens"),
+        "seconds": of_designs(summaries, "seconds"),
     }
     for shots in SHOTS:
         frame = results.downstream(shots)
         frame = frame[frame["column"] == "Avg."]
-        columns[f"avg_{shots}shot"] = over_seeds(frame, "value")
-        columns[f"avg_{shots}shot_stderr"] = over_seeds(frame, "stderr")
+        columns[f"avg_{shots}shot"] = of_designs(frame, "value")
+        columns[f"avg_{shots}shot_stderr"] = of_designs(frame, "stderr")
     cost = by_key(results.cost(), "size", "variant")
     cost_keys = {f"{kind}_{what}": f"{kind}_{what}_median" for kind in ("train", "inference") for what in COST_PARTS}
     cost_keys |= {key: key for key in ("peak_mem_bytes", "peak_mem_factor")}
     table: dict[str, dict[str, Record]] = {size: {} for size in results.sizes}
     for size in results.sizes:
+        noise, loss = noise_of(results.scale, size), columns["val_loss"]
         for slug in results.variants:
             key = (size, slug)
             row: Record = {name: finite(runs[key].mean) for name, runs in columns.items()}
             row |= {name: finite(cost[key][column]) for name, column in cost_keys.items()}
-            row["seeds"] = columns["val_loss"][key].seeds
+            difference = loss[key].minus(loss[size, BASELINE])
+            row["delta"] = difference.mean if difference else None
+            row["seeds"] = len(loss[key].by_seed)
+            row["shown"] = {
+                "val_loss": shown_loss(loss[key].estimate, noise).record,
+                "delta": shown_difference(difference, noise).record,
+            }
+            for shots in SHOTS:
+                name = f"avg_{shots}shot"
+                accuracy = shown_accuracy(columns[name][key].estimate, columns[f"{name}_stderr"][key].mean)
+                row["shown"][name] = accuracy.record
             texts = [runs[key].reason for runs in columns.values()] + [cost[key]["reason"]]
             row["reason"] = "; ".join(dict.fromkeys(text for text in texts if text))
             table[size][slug] = row
-        _add_deltas(table[size])
     return table
+
+
+def noises(results: Results) -> dict[str, Record | None]:
+    """Size -> what the noise study says about the scale's recipe; null where it says nothing."""
+    found = {size: noise_of(results.scale, size) for size in results.sizes}
+    return {size: dataclasses.asdict(noise) if noise else None for size, noise in found.items()}
 
 
 def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
@@ -107,7 +139,10 @@ def published_numbers(results: Results) -> dict[str, dict[str, Record]]:
             row["peak_mem_factor"] = cost.get(key, {}).get("peak_memory_factor")
             row["cost_version"] = cost.get(key, {}).get("version")
             table[size][slug] = row
-        _add_deltas(table[size])
+        base = table[size][BASELINE]["val_loss"]
+        for row in table[size].values():
+            delta = None if None in (base, row["val_loss"]) else row["val_loss"] - base
+            row |= {"delta": delta, "shown": {"delta": Rounded(delta, None, MOST_DECIMALS, 1).record}}
     return table
 
 
@@ -121,14 +156,20 @@ def compare(ours: dict[str, Record], theirs: dict[str, Record], gained: dict[str
     same = sum((ours[slug]["delta"] < 0) == (theirs[slug]["delta"] < 0) for slug in both)
     result: Record = {"same_sign": same, "both": len(both)}
     for name, table in (("ours", ours), ("published", theirs)):
-        losses = {slug: row["val_loss"] for slug, row in table.items() if row["val_loss"] is not None}
-        deltas = [row["delta"] for slug, row in table.items() if slug != BASELINE and row["delta"] is not None]
+        deltas = {slug: row["delta"] for slug, row in table.items() if slug != BASELINE and row["delta"] is not None}
+        intervals = [table[slug]["shown"]["delta"] for slug in deltas]
+        several = bool(intervals) and all(shown["half_width"] is not None for shown in intervals)
+        best = min(deltas, key=deltas.__getitem__, default=None)
         result[name] = {
-            "best": min(losses, key=losses.__getitem__) if losses else None,
+            "best": best if best and deltas[best] < 0 else BASELINE,
             "compared": len(deltas),
-            "lower_loss": sum(delta < 0 for delta in deltas),
-            "best_delta": min(deltas, default=None),
-            "worst_delta": max(deltas, default=None),
+            "lower_loss": sum(delta < 0 for delta in deltas.values()),
+            "lower_loss_beyond_noise": sum(shown["mean"] < -shown["half_width"] for shown in intervals)
+            if several
+            else None,
+            "best_delta": deltas[best] if best else None,
+            "best_shown": table[best]["shown"]["delta"] if best else None,
+            "worst_delta": max(deltas.values(), default=None),
         }
         for shots in SHOTS:
             result[name] |= _compare_accuracy(table, f"avg_{shots}shot")
@@ -144,12 +185,6 @@ def _compare_accuracy(table: dict[str, Record], key: str) -> Record:
     base = table[BASELINE]
     others = [row for slug, row in table.items() if slug != BASELINE and None not in (row[key], base[key])]
     return {f"{key}_compared": len(others), f"{key}_higher": sum(row[key] > base[key] for row in others)}
-
-
-def _add_deltas(rows: dict[str, Record]) -> None:
-    base = rows[BASELINE]["val_loss"]
-    for row in rows.values():
-        row["delta"] = None if None in (base, row["val_loss"]) else row["val_loss"] - base
 
 
 def _paper(paper: Scale) -> Record:

@@ -17,6 +17,7 @@ from ddl.config import Scale, load_scale, paper_variants, scale_names, to_mappin
 from ddl.errors import UserError
 from ddl.evaluation.columns import by_column
 from ddl.layout import ANY_RUN, BASELINE, COST, DATA_MANIFEST, EVAL, RANDOM_INIT, ROOT, RUN
+from ddl.reporting.seed_statistics import Estimate, over_seeds, paired_difference
 
 PUBLISHED_DIR = ROOT / "paper" / "published"
 REFERENCE_DIR = ROOT / "results" / "reference"
@@ -80,22 +81,40 @@ class Results:
                     yield size, variant, seed
 
     def curves(self) -> pd.DataFrame:
-        """Records of all metrics.jsonl: size, variant, seed, step, tokens, train_loss, val_loss, ..., reason."""
+        """Records of all metrics.jsonl: size, variant, seed, step, tokens, flops, seconds, train_loss, ..., reason.
+
+        `flops` and `seconds` are cumulative over training; they are NaN for runs that did not record them.
+        """
         rows: list[Record] = []
         for size, variant, seed in self.runs():
             key = {"size": size, "variant": variant, "seed": seed}
-            name = f"{RUN.format(**key)}/metrics.jsonl"
-            records = self._lines(name)
-            rows += [{**key, **record, "reason": ""} for record in records]
+            folder = RUN.format(**key)
+            per_token = self._json(f"{folder}/summary.json").get("train_flops_per_token") or float("nan")
+            records = self._lines(f"{folder}/metrics.jsonl")
+            rows += [{**key, "flops": per_token * record["tokens"], **record, "reason": ""} for record in records]
             if not records:
-                rows.append({**key, "reason": self._reason(name)})
-        return _frame(rows, numeric=("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tok_per_s"))
+                rows.append({**key, "reason": self._reason(f"{folder}/metrics.jsonl")})
+        quantities = ("train_loss", "val_loss", "lr", "grad_norm", "tok_per_s")
+        return _frame(rows, numeric=("step", "tokens", "flops", "seconds", *quantities))
+
+    def gradients(self, size: str, variant: str) -> pd.DataFrame:
+        """Gradient norms of the parts of one design's models: seed, step, and one column per part.
+
+        Empty if no run recorded them.
+        """
+        folders = {seed: self.path / RUN.format(size=size, variant=variant, seed=seed) for seed in self.scale.seeds}
+        files = {seed: folder / "gradients.csv" for seed, folder in folders.items()}
+        frames = [pd.read_csv(file).assign(seed=seed) for seed, file in files.items() if file.is_file()]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["seed", "step"])
 
     def summaries(self) -> pd.DataFrame:
         """Contents of all summary.json, one row per run, with `reason`."""
         return self._per_run(
             f"{RUN}/summary.json",
-            ("val_loss", "val_perplexity", "params", "steps", "tokens", "seconds", "peak_mem_bytes"),
+            (
+                *("val_loss", "val_perplexity", "params", "steps", "tokens", "seconds", "peak_mem_bytes"),
+                "train_flops_per_token",
+            ),
         )
 
     def validation(self) -> pd.DataFrame:
@@ -252,25 +271,37 @@ def _records(frame: pd.DataFrame) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class OverSeeds:
-    """Mean and standard deviation of a number over the seeds that have it.
+class Measured:
+    """A number of one design, seed by seed; `reason` explains the seeds that have none."""
 
-    The standard deviation is NaN for a single seed. `reason` explains missing values.
-    """
-
-    mean: float
-    sd: float
-    seeds: int
+    by_seed: dict[int, float]
     reason: str
 
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean and t-interval over the seeds; None if no seed has the number."""
+        return over_seeds(list(self.by_seed.values())) if self.by_seed else None
 
-def over_seeds(frame: pd.DataFrame, value: str) -> dict[tuple[str, str], OverSeeds]:
-    """(size, variant) -> statistics of a number over the seeds."""
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; NaN if no seed has the number."""
+        return self.estimate.mean if self.estimate else float("nan")
+
+    def minus(self, other: "Measured") -> Estimate | None:
+        """Difference taken seed by seed, with its t-interval; None without a common seed."""
+        if not self.by_seed.keys() & other.by_seed.keys():
+            return None
+        return paired_difference(self.by_seed, other.by_seed)
+
+
+def of_designs(frame: pd.DataFrame, value: str) -> dict[tuple[str, str], Measured]:
+    """(size, variant) -> a number of its runs."""
     result = {}
     for (size, variant), runs in frame.groupby(["size", "variant"], sort=False):
         reasons = "; ".join(dict.fromkeys(str(text) for text in runs["reason"] if text))
-        values = runs[value].dropna()
-        result[str(size), str(variant)] = OverSeeds(float(values.mean()), float(values.std()), len(values), reasons)
+        found = runs.dropna(subset=[value])
+        values = dict(zip(found["seed"].astype(int), found[value].astype(float), strict=True))
+        result[str(size), str(variant)] = Measured(values, reasons)
     return result
 
 

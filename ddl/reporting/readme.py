@@ -4,6 +4,7 @@ A part is the text between `<!-- begin X -->` and `<!-- end X -->` in one of the
 """
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -21,8 +22,9 @@ from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
 from ddl.reporting.choices import choices
 from ddl.reporting.keep_reference import REFERENCE, KeepError
-from ddl.reporting.quoted_numbers import published_numbers
+from ddl.reporting.quoted_numbers import compare, measured, noises, published_numbers
 from ddl.reporting.read_results import Results
+from ddl.reporting.seed_noise import Rounded, seeds_note
 from ddl.reporting.seed_statistics import Losses, over_seeds, paired_difference
 from ddl.reporting.statistics import Z
 from ddl.reporting.table_format import DASH
@@ -86,10 +88,7 @@ def fill(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
 
 def readme_parts(folder: Path) -> dict[str, str]:
     """Name of a generated part -> its text."""
-    numbers = json.loads((folder / "numbers.json").read_text())
-    numbers["published"] = published_numbers(
-        Results(folder)
-    )  # as they are now, not as they were at the time of the run
+    numbers = json.loads((folder / "numbers.json").read_text()) | current_numbers(folder)
     spent = json.loads((folder / "times.json").read_text())
     return {
         "headline": headline_part(numbers),
@@ -112,35 +111,74 @@ def readme_parts(folder: Path) -> dict[str, str]:
     }
 
 
+def current_numbers(folder: Path) -> dict[str, Any]:
+    """The numbers that depend on the published tables and on the noise study, as these are now."""
+    results = Results(folder)
+    kept = json.loads((folder / "numbers.json").read_text())
+    runs, paper, gained = measured(results), published_numbers(results), kept["gains"]["ours"]
+    comparison = {size: compare(runs[size], paper[size], gained[size]) for size in results.sizes}
+    noise = {"noise": noises(results), "seeds_note": seeds_note(results)}
+    return {"runs": runs, "published": paper, "comparison": comparison, **noise}
+
+
 def headline_part(numbers: dict[str, Any]) -> str:
     """Compare the rewrite designs with the baseline, and one value channel with the best design."""
     sizes = list(numbers["runs"])
     ours = {size: numbers["comparison"][size]["ours"] for size in sizes}
     paper = {size: numbers["comparison"][size]["published"] for size in sizes}
-    shares, paper_shares = (
-        [kept[size][SCALAR]["delta"] / best[size]["best_delta"] for size in sizes]
-        for kept, best in ((numbers["runs"], ours), (numbers["published"], paper))
-    )
     counts = " and ".join(f"{ours[size]['lower_loss']} of {ours[size]['compared']} {size}" for size in sizes)
-    gains, paper_gains = (
-        _by_size(sizes, [f"{-best[size]['best_delta']:.{digits}f} nats" for size in sizes])
-        for best, digits in ((ours, 3), (paper, 4))
+    gains, scalars = (
+        _by_size(sizes, [_gain(found[size]) for size in sizes])
+        for found in (
+            {size: ours[size]["best_shown"] for size in sizes},
+            {size: numbers["runs"][size][SCALAR]["shown"]["delta"] for size in sizes},
+        )
+    )
+    paper_gains, paper_scalars = (
+        _by_size(sizes, [f"{gain:.4f}" for gain in found])
+        for found in (
+            [-paper[size]["best_delta"] for size in sizes],
+            [-numbers["published"][size][SCALAR]["delta"] for size in sizes],
+        )
     )
     seeds = len(numbers["scale"]["seeds"])
     sentences = [
         f"**At the {numbers['scale']['phrase']}** ({numbers['training']['tokens']:,} tokens per run, {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}) {counts} rewrite designs end at a lower validation loss than the "
         "baseline.",
-        f"The largest gain is {gains}.",
-        f"DDL with one value channel reaches {_by_size(sizes, [f'{share:.0%}' for share in shares])} of it.",
-        f"In the paper, after {numbers['paper']['tokens'] / 1e9:.2f} billion tokens, the largest gain is {paper_gains} "
-        f"and one value channel reaches {_by_size(sizes, [f'{share:.0%}' for share in paper_shares])} of it.",
+        f"The largest gain is {gains} nats; that of DDL with one value channel is {scalars}.",
+        f"In the paper, after {numbers['paper']['tokens'] / 1e9:.2f} billion tokens and with one seed, the largest "
+        f"gain is {paper_gains} and that with one value channel {paper_scalars}.",
     ]
-    if min(shares) > 1 / 2 > max(paper_shares):
+    if all(needs_no_expansion(numbers, size) for size in sizes):
         sentences.append(
             "So most of the gain here needs no expanded state, whereas most of the paper's gain needs one."
         )
-    return " ".join(sentences)
+    return " ".join([*sentences, numbers["seeds_note"]])
+
+
+def needs_no_expansion(numbers: dict[str, Any], size: str) -> bool:
+    """Whether one value channel has surely more than half of the largest gain here, and less than half in the paper.
+
+    The errors of our gains are the half-widths of their intervals, or with one seed two standard deviations of the
+    noise study. Without either nothing is sure.
+    """
+    scalar, best = (
+        numbers["runs"][size][SCALAR]["shown"]["delta"],
+        numbers["comparison"][size]["ours"]["best_shown"],
+    )
+    noise = numbers["noise"][size]
+    one_seed = 2 * noise["difference"] if noise else math.inf
+    errors = [one_seed if gain["half_width"] is None else gain["half_width"] for gain in (scalar, best)]
+    here = -scalar["mean"] - errors[0] > (-best["mean"] + errors[1]) / 2
+    theirs = numbers["published"][size][SCALAR]["delta"] / numbers["comparison"][size]["published"]["best_delta"]
+    return bool(here and theirs < 1 / 2)
+
+
+def _gain(difference: dict[str, Any]) -> str:
+    """How far a design is below the baseline, as printed, e.g. "0.65 ± 0.03"."""
+    shown = Rounded(**difference)
+    return dataclasses.replace(shown, mean=-difference["mean"]).text
 
 
 def results_part(folder: Path, numbers: dict[str, Any]) -> str:
@@ -155,17 +193,17 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
         for slug, ours in runs.items():
             paper = numbers["published"][size][slug]
             mark = "†" if paper["cost_version"] == "revised" else ""
-            accuracy = _number(ours["avg_1shot"], "{:.1f}", 100)
-            if ours["avg_1shot_stderr"] is not None:
-                accuracy += f" ± {100 * ours['avg_1shot_stderr']:.1f}"
+            loss, delta, accuracy = (Rounded(**ours["shown"][name]) for name in ("val_loss", "delta", "avg_1shot"))
+            items = ours["avg_1shot_stderr"] if accuracy.half_width is None else None
+            of_items = "" if items is None else f" ± {100 * items:.{accuracy.decimals}f}"
             cells = [
                 size,
                 labels[slug],
                 _number(ours["params"], "{:,.0f}"),
-                _number(ours["val_loss"], "{:.3f}"),
-                "" if slug == BASELINE else _number(ours["delta"], "{:+.3f}"),
+                loss.text,
+                "" if slug == BASELINE else delta.difference,
                 "" if slug == BASELINE else _number(paper["delta"], "*{:+.4f}*"),
-                accuracy,
+                accuracy.text + of_items,
                 _number(ours["train_ratio"], "{:.2f}"),
                 _number(paper["train_ratio"], f"*{{:.2f}}*{mark}"),
                 _number(ours["peak_mem_factor"], "{:.2f}"),
@@ -174,12 +212,14 @@ def results_part(folder: Path, numbers: dict[str, Any]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     source, paper_run = numbers["provenance"], numbers["paper"]
     place = folder.relative_to(ROOT)
+    one_seed = len(numbers["scale"]["seeds"]) == 1
+    errors_of_accuracies = "The ± of an accuracy is its standard error over items. " if one_seed else ""
     lines += [
         "",
         f"Scale `{numbers['scale']['name']}`: {numbers['training']['tokens']:,} tokens per run; number of seeds: "
         f"{len(numbers['scale']['seeds'])}; {source['device']}, torch {source['versions'].get('torch')}, "
-        f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). The ± is the standard error over items. "
-        "Columns in italics are the paper's, from models trained on "
+        f"commit `{source['commit'][:10]}`; files in [`{place}`]({place}). {numbers['seeds_note']} "
+        f"{errors_of_accuracies}Columns in italics are the paper's, from models trained on "
         f"{paper_run['tokens'] / 1e9:.2f} billion tokens. Compare their signs and order with ours, but not their "
         "magnitudes. They are from v3, except those marked †, which only the revised text gives. A dash marks a number "
         "that neither version gives.",
@@ -270,15 +310,10 @@ def bias_part(path: Path) -> str:
 
 
 def shown_difference(losses: Losses, others: Losses) -> str:
-    """Mean difference over the common seeds ± the half-width of its interval; a dash if there is one seed.
-
-    The last digit shown is the first or second of the half-width, so that no digit is shown that is noise alone.
-    """
+    """Mean difference over the common seeds ± the half-width of its interval; a dash if there is one seed."""
     if len(losses.keys() & others.keys()) < 2:
         return DASH
-    difference = paired_difference(losses, others)
-    decimals = max(0, 1 - math.floor(math.log10(3 * difference.half_width)))
-    return f"{difference.mean:+.{decimals}f} ± {difference.half_width:.{decimals}f}"
+    return paired_difference(losses, others).shown("+")
 
 
 def generation_part(path: Path) -> str:
@@ -335,11 +370,11 @@ def rate_part(folder: Path) -> str:
     ]
     for size, variant in dict.fromkeys((row["size"], row["variant"]) for row in rows):
         found = [losses[size, variant, tried] for tried in rates]
-        cells = [f"**{loss:.3f}**" if loss == min(found) else f"{loss:.3f}" for loss in found]
+        cells = [f"**{loss:.2f}**" if loss == min(found) else f"{loss:.2f}" for loss in found]
         lines.append(f"| {size}, {labels[variant].label} | {' | '.join(cells)} |")
     place = folder.relative_to(ROOT)
     lost = [
-        f"{losses[size, variant, rate] - min(losses[size, variant, other] for other in rates):.3f} "
+        f"{losses[size, variant, rate] - min(losses[size, variant, other] for other in rates):.2f} "
         f"({size} {labels[variant].label})"
         for size, variant in dict.fromkeys((row["size"], row["variant"]) for row in rows)
     ]

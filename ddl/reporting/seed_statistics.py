@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from ddl.reporting.statistics import LEVEL
+from ddl.reporting.table_format import decimals_for
 
 POWER = 0.8
 DRAWS = 200_000  # of the simulated maximum of |t|
@@ -39,6 +40,23 @@ class Estimate:
     def half_width(self) -> float:
         """Half the length of the interval."""
         return (self.high - self.low) / 2
+
+    def negated(self) -> "Estimate":
+        """The same estimate with the opposite sign, as for a difference the other way round."""
+        return Estimate(-self.mean, -self.high, -self.low, self.sd, self.n)
+
+    def shown(self, sign: str = "") -> str:
+        """Mean ± half-width, to the first or second digit of the half-width: further digits would be noise.
+
+        A single seed has no half-width and is shown with two decimals.
+
+        Args:
+            sign: "+" shows the sign of a positive mean, for differences.
+        """
+        if not math.isfinite(self.half_width):
+            return f"{self.mean:{sign}.2f} (one seed)"
+        decimals = decimals_for(self.half_width)
+        return f"{self.mean:{sign}.{decimals}f} ± {self.half_width:.{decimals}f}"
 
     @property
     def separated(self) -> bool:

@@ -1,7 +1,8 @@
 """Uncertainties of accuracies and of differences between two accuracies; `seed_statistics` has those of losses.
 
 Two models that answer the same items are compared item by item, so the difficulty of items cancels in the difference.
-The interval of a difference comes from a bootstrap over items, and over seeds if there are several.
+The interval of a difference comes from a bootstrap over items. It is for one seed; with several, the interval is that
+of their differences (`seed_statistics`).
 """
 
 import math
@@ -38,27 +39,23 @@ class Difference:
 def paired_differences(outcomes: Sequence[np.ndarray]) -> tuple[list[Difference], Difference]:
     """Differences between two models on several tasks, and between their unweighted means over the tasks.
 
-    Uses a hierarchical bootstrap. First, seeds are drawn with replacement, the same for all tasks, since a seed is one
-    pair of models. Then items are drawn for each task, the same for all drawn seeds, since all answer the same items.
-    With one seed the interval covers items only and does not predict other seeds; with few seeds it is too narrow.
+    The bootstrap draws the items of each task with replacement. The intervals cover the choice of items and do not
+    predict other seeds.
 
     Args:
-        outcomes: for each task, an array [seeds, items] of correctness (0 or 1) of one model minus that of the other.
+        outcomes: for each task, the correctness (0 or 1) of one model on each item minus that of the other, (items,).
 
     Returns:
         The difference on each task, and the difference between the means.
     """
     rng = np.random.default_rng(SEED)
-    seeds = len(outcomes[0])
-    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds  # [resamples, seeds]
     values, resampled = [], []
     for outcome in outcomes:
-        n = outcome.shape[1]
-        # Items with the same outcomes in all seeds are interchangeable, so only the count of each kind is drawn.
-        kinds, counts = np.unique(outcome.T, axis=0, return_counts=True)  # [kinds, seeds], [kinds]
-        means = rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds / n  # [resamples, seeds]
+        n = len(outcome)
+        # Items with the same outcome are interchangeable, so only the count of each kind is drawn.
+        kinds, counts = np.unique(outcome, return_counts=True)
         values.append(float(outcome.mean()))
-        resampled.append((drawn * means).sum(axis=1))
+        resampled.append(rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds / n)
     average = interval(float(np.mean(values)), np.mean(resampled, axis=0))
     return [interval(value, sample) for value, sample in zip(values, resampled, strict=True)], average
 

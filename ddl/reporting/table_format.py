@@ -7,6 +7,7 @@ with two levels. paper/template.typ typesets the same CSV by the same rules.
 """
 
 import html
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ DASH = "–"
 DETAILS = {" ±": "± {}", " range": "({})"}
 HIDDEN = ("block", "bold", "underline", "reason")
 REASONS_SHOWN = 3
+MOST_DECIMALS = 4
 
 
 def cell(value: Any, digits: int | None = None) -> str:
@@ -29,6 +31,18 @@ def cell(value: Any, digits: int | None = None) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.{digits}f}" if digits is not None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def decimals_for(uncertainty: float) -> int:
+    """Decimals of a number with this uncertainty: up to the second significant digit of it if it starts with 1, 2 or 3.
+
+    Otherwise up to the first. At least 0 and at most `MOST_DECIMALS`, with which the paper prints its losses.
+    """
+    if not math.isfinite(uncertainty):
+        return 0
+    if uncertainty <= 0:
+        return MOST_DECIMALS
+    return min(max(0, 1 - math.floor(math.log10(3 * uncertainty))), MOST_DECIMALS)
 
 
 def significant(value: float, digits: int = 3) -> str:

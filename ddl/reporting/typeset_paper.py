@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ddl.errors import UserError
 from ddl.files import atomic
-from ddl.layout import DRAWN, ROOT, SWEEP, drawn_files
+from ddl.layout import DRAWN, ROOT, drawn_files
 
 PAPER_DIR = ROOT / "paper"
-DRAWINGS = [file for notebook in DRAWN if notebook != SWEEP for name in DRAWN[notebook] for file in drawn_files(name)]
+DRAWINGS = [file for names in DRAWN.values() for name in names for file in drawn_files(name)]
 NEEDED = ("numbers.json", *(file for file in DRAWINGS if file.endswith((".csv", ".svg"))))
 
 

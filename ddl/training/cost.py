@@ -34,7 +34,7 @@ class Subject:
         processes = Processes()
         self.device = processes.device
         self.model = model.to(self.device)
-        self.learner = Learner(self.model, scale.training, processes)
+        self.learner = Learner(self.model, scale.recipe, processes)
         shape = (scale.cost.batch_sequences, scale.sequence_length)
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(0, scale.tokenizer.vocab_size, shape, generator=generator).to(self.device)

@@ -38,7 +38,7 @@ class Learner:
             whole batch, before clipping, (parameters,).
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate_factor", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.processes.device)
         for index, (ids, targets) in enumerate(batch):
@@ -123,7 +123,15 @@ def make_optimizer(model: LanguageModel, recipe: TrainConfig) -> torch.optim.Ada
     matrices = [weight for _, weight in model.named_matrices()]
     chosen = {id(weight) for weight in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.embedding_rate_factor != 1:
+        embedding = model.embedding.weight
+        groups[0]["params"] = [weight for weight in matrices if weight is not embedding]
+        own = {"weight_decay": recipe.weight_decay, "rate_factor": recipe.embedding_rate_factor}
+        groups.append({"params": [embedding]} | own)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
 
 

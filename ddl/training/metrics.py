@@ -1,12 +1,18 @@
-"""Report the metrics of a run: metrics.jsonl, a printed line, and event files for TensorBoard.
+"""Report the metrics of a run: metrics.jsonl, gradients.csv, a printed line, and event files for TensorBoard.
 
-A record contains step, tokens, train_loss, val_loss, lr, grad_norm and tok_per_s; values not measured at a step are
-null. Checkpoints include all records, and a resumed run rewrites them, so an interruption leaves no trace in the files.
+A record in metrics.jsonl contains step, tokens, seconds, train_loss, val_loss, lr, grad_norm and tok_per_s; values not
+measured at a step are null. `seconds` is the training time up to this step, without validations and checkpoints.
+`gradients.csv` has one row per record that follows a training step, and one column per part of the model: the norm of
+the part's gradient before clipping. `grad_norm` is the norm over all parts.
+
+Checkpoints include all records, and a resumed run rewrites them, so an interruption leaves no trace in the files.
 """
 
+import csv
 import json
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -33,13 +39,22 @@ class Metrics:
     def __init__(self, out: Path, records: Iterable[Record], tensorboard: bool) -> None:
         self._events = event_writer(out / "tensorboard") if tensorboard else None
         self._lines = open(out / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        self._gradients = open(out / "gradients.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 - as above
         for record in records:
             self.write(record)
 
     def write(self, record: Record) -> None:
-        """Append one record."""
-        self._lines.write(json.dumps(record) + "\n")
+        """Append one record; its `grad_norms`, part -> norm or None, become the row of gradients.csv."""
+        norms = record.get("grad_norms")  # records from a checkpoint of an earlier version have none
+        values = {name: value for name, value in record.items() if name != "grad_norms"}
+        self._lines.write(json.dumps(values) + "\n")
         self._lines.flush()
+        if norms:
+            rows = csv.writer(self._gradients, lineterminator="\n")
+            if self._gradients.tell() == 0:
+                rows.writerow(["step", *norms])
+            rows.writerow([record["step"], *(f"{norm:.6g}" for norm in norms.values())])
+            self._gradients.flush()
         if self._events:
             for name in CURVES:
                 if record[name] is not None:
@@ -51,8 +66,28 @@ class Metrics:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._lines.close()
+        self._gradients.close()
         if self._events:
             self._events.close()
+
+
+def part_of(parameter: str) -> str:
+    """The part of the model that a parameter belongs to, e.g. "embedding" or "blocks.3.attention_rule"."""
+    parts = parameter.split(".")
+    return ".".join(parts[:3]) if parts[0] == "blocks" else parts[0]
+
+
+def norms_by_part(parameters: Sequence[str], norms: Sequence[float]) -> dict[str, float]:
+    """Part of the model -> norm over its parameters, in the order of the parameters.
+
+    Args:
+        parameters: names of parameters.
+        norms: the norm of each parameter's gradient.
+    """
+    parts: dict[str, list[float]] = {}
+    for name, norm in zip(parameters, norms, strict=True):
+        parts.setdefault(part_of(name), []).append(norm)
+    return {part: math.hypot(*found) for part, found in parts.items()}
 
 
 def event_writer(folder: Path) -> Any:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from ddl.code_identity import code_identity
-from ddl.config import Scale, TrainConfig, to_mapping
+from ddl.config import ModelConfig, Scale, TrainConfig, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.tokenizer import save_tokenizer
 from ddl.files import finite, write_json
 from ddl.layout import SNAPSHOT
+from ddl.model.flops import flops_per_token
 from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.run_files import read_metadata, save_model, save_weights, snapshot_steps
 from ddl.provenance import peak_resident_bytes, provenance
@@ -31,7 +32,7 @@ from ddl.training.checkpoints import Checkpoints, Origin, Stale
 from ddl.training.distributed import Processes
 from ddl.training.errors import NotFiniteError, TrainingError, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
-from ddl.training.metrics import Metrics, line
+from ddl.training.metrics import Metrics, line, norms_by_part
 
 
 @dataclasses.dataclass
@@ -65,7 +66,7 @@ class Run:
         self.scale, self.size, self.variant, self.seed, self.out = scale, size, variant, seed, out
         self.stale: Stale = stale
         self.config = scale.model(size, variant)
-        self.recipe: TrainConfig = scale.training
+        self.recipe: TrainConfig = scale.recipe
         self.processes = Processes()
         manifest = load_manifest(data)
         self.tokenizer = data.parent / manifest["tokenizer"]["file"]
@@ -89,6 +90,7 @@ class Run:
         self.metrics: Metrics | None = None
         self.unchecked: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms, still on the device
         self.grad_norm = math.nan
+        self.grad_norms: dict[str, float] = {}  # of the parts of the model
         self.stop_signal: int | None = None
 
     def train(self) -> bool:
@@ -134,7 +136,9 @@ class Run:
         """
         recipe, progress = self.recipe, self.progress
         if progress.step == 0:
-            self.record(train_loss=None, val_loss=self.validate(), lr=0.0, grad_norm=None, tok_per_s=None)
+            self.record(
+                train_loss=None, val_loss=self.validate(), lr=0.0, grad_norm=None, tok_per_s=None, grad_norms=None
+            )
             if 0 in recipe.snapshots:
                 self.save_snapshot()
         logged_step, logged_seconds = progress.step, progress.seconds
@@ -159,6 +163,7 @@ class Run:
                     lr=lr,
                     grad_norm=self.grad_norm,
                     tok_per_s=tokens / max(progress.seconds - logged_seconds, 1e-9),
+                    grad_norms=self.grad_norms,
                 )
                 progress.losses = []
                 logged_step, logged_seconds = progress.step, progress.seconds
@@ -180,18 +185,18 @@ class Run:
         losses = self.processes.mean(torch.stack([loss for loss, _ in self.unchecked])).tolist()
         norms = torch.stack([norms for _, norms in self.unchecked])
         totals = torch.linalg.vector_norm(norms, dim=1).tolist()
+        named = self.learner.model.named_parameters()
+        names = [name for name, parameter in named if parameter.grad is not None]
         for index, (loss, total) in enumerate(zip(losses, totals, strict=True)):
             if not math.isfinite(loss) or not math.isfinite(total):
                 step = self.progress.step - len(losses) + index + 1
-                named = self.learner.model.named_parameters()
-                names = [name for name, parameter in named if parameter.grad is not None]
                 by_name = dict(zip(names, norms[index].tolist(), strict=True))
                 raise NotFiniteError(
                     f"{not_finite(step, loss, by_name)}; the checkpoints in {self.checkpoints.folder} are from "
                     "earlier steps; a lower training.learning_rate or more training.warmup_steps may help"
                 )
         self.progress.losses += losses
-        self.grad_norm = totals[-1]
+        self.grad_norm, self.grad_norms = totals[-1], norms_by_part(names, norms[-1].tolist())
         self.unchecked = []
 
     def validate(self) -> float:
@@ -201,10 +206,11 @@ class Run:
             raise NotFiniteError(f"step {self.progress.step}: validation loss {loss} is not finite")
         return loss
 
-    def record(self, **values: float | None) -> None:
+    def record(self, **values: float | dict[str, float] | None) -> None:
         """Append one record to the metrics and print it."""
         progress = self.progress
-        record = {"step": progress.step, "tokens": progress.step * self.scale.tokens_per_step, **values}
+        place = {"step": progress.step, "tokens": progress.step * self.scale.tokens_per_step}
+        record = {**place, "seconds": progress.seconds, **values}
         progress.records.append(record)
         if self.metrics:
             self.metrics.write(record)
@@ -292,6 +298,7 @@ class Run:
                 "val_perplexity": finite(math.exp(min(last["val_loss"], 700.0))),
                 "params": counts["total"],
                 "params_non_embedding": counts["non_embedding"],
+                "train_flops_per_token": train_flops_per_token(self.config),
                 "steps": last["step"],
                 "tokens": last["tokens"],
                 "seconds": self.progress.seconds,
@@ -304,6 +311,15 @@ class Run:
             "processes": self.processes.count,
         }
         write_json(self.out / "provenance.json", {"settings": self.settings, **source, **provenance()})
+
+
+def train_flops_per_token(config: ModelConfig) -> int | None:
+    """FLOPs of a training step per token: the backward pass counts as two forward passes.
+
+    None if the residual rule does not count its operations.
+    """
+    flops = flops_per_token(config)
+    return None if flops.state is None else 3 * (flops.backbone + flops.state)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -222,11 +222,13 @@ def test_validation_loss_is_the_mean_over_all_sequences(tiny_config, tmp_path):
             log_p = model(window[None, :-1])[0].double().log_softmax(-1)
         means.append(-float(log_p[torch.arange(16), window[1:]].mean()))
     for batch_tokens in (1, 48, 4096):
-        found = validation_loss(model, data, batch_tokens, torch.float32)
+        found, documents = validation_loss(model, data, batch_tokens, torch.float32, end_of_text=7)
         assert found["val_loss"] == pytest.approx(np.mean(means), abs=1e-5)
         assert found["val_loss_stderr"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(5), abs=1e-5)
         assert found["val_perplexity"] == pytest.approx(math.exp(np.mean(means)), rel=1e-4)
-        assert found["tokens"] == 80
+        assert found["tokens"] == documents.tokens.sum() == 80
+        assert len(documents.losses) == 1 + (tokens[1:81] == 7).sum()
+        assert float(documents.losses.sum()) / 80 == pytest.approx(np.mean(means), abs=1e-5)
 
 
 def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):

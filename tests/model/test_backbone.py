@@ -1,5 +1,6 @@
 """The sublayers compute their formulas, written out here once more without the package's functions."""
 
+import dataclasses
 import math
 
 import pytest
@@ -79,3 +80,36 @@ def test_the_fused_model_reads_each_state_with_its_own_compressor_and_norm(tiny_
     ids = torch.arange(12)[None] % 7
     assert (fused.fused, plain.fused) == (True, False)
     torch.testing.assert_close(fused(ids), plain(ids), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["baseline", "ddl-cc"])
+def test_a_normalised_embedding_enters_the_state_with_root_mean_square_one(tiny_config, variant):
+    model, entered = LanguageModel(dataclasses.replace(tiny_config(variant), embedding_norm=True)), []
+    model.expand.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    model(torch.tensor([[3, 5, 7]]))
+    embedded = model.embedding.weight[[3, 5, 7]]
+    torch.testing.assert_close(entered[0][0], torch.stack([normed(row, torch.ones(24)) for row in embedded]))
+
+
+@torch.no_grad()
+def test_sublayers_that_start_at_zero_leave_the_embedding_of_the_baseline(tiny_config):
+    config = dataclasses.replace(tiny_config("baseline"), output_std_factor=0.0)
+    model, ids = LanguageModel(config), torch.tensor([[3, 5, 7]])
+    expected = torch.stack([normed(row, torch.ones(24)) for row in model.embedding.weight[ids[0]]])
+    torch.testing.assert_close(model.hidden(ids)[0], expected)
+
+
+@pytest.mark.parametrize("variant", ["baseline", "ddl-cc"])  # without and with the fused step
+def test_a_learned_factor_scales_the_logits_and_starts_at_one(tiny_config, variant):
+    config = tiny_config(variant)
+    plain, scaled = LanguageModel(config), LanguageModel(dataclasses.replace(config, logit_scale=True))
+    ids, targets = torch.tensor([[3, 5, 7]]), torch.tensor([[5, 7, 1]])
+    torch.testing.assert_close(scaled(ids), plain(ids), rtol=0, atol=0)
+    with torch.no_grad():
+        scaled.logit_scale.fill_(1.5)
+    torch.testing.assert_close(scaled(ids), 1.5 * plain(ids))
+    scaled.loss(ids, targets).backward()
+    probabilities = (1.5 * plain(ids)).softmax(-1).detach()
+    by_token = (probabilities * plain(ids)).sum(-1) - plain(ids).gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(scaled.logit_scale.grad[0], by_token.mean().detach(), rtol=1e-4, atol=1e-6)

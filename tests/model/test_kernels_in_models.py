@@ -31,7 +31,16 @@ def gradients(model):
 
 @pytest.mark.parametrize(
     ("variant", "memory"),
-    [("ddl-dv1", "stored"), ("ddl-tc-noec", "stored"), ("ddl-cc", "rebuilt"), ("ddl-tc", "rebuilt")],
+    [
+        ("ddl-dv1", "stored"),
+        ("ddl-tc-noec", "stored"),
+        ("ddl-cc", "rebuilt"),
+        ("ddl-tc", "rebuilt"),
+        ("baseline-ec", "stored"),
+        ("ddl-cc-fixed-gate", "rebuilt"),
+        ("ddl-cc-dynamic-read", "stored"),
+        ("write-only-cc", "rebuilt"),
+    ],
 )
 def test_loss_and_every_gradient_of_a_model_are_those_of_plain_autograd(tiny_config, variant, memory, device):
     model = make_model(tiny_config, variant, device, kernels="triton", state_memory=memory)

@@ -264,23 +264,6 @@ def test_a_value_without_bias_lacks_that_parameter_and_keeps_all_else(tiny_confi
     assert load_model(tmp_path).config == config
 
 
-@pytest.mark.parametrize("memory", ["stored", "rebuilt"])
-@pytest.mark.parametrize("variant", ["ddl-cc-public-value", "ddl-dv1-no-value-bias", "ddl-cc-no-value-bias"])
-def test_a_control_trains_with_the_execution_settings_of_the_paper_scale(tiny_config, variant, memory):
-    execution = dataclasses.asdict(load_scale("paper").execution)
-    config = tiny_config(variant, **execution | {"state_memory": memory})
-    model, ids = LanguageModel(config), random_ids(config)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
-    for _ in range(20):
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(model.loss(ids[:, :-1], ids[:, 1:]))
-        optimizer.zero_grad()
-        losses[-1].backward()
-        assert all(parameter.grad.any() for parameter in model.parameters())
-        optimizer.step()
-    assert losses[-1] < losses[0] - 1
-
-
 def test_bfloat16_autocast_stays_near_fp32(tiny_config):
     config = tiny_config("ddl-cc")
     model = LanguageModel(config)

@@ -11,12 +11,16 @@ from ddl.reporting.choices import ChoicesError, choices
 
 SOURCES = {"paper", "revised text", "public code", "parameter counts", "convention", "ours"}
 NOT_LISTED = {
-    "stated in Sec. 3, Sec. 4.1 or Table 6": {
-        "model": "sequence_length layers width heads residual value_channels compressor embed_conv",
+    "stated in Sec. 2, Sec. 3, Sec. 4.1 or Table 6": {
+        "model": "sequence_length layers width heads residual value_channels compressor embed_conv gate_limit",
         "training": "steps batch_sequences learning_rate warmup_steps beta1 beta2 grad_clip",
     },
     "listed as a setting of tokenizer or execution": {"model": "vocab_size state_dtype state_memory"},
-    "not used by the designs of the paper": {"model": "direction_pool gate_hidden"},
+    "not used by the designs of the paper": {
+        "model": "direction_pool gate_hidden erase write branch_norm branch_gain mlp_extra output_std_factor "
+        "embedding_norm logit_scale",
+        "training": "embedding_rate_factor",
+    },
     "no effect, or one on rounding": {
         "model": "kernels",
         "execution": "kernels",

@@ -1,4 +1,4 @@
-"""Intervals of paired differences: agreement with formulas, coverage, and several seeds."""
+"""Intervals of paired differences over items: agreement with formulas, and coverage."""
 
 import math
 
@@ -8,12 +8,10 @@ import pytest
 from ddl.reporting.statistics import Difference, beyond_noise, binomial_stderr, paired_differences
 
 
-def outcomes(rng, seeds, items, shift=0.0):
+def outcomes(rng, items, shift=0.0):
     """Difference in correctness of two models that agree on most items."""
     common = rng.random(items) < 0.5
-    pair = [
-        np.where(rng.random((seeds, items)) < 0.7, common, rng.random((seeds, items)) < p) for p in (0.5 + shift, 0.5)
-    ]
+    pair = [np.where(rng.random(items) < 0.7, common, rng.random(items) < p) for p in (0.5 + shift, 0.5)]
     return pair[0].astype(np.int8) - pair[1].astype(np.int8)
 
 
@@ -23,7 +21,7 @@ def test_binomial_standard_error():
 
 
 def test_interval_of_one_seed_is_that_of_a_mean_of_items():
-    outcome = outcomes(np.random.default_rng(0), 1, 2000, 0.1)
+    outcome = outcomes(np.random.default_rng(0), 2000, 0.1)
     (found,), average = paired_differences([outcome])
     error = 1.96 * outcome.std(ddof=1) / math.sqrt(2000)
     assert found.value == pytest.approx(outcome.mean())
@@ -34,7 +32,7 @@ def test_interval_of_one_seed_is_that_of_a_mean_of_items():
 
 def test_pairing_narrows_the_interval():
     rng = np.random.default_rng(1)
-    outcome = outcomes(rng, 1, 1000)
+    outcome = outcomes(rng, 1000)
     (found,), _ = paired_differences([outcome])
     unpaired = 2 * 1.96 * math.hypot(binomial_stderr(0.5, 1000), binomial_stderr(0.5, 1000))
     assert found.high - found.low < 0.8 * unpaired
@@ -44,42 +42,18 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(2)
     inside = 0
     for _ in range(300):
-        (found,), _ = paired_differences([outcomes(rng, 1, 200)])
+        (found,), _ = paired_differences([outcomes(rng, 200)])
         inside += found.low <= 0 <= found.high
     assert 0.92 <= inside / 300 <= 0.98
 
 
-def test_seeds_that_disagree_widen_the_interval():
-    rng = np.random.default_rng(3)
-    alike = outcomes(rng, 4, 400)
-    apart = np.clip(alike + np.array([[1], [-1], [1], [-1]]) * (rng.random((4, 400)) < 0.3), -1, 1)
-    (narrow,), _ = paired_differences([alike])
-    (wide,), _ = paired_differences([apart])
-    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
-
-
-def test_seeds_are_drawn_once_for_all_tasks():
-    """A seed that is good at all tasks is good at all tasks in a resample too, so the average keeps its spread."""
-    good = np.array([[1] * 300, [-1] * 300])
-    _, average = paired_differences([good] * 8)
-    assert (average.low, average.value, average.high) == (-1.0, 0.0, 1.0)
-
-
-def test_items_are_drawn_once_for_all_seeds():
-    """Seeds with equal answers add no information about items."""
-    outcome = outcomes(np.random.default_rng(4), 1, 300)
-    (one,), _ = paired_differences([outcome])
-    (five,), _ = paired_differences([np.repeat(outcome, 5, axis=0)])
-    assert five.high - five.low == pytest.approx(one.high - one.low, rel=0.1)
-
-
 def test_the_average_is_unweighted():
-    _, average = paired_differences([np.ones((1, 10), dtype=np.int8), np.zeros((1, 1000), dtype=np.int8)])
+    _, average = paired_differences([np.ones(10, dtype=np.int8), np.zeros(1000, dtype=np.int8)])
     assert average == Difference(0.5, 0.5, 0.5)
 
 
 def test_repeated_calls_are_identical():
-    tasks = [outcomes(np.random.default_rng(n), 2, 100) for n in range(3)]
+    tasks = [outcomes(np.random.default_rng(n), 100) for n in range(3)]
     assert paired_differences(tasks) == paired_differences(tasks)
 
 

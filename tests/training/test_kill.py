@@ -103,7 +103,8 @@ def start(tmp_path):
 @pytest.mark.parametrize(("kills", "seed"), [(KILLS, 1), pytest.param(MORE_KILLS, 0, marks=pytest.mark.full)])
 def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(start, tmp_path, kills, seed):
     assert start("whole") == 0
-    expected = sha256_file(tmp_path / "whole/run/model.safetensors")
+    files = ("model.safetensors", "gradients.csv")
+    expected = {file: sha256_file(tmp_path / "whole/run" / file) for file in files}
     moments = (tmp_path / "whole/moments").read_text().splitlines()
     draw = random.Random(seed)
     for stage, count in kills.items():
@@ -116,10 +117,11 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(start, tmp_pat
             assert start(name, kill_at=moment) == -signal.SIGKILL
             assert start(name) == 0
             resumed = re.search(r"resumed from step (\d+)", (tmp_path / name / "log").read_text())
-            found = sha256_file(tmp_path / name / "run/model.safetensors")
+            found = {file: sha256_file(tmp_path / name / "run" / file) for file in files}
+            bits = found["model.safetensors"][:16]
             print(
                 f"{stage:18}  line {moment:6,} of {len(moments):,}, {moments[moment].partition(chr(9))[2]:22}  "
-                f"{'from step ' + resumed[1] if resumed else 'from the start'}  weights {found[:16]}"
+                f"{'from step ' + resumed[1] if resumed else 'from the start'}  weights {bits}"
             )
             assert found == expected
             left = [path.name for path in (tmp_path / name / "run").rglob("*") if path.name.endswith(".tmp")]

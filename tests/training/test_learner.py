@@ -56,3 +56,16 @@ def test_the_learning_rate_rises_from_its_first_share_and_ends_at_its_floor():
     rates = [learning_rate(step, recipe) for step in range(10)]
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert rates[5:] == pytest.approx([0.1 + 0.45 * (1 + math.cos(math.pi * n / 5)) for n in range(1, 6)])
+
+
+def test_the_embedding_can_have_a_learning_rate_of_its_own(tiny_config):
+    config, rate = tiny_config("baseline"), 0.01
+    changed = {}
+    for factor in (1.0, 4.0):
+        recipe = dataclasses.replace(RECIPE, embedding_rate_factor=factor, weight_decay=0.0)
+        learner, before = Learner(LanguageModel(config), recipe, Processes()), LanguageModel(config)
+        learner.step(batch(0), rate)
+        after = dict(learner.model.named_parameters())
+        changed[factor] = {name: after[name] - weight for name, weight in before.named_parameters()}
+    for name, step in changed[1.0].items():
+        torch.testing.assert_close(changed[4.0][name], 4 * step if name == "embedding.weight" else step)

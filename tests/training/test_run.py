@@ -1,6 +1,7 @@
 """The training loop: reproducible to the bit, also across interruptions, and never from another model's checkpoint."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -18,10 +19,12 @@ from ddl.config import ConfigError, ModelConfig, load_scale
 from ddl.data.shard_format import DataError, write_shard
 from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer
 from ddl.files import sha256_file, write_json
+from ddl.model.flops import flops_per_token
 from ddl.model.run_files import load_model, snapshot_steps
 from ddl.training import run as train_module
 from ddl.training.errors import NotFiniteError, TrainingError
 from ddl.training.learner import compile_layers, learning_rate, make_optimizer
+from ddl.training.metrics import part_of
 from ddl.training.run import Run
 from tests.helpers.tiny_run import tiny_scale, write_data
 
@@ -86,8 +89,12 @@ def records(folder):
 
 
 def curve(folder):
-    """The metrics of a run without its speed."""
-    return [{key: value for key, value in record.items() if key != "tok_per_s"} for record in records(folder)]
+    """The metrics of a run without its speed, and the gradient norms of its parts."""
+    metrics = [
+        {key: value for key, value in record.items() if key not in ("seconds", "tok_per_s")}
+        for record in records(folder)
+    ]
+    return metrics, (folder / "gradients.csv").read_text()
 
 
 def weights(folder):
@@ -118,6 +125,40 @@ def test_training_learns_and_writes_what_it_promises(start, tmp_path):
     assert provenance["settings"]["model"]["compressor"] == "cc"
     assert load_model(tmp_path / "run").config.compressor == "cc"
     assert load_tokenizer(tmp_path / "run" / "tokenizer.json").get_vocab() == {END_OF_TEXT: 0}
+
+
+@pytest.mark.parametrize("variant", ["baseline", "ddl-tc"])
+def test_gradient_norms_of_the_parts_make_up_the_norm_of_the_whole_gradient(start, tmp_path, variant):
+    run = start("run", variant)
+    run.train()
+    found = np.genfromtxt(tmp_path / "run" / "gradients.csv", delimiter=",", names=True, deletechars="")
+    after_a_step = records(tmp_path / "run")[1:]
+    assert found["step"].tolist() == [record["step"] for record in after_a_step]
+    parts = found.dtype.names[1:]
+    whole = np.sqrt(sum(found[part] ** 2 for part in parts))
+    np.testing.assert_allclose(whole, [record["grad_norm"] for record in after_a_step], rtol=1e-5)
+    assert set(parts) == {part_of(name) for name, _ in run.learner.model.named_parameters()}
+    assert {"embedding", "blocks.0.attention", "blocks.0.mlp"} <= set(parts)
+    assert ("blocks.0.attention_rule" in parts) == (variant != "baseline")
+    norm = run.learner.model.embedding.weight.grad.norm().item()  # of the last step, clipped in place
+    clip = min(1.0, run.recipe.grad_clip / (after_a_step[-1]["grad_norm"] + 1e-6))
+    assert found["embedding"][-1] * clip == pytest.approx(norm, rel=1e-4)
+
+
+def test_records_have_the_training_time_up_to_them(start, tmp_path, stop_at):
+    stop_at(start("run"), 5)
+    start("run").train()
+    seconds = [record["seconds"] for record in records(tmp_path / "run")]
+    assert seconds[0] == 0
+    assert all(a < b for a, b in itertools.pairwise(seconds))
+    assert seconds[-1] == json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"]
+
+
+def test_the_summary_counts_three_forward_passes_per_training_token(start, tmp_path):
+    run = start("run", "ddl-tc")
+    run.train()
+    forward = sum(flops_per_token(run.config))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_flops_per_token"] == 3 * forward
 
 
 def test_a_record_has_the_mean_loss_of_the_steps_since_the_record_before(start, tmp_path, monkeypatch):

@@ -1,0 +1,112 @@
+"""Collect the runs of a study into one CSV with a row per run, and one file with their losses by document.
+
+Committed rows of the same settings can stand in for runs, so that a study is extended without repeating it.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from ddl.config import Study, load_scale
+from ddl.errors import UserError
+from ddl.files import atomic
+from ddl.layout import REFERENCE, STUDY_DOCUMENTS, STUDY_ROWS, Point
+
+COLUMNS = (
+    "scale",
+    "size",
+    "backbone",
+    "variant",
+    "steps",
+    "tokens",
+    "learning_rate",
+    "seed",
+    "val_loss",  # nats per token, on the whole validation split; empty if the run diverged
+    "val_loss_stderr",
+    "params",
+    "seconds",
+    "reason",  # why there is no loss
+    "settings",  # fingerprint of everything that determines the run
+    "commit",
+    "torch",
+    "device",
+)
+
+
+class StudyError(UserError):
+    """A study whose runs are not complete."""
+
+
+def point_of(row: dict[str, Any]) -> Point:
+    """The run that a row describes."""
+    rate = float(row["learning_rate"])
+    return Point(row["size"], row["backbone"], row["variant"], int(row["steps"]), rate, int(row["seed"]))
+
+
+def committed(study: Study) -> dict[Point, tuple[dict[str, str], int]]:
+    """Committed rows whose settings are still those of the study: run -> its row and the number of this row."""
+    path = REFERENCE / STUDY_ROWS.format(study=study.name)
+    if not path.is_file():
+        return {}
+    scale, found = load_scale(study.scale), {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            point = point_of(row)
+            if point in study.points() and row["settings"] == scale.at(point).fingerprint(point.size, point.variant):
+                found[point] = (row, number)
+    return found
+
+
+def collect(study: Study, results: Path, reuse: bool = False, partial: bool = False) -> int:
+    """Write the rows of a study and their losses by document to `results/studies/`.
+
+    Args:
+        results: folder of the scale, which contains the points.
+        reuse: take committed rows for runs that are not there.
+        partial: leave out runs that have not been trained.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        StudyError: a run is missing, and `partial` is not set.
+    """
+    import numpy as np
+    from safetensors.numpy import load_file, save
+
+    kept = committed(study) if reuse else {}
+    kept_losses = load_file(REFERENCE / STUDY_DOCUMENTS.format(study=study.name)) if kept else {}
+    rows: list[dict[str, Any]] = []
+    losses: list[Any] = []
+    tokens = kept_losses.get("tokens")
+    for point in study.points():
+        folder = results / point.folder
+        if (folder / "point.json").is_file():
+            rows.append(json.loads((folder / "point.json").read_text(encoding="utf-8")))
+            if rows[-1]["reason"]:
+                losses.append(None)
+                continue
+            documents = load_file(folder / "documents.safetensors")
+            losses.append(documents["losses"])
+            tokens = documents["tokens"]
+        elif point in kept:
+            row, number = kept[point]
+            rows.append(row)
+            losses.append(kept_losses["losses"][number])
+        elif not partial:
+            raise StudyError(
+                f"{folder}/point.json: not found: `snakemake --cores all study --config study={study.name}` trains all "
+                "runs"
+            )
+    path = results / STUDY_ROWS.format(study=study.name)
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    if tokens is not None:
+        absent = np.full(len(tokens), np.nan, dtype=np.float32)
+        matrix = np.stack([absent if loss is None else loss for loss in losses])
+        with atomic(results / STUDY_DOCUMENTS.format(study=study.name)) as temporary:
+            temporary.write_bytes(save({"losses": matrix, "tokens": tokens}))
+    return len(rows)

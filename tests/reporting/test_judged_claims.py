@@ -1,0 +1,91 @@
+"""The claims of the paper, judged on made-up runs."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ddl.config import load_variants, paper_variants
+from ddl.reporting.judged_claims import CAUSES, ELSEWHERE, GAINS, judged_claims, published_gains
+from ddl.reporting.verdict import Outcome
+
+FAIR = "normed-embedding"
+MEANS = {"baseline": 4.9, "ddl-dv1": 4.5, "ddl-tc-noec": 4.4, "ddl-cc-noec": 4.4, "ddl-tc": 4.2, "ddl-cc": 4.2}
+
+
+def runs(means, backbone, size="small", seeds=5, noise=0.005):
+    """Rows with these means, an effect of the seed that all designs share, and independent noise."""
+    rng = np.random.default_rng(len(means))
+    shared = rng.normal(0, 0.1, seeds)
+    return pd.DataFrame(
+        [
+            (size, backbone, variant, 8, 0.1, seed, mean + shared[seed] + rng.normal(0, noise))
+            for variant, mean in means.items()
+            for seed in range(seeds)
+        ],
+        columns=("size", "backbone", "variant", "steps", "learning_rate", "seed", "val_loss"),
+    )
+
+
+def verdicts(designs, controls=None):
+    empty = designs.iloc[:0]
+    found = judged_claims(designs, empty if controls is None else controls, FAIR)
+    return {(row.claim, row.size, row.backbone): row for row in found}
+
+
+def test_every_claim_is_judged_for_both_sizes_and_backbones_or_says_why_not():
+    found = judged_claims(runs(MEANS, "paper"), runs(MEANS, "paper").iloc[:0], FAIR)
+    assert len(found) == 2 * 2 * (len(GAINS) + len(CAUSES)) + len(ELSEWHERE)
+    assert all(row.why for row in found)
+    assert {row.verdict for row in found if row.size == "medium"} == {Outcome.NOT_TESTABLE}  # nothing was run
+
+
+def test_a_gain_is_positive_if_the_design_of_the_claim_is_better():
+    found = verdicts(runs(MEANS, "paper"))["DDL-CC lowers the loss", "small", "paper"]
+    assert found.gain == pytest.approx(0.7, abs=0.01)
+    assert found.low < found.gain < found.high
+    assert (found.seeds, found.verdict) == (5, Outcome.DIRECTION_ONLY)
+    assert found.published == pytest.approx(2.8543 - 2.8329)
+
+
+def test_a_gain_that_a_fair_backbone_removes_is_not_supported_there():
+    fair = runs(dict.fromkeys(MEANS, 4.2), FAIR, noise=0.001)
+    found = verdicts(pd.concat([runs(MEANS, "paper"), fair]))
+    assert found["DDL-CC lowers the loss", "small", "paper"].verdict is Outcome.DIRECTION_ONLY
+    assert found["DDL-CC lowers the loss", "small", FAIR].verdict is Outcome.NOT_SUPPORTED
+
+
+def test_the_rule_is_no_cause_if_the_same_design_without_its_erase_term_does_as_well():
+    means = MEANS | dict.fromkeys(CAUSES["ddl-cc"], 4.6)
+    claim = "The delta rule causes the gain of DDL-CC"
+    assert verdicts(runs(MEANS, FAIR), runs(means, FAIR))[claim, "small", FAIR].verdict is Outcome.SUPPORTED
+    means["write-only-cc"] = MEANS["ddl-cc"] - 0.02
+    found = verdicts(runs(MEANS, FAIR), runs(means, FAIR))[claim, "small", FAIR]
+    assert found.verdict is Outcome.NOT_SUPPORTED
+    assert load_variants()["write-only-cc"].label in found.why
+
+
+def test_a_diverged_seed_is_left_out_of_all_designs():
+    rows = runs(MEANS, "paper")
+    rows.loc[(rows["variant"] == "ddl-tc") & (rows["seed"] == 2), "val_loss"] = float("nan")
+    assert verdicts(rows)["DDL-CC lowers the loss", "small", "paper"].seeds == 4
+
+
+def test_a_single_seed_decides_nothing():
+    found = verdicts(
+        runs(MEANS, "paper", seeds=1), runs(dict.fromkeys(CAUSES["ddl-cc"], 4.6) | MEANS, "paper", seeds=1)
+    )
+    judged = {row.verdict for row in found.values()}
+    assert judged == {Outcome.NOT_TESTABLE}
+    assert found["DDL-CC lowers the loss", "small", "paper"].why == "fewer than two seeds"
+
+
+def test_rows_are_json():
+    found = judged_claims(runs(MEANS, "paper", seeds=2), runs(MEANS, "paper").iloc[:0], FAIR)
+    assert json.loads(json.dumps([row.as_json() for row in found], allow_nan=False))[0]["seeds"] == 2
+
+
+def test_the_published_gains_are_those_of_the_table():
+    assert published_gains("medium")["ddl-dv1", "baseline"] == pytest.approx(0.0014)
+    assert {gain.better for gain in GAINS} | {gain.worse for gain in GAINS} == set(paper_variants())
