@@ -584,6 +584,7 @@ READ = {
     ),
 }
 for notebook, results in READ.items():
+
     rule:
         name:
             f"notebook_{notebook}"
