@@ -546,6 +546,7 @@ READ = {
         validation=every_run(rules.evaluate.output.validation),
         scores=every_run(rules.evaluate.output.scores),
     ),
+    "13_evidence": dict(rows=REFERENCE_ROWS),
 }
 for notebook, results in READ.items():
     rule:
@@ -613,7 +614,6 @@ rule verdict:
         "results/{scale}/logs/verdict.log",
     params:
         code=code_identity("ddl.reporting.judged_claims"),
-        settings=settings("backbone"),
     message:
         "verdict.json ({wildcards.scale})"
     shell:
