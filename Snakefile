@@ -63,6 +63,7 @@ NOTEBOOKS = list(DRAWN)
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - {*DRAWN, STUDY})
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
 NOISE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("noise.csv"))
+REFERENCE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("*.csv"))
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))
 
 
@@ -198,7 +199,7 @@ rule all:
             [*drawn(*NOTEBOOKS), "results/{scale}/notebooks/{page}.html", "results/{scale}/{file}"],
             scale=DEFAULT,
             page=[*NOTEBOOKS, *DERIVATIONS],
-            file=["numbers.json", "paper.pdf"],
+            file=["numbers.json", "verdict.json", "paper.pdf"],
         ),
         of_every_run(
             SCALES[DEFAULT],
@@ -545,6 +546,7 @@ READ = {
         validation=every_run(rules.evaluate.output.validation),
         scores=every_run(rules.evaluate.output.scores),
     ),
+    "13_evidence": dict(rows=REFERENCE_ROWS),
 }
 for notebook, results in READ.items():
     rule:
@@ -599,6 +601,23 @@ rule numbers:
         "numbers.json ({wildcards.scale})"
     shell:
         "ddl numbers --results $(dirname {output.numbers}) > {log} 2>&1"
+
+
+# Every claim of the paper, judged by the committed studies.
+rule verdict:
+    input:
+        published=PUBLISHED,
+        rows=REFERENCE_ROWS,
+    output:
+        verdict="results/{scale}/verdict.json",
+    log:
+        "results/{scale}/logs/verdict.log",
+    params:
+        code=code_identity("ddl.reporting.judged_claims"),
+    message:
+        "verdict.json ({wildcards.scale})"
+    shell:
+        "mkdir -p results/{wildcards.scale} && ddl verdict --results results/{wildcards.scale} > {log} 2>&1"
 
 
 rule paper:

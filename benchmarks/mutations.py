@@ -69,7 +69,7 @@ COMPRESS_KERNEL, EXPAND_KERNEL = "ddl/ops/compress_triton.py", "ddl/ops/expand_t
 LOSS_KERNEL = "ddl/ops/cross_entropy_triton.py"
 GENERATE, FLOPS = "ddl/model/generate.py", "ddl/model/flops.py"
 RUN, BATCHES, PROCESSES = "ddl/training/run.py", "ddl/training/batches.py", "ddl/training/distributed.py"
-CHECKPOINTS, COST, CONFIG = "ddl/training/checkpoints.py", "ddl/training/cost.py", "ddl/config.py"
+CHECKPOINTS, COST = "ddl/training/checkpoints.py", "ddl/training/cost.py"
 SCORER, EVALUATION = "ddl/evaluation/loglikelihood.py", "ddl/evaluation/run.py"
 TASKS, TABLE_COLUMNS = "ddl/evaluation/lm_eval_tasks.py", "ddl/evaluation/columns.py"
 OVERLAP = "ddl/evaluation/contamination.py"
@@ -548,12 +548,6 @@ MUTATIONS = [
         "        if not last:\n",
     ),
     Mutation(
-        CONFIG,
-        "floor of the learning rate stays where it was",
-        "own.min_learning_rate * point.rate / own.learning_rate",
-        "own.min_learning_rate",
-    ),
-    Mutation(
         COST,
         "ratio to the baseline's median, not round by round",
         'spread(modes["train"] / base["train"])',
@@ -751,7 +745,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     CHECKPOINTS: ("tests/training/test_checkpoints.py", "tests/training/test_run.py"),
     BATCHES: ("tests/training/test_run.py", "tests/training/test_distributed.py"),
     PROCESSES: ("tests/training/test_distributed.py",),
-    CONFIG: ("tests/studies/test_points.py",),
     COST: ("tests/training/test_cost.py",),
     SCORER: ("tests/evaluation/test_loglikelihood.py",),
     EVALUATION: ("tests/evaluation/test_run.py",),

@@ -515,6 +515,15 @@ def numbers(results: Path) -> None:
 
 @commands.command()
 @from_results
+def verdict(results: Path) -> None:
+    """Write verdict.json, the claims of the paper judged by the committed studies."""
+    from ddl.reporting.judged_claims import write_verdicts
+
+    write_verdicts(results)
+
+
+@commands.command()
+@from_results
 @option("--out", FILE, "PDF to write, e.g. results/laptop/paper.pdf.", "FILE")
 def paper(results: Path, out: Path) -> None:
     """Typeset the paper with the results of one scale."""

@@ -8,19 +8,21 @@ intervals of all designs against the baseline hold together (Dunnett).
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ddl.config import SIZES, load_variants
-from ddl.files import finite
+from ddl.config import SIZES, Scale, load_variants
+from ddl.files import finite, write_json
 from ddl.layout import BASELINE
-from ddl.reporting.read_results import published
-from ddl.reporting.read_studies import at_best_rate, by_design
+from ddl.reporting.read_results import Results, published
+from ddl.reporting.read_studies import RUN, StudyRowsError, at_best_rate, by_design, read_study
 from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, detectable
 from ddl.reporting.verdict import Outcome, Verdict, judge, judge_cause, not_testable
 
-PAPER = "paper"  # the backbone
+PAPER, FAIR = "paper", "embedding-std-0.09-rate-4"  # backbones: the paper's, and the one that is fair to the baseline
+DESIGNS, CONTROLS = "designs", "controls"  # studies: the six designs; controls and the designs that they vary
 TOO_FEW = "fewer than two seeds"
 
 
@@ -132,18 +134,17 @@ def judge_rule(design: str, losses: Mapping[str, Losses]) -> tuple[Estimate | No
     return min(gains.values(), key=lambda gain: gain.mean), judge_cause({labels[slug]: gains[slug] for slug in others})
 
 
-def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, fair: str) -> list[Judged]:
+def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame) -> list[Judged]:
     """Every claim with its verdict.
 
     Args:
         designs: rows of runs of the six designs.
         controls: rows of runs of the controls and of the designs that they are compared with.
-        fair: name of the backbone that is fair to the baseline.
     """
     found, labels = [], {slug: variant.label for slug, variant in load_variants().items()}
     for size in SIZES:
         gains = published_gains(size)
-        for backbone in (PAPER, fair):
+        for backbone in (PAPER, FAIR):
             losses = of_runs(designs, size, backbone)
             for gain in GAINS:
                 expected = gains[gain.better, gain.worse]
@@ -157,6 +158,28 @@ def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, fair: str) -> l
     for label, claim, why in ELSEWHERE:
         found.append(row(label, claim, "", "", None, None, not_testable(why)))
     return found
+
+
+def write_verdicts(results: Path) -> None:
+    """Write `verdict.json` for a scale: the claims, judged by the committed rows of the scale's studies.
+
+    Args:
+        results: folder of the scale.
+    """
+    scale = Results(results).scale
+    designs, controls = (rows_of(study, scale) for study in (DESIGNS, CONTROLS))
+    judged = judged_claims(designs, controls)
+    sources = {study: len(rows) for study, rows in ((DESIGNS, designs), (CONTROLS, controls))}
+    write_json(results / "verdict.json", {"rows": sources, "claims": [claim.as_json() for claim in judged]})
+
+
+def rows_of(study: str, scale: Scale) -> pd.DataFrame:
+    """The committed rows of a study that were run at a scale; none if the study has no rows."""
+    try:
+        rows = read_study(study)
+    except StudyRowsError:
+        return pd.DataFrame(columns=["scale", *RUN, "seed", "val_loss"])
+    return rows[rows["scale"] == scale.name]
 
 
 def row(
