@@ -172,13 +172,13 @@ figure, panels = plt.subplots(
     1, max(len(sizes), 1), figsize=(4.6 * max(len(sizes), 1), 3.2), layout="constrained", squeeze=False, sharey=True
 )
 for axes, size in zip(panels[0], sizes, strict=False):
+    places = {slug: place for place, slug in enumerate(slug for slug in paper_variants() if slug != BASELINE)}
     for _, backbone, differences in (shown for shown in panels_shown if shown[0] == size):
         offset, filled = (-0.15, "full") if backbone == PAPER else (0.15, "none")
-        for place, slug in enumerate(slug for slug in paper_variants() if slug in differences):
+        for slug, difference in differences.items():
             style = look(slug) | {"linestyle": "none", "fillstyle": filled, "capsize": 2}
-            axes.errorbar(differences[slug].mean, place + offset, xerr=differences[slug].half_width, **style)
-        names = [label(labels[slug]) for slug in paper_variants() if slug in differences]
-        axes.set_yticks(range(len(names)), names)
+            axes.errorbar(difference.mean, places[slug] + offset, xerr=difference.half_width, **style)
+    axes.set_yticks(list(places.values()), [label(labels[slug]) for slug in places])
     axes.axvline(0, color="black", linewidth=1)
     axes.set(title=size.capitalize(), xlabel="Loss minus that of the baseline (nats)")
 if sizes:
