@@ -576,6 +576,7 @@ READ = {
         validation=every_run(rules.evaluate.output.validation),
         scores=every_run(rules.evaluate.output.scores),
     ),
+    "13_evidence": dict(rows=REFERENCE_ROWS),
     "14_mechanism": dict(
         summaries=every_run(rules.train.output.summary),
         mechanism=every_run(f"{MECHANISM}/mechanism.json"),
@@ -650,7 +651,6 @@ rule verdict:
         "results/{scale}/logs/verdict.log",
     params:
         code=code_identity("ddl.reporting.judged_claims"),
-        settings=settings("backbone"),
     message:
         "verdict.json ({wildcards.scale})"
     shell:

@@ -115,12 +115,13 @@ if handles:
 # work that a device repeats to save memory is not counted.
 
 # %%
-compute, grid = plt.subplots(2, 2, figsize=(7.2, 5.4), layout="constrained")
+compute, grid = plt.subplots(2, 2, figsize=(7.2, 5.4), sharey="row", layout="constrained")
 for row, size in zip(grid, data.sizes, strict=True):
     curves = curves_of(data, size, data.variants)
     for axes, progress in zip(row, ("flops", "seconds"), strict=True):
         draw_curves(axes, curves, "val_loss", progress)
     row[0].set_title(size.capitalize(), loc="left")
+    row[1].set_ylabel("")
 compute.suptitle(scale_note(data), fontsize="medium")
 handles, labels = grid[0, 0].get_legend_handles_labels() or grid[0, 1].get_legend_handles_labels()
 if handles:

@@ -85,7 +85,7 @@ def draw_gradients(figure: "Figure", designs: Mapping[str, pd.DataFrame]) -> Non
                 axes.plot(shown["step"], shown["mean"], color=color, linewidth=1, label=text)
                 axes.fill_between(shown["step"], shown["low"], shown["high"], color=color, alpha=0.2, lw=0)
             if found.empty:
-                reason = "gradients not recorded" if norms.empty else "no parameters"
+                reason = "not recorded" if norms.empty else "no parameters"
                 axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", fontsize="small", color="0.4")
         row[0].set_ylabel(f"{label}\ngradient norm")
     for axes, panel in zip(grid[0], PANELS, strict=True):
@@ -94,7 +94,10 @@ def draw_gradients(figure: "Figure", designs: Mapping[str, pd.DataFrame]) -> Non
         axes.set_xlabel("Step")
     if blocks:
         grid[0, 0].set_yscale("log")
-        grid[-1, -1].legend(fontsize="x-small", frameon=False)
+        handles, labels = max(
+            (axes.get_legend_handles_labels() for axes in grid[:, -1]), key=lambda found: len(found[0])
+        )
+        figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
         bar = figure.colorbar(depth, ax=grid, label="Block, from the input", aspect=40, pad=0.01)
         bar.locator = MaxNLocator(integer=True)
         bar.update_ticks()

@@ -11,6 +11,7 @@ from ddl.files import finite, write_json
 from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import gains, published_counts, published_gains
 from ddl.reporting.choices import choices, settings_of_designs
+from ddl.reporting.evidence import finding
 from ddl.reporting.figures import comparable, scale_note
 from ddl.reporting.read_results import Record, Results, by_key, of_designs, published
 from ddl.reporting.seed_noise import (
@@ -57,6 +58,7 @@ def collect(results: Results) -> Record:
         "noise": noises(results),
         "gains": {"ours": gained, "published": published_gains()},
         "published_counts": published_counts(),
+        "evidence": finding().as_json(),
         "evaluation": _evaluation(results),
         "provenance": _provenance(results),
         "missing": missing,

@@ -21,6 +21,7 @@ from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
 from ddl.reporting.choices import choices
+from ddl.reporting.evidence import EXPANDED, SCALAR, finding
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.quoted_numbers import compare, measured, noises, published_numbers
 from ddl.reporting.read_results import Results
@@ -29,7 +30,6 @@ from ddl.reporting.seed_statistics import Losses, over_seeds, paired_difference
 from ddl.reporting.statistics import Z
 from ddl.reporting.table_format import DASH
 
-SCALAR = "ddl-dv1"  # the design without an expanded state
 READINGS = {  # a design -> the same design with our value
     "baseline": "baseline",
     "ddl-dv1": "ddl-dv1",
@@ -98,6 +98,7 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "scales": scales_part(),
         "budget": budget_part(),
         "bias": bias_part(REFERENCE / "value-bias.csv"),
+        "finding": finding_part(),
         "rate": rate_part(REFERENCE / "learning-rate"),
         "kernels": kernels_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
@@ -352,6 +353,29 @@ def gains_part() -> str:
         f"two independent models. Of the {averages['compared']} averages over tasks, {averages['higher']} are above "
         f"the baseline's, and {averages['higher_beyond_noise']} of these gains exceed that noise."
     )
+
+
+def finding_part() -> str:
+    """What the committed studies found about the gain."""
+    found, labels = finding(), {slug: variant.label for slug, variant in load_variants().items()}
+    if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
+        return "The runs that tell where the gain comes from have not been done."
+    gain, rest = found.paper[EXPANDED], found.fair[EXPANDED]
+    sentences = [
+        f"**Most of this gain is not the residual rule's.** With {gain.n} seeds, the {found.size} {labels[EXPANDED]} "
+        f"gains {gain.shown()} nats over the baseline. If the embedding of every design starts larger and learns "
+        f"faster, the baseline alone gains {found.repair.shown()} nats, and {labels[EXPANDED]} is ahead by "
+        f"{rest.shown()} (n = {rest.n}): the embedding carries {found.closed:.0%} of the gain."
+    ]
+    if scalar := found.fair.get(SCALAR):
+        zero = "" if scalar.separated else ", which includes zero"
+        sentences += [f"{labels[SCALAR]} is then ahead by {scalar.shown()}{zero}."]
+    if found.erase:
+        zero = "" if found.erase.separated else ", which includes zero"
+        sentences += [f"Without its erase term, {labels[EXPANDED]} ends higher by {found.erase.shown()}{zero}."]
+    place = _link((REFERENCE / "studies").relative_to(ROOT))
+    sentences += [f"± is the half-width of a 95 % t-interval over seeds; rows in {place}, explained in notebook 13."]
+    return " ".join(sentences)
 
 
 def rate_part(folder: Path) -> str:

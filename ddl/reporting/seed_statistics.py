@@ -16,9 +16,9 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from ddl.reporting.statistics import LEVEL
 from ddl.reporting.table_format import decimals_for
 
+LEVEL = 0.95  # of intervals
 POWER = 0.8
 DRAWS = 200_000  # of the simulated maximum of |t|
 SEED = 0

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddl.reporting.seed_statistics import LEVEL
+
 RESAMPLES = 10_000
-LEVEL = 0.95
 Z = 1.96  # a normal distribution has 95 % of its mass within this many standard errors
 SEED = 0
 

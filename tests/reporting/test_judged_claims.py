@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 
 from ddl.config import load_variants, paper_variants
-from ddl.reporting.judged_claims import CAUSES, ELSEWHERE, GAINS, judged_claims, published_gains
+from ddl.reporting.judged_claims import CAUSES, ELSEWHERE, FAIR, GAINS, judged_claims, published_gains
 from ddl.reporting.verdict import Outcome
 
-FAIR = "normed-embedding"
 MEANS = {"baseline": 4.9, "ddl-dv1": 4.5, "ddl-tc-noec": 4.4, "ddl-cc-noec": 4.4, "ddl-tc": 4.2, "ddl-cc": 4.2}
 
 
@@ -30,12 +29,12 @@ def runs(means, backbone, size="small", seeds=5, noise=0.005):
 
 def verdicts(designs, controls=None):
     empty = designs.iloc[:0]
-    found = judged_claims(designs, empty if controls is None else controls, FAIR)
+    found = judged_claims(designs, empty if controls is None else controls)
     return {(row.claim, row.size, row.backbone): row for row in found}
 
 
 def test_every_claim_is_judged_for_both_sizes_and_backbones_or_says_why_not():
-    found = judged_claims(runs(MEANS, "paper"), runs(MEANS, "paper").iloc[:0], FAIR)
+    found = judged_claims(runs(MEANS, "paper"), runs(MEANS, "paper").iloc[:0])
     assert len(found) == 2 * 2 * (len(GAINS) + len(CAUSES)) + len(ELSEWHERE)
     assert all(row.why for row in found)
     assert {row.verdict for row in found if row.size == "medium"} == {Outcome.NOT_TESTABLE}  # nothing was run
@@ -82,7 +81,7 @@ def test_a_single_seed_decides_nothing():
 
 
 def test_rows_are_json():
-    found = judged_claims(runs(MEANS, "paper", seeds=2), runs(MEANS, "paper").iloc[:0], FAIR)
+    found = judged_claims(runs(MEANS, "paper", seeds=2), runs(MEANS, "paper").iloc[:0])
     assert json.loads(json.dumps([row.as_json() for row in found], allow_nan=False))[0]["seeds"] == 2
 
 

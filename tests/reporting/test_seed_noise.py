@@ -282,7 +282,7 @@ def test_runs_that_recorded_no_compute_are_named_and_their_cells_are_dashes(one)
     assert set(row) == {DASH}
     figure = plt.figure()
     draw_gradients(figure, {"Baseline": by_layer(one.gradients("small", BASELINE))})
-    assert {text.get_text() for axes in figure.axes for text in axes.texts} == {"gradients not recorded"}
+    assert {text.get_text() for axes in figure.axes for text in axes.texts} == {"not recorded"}
     plt.close(figure)
 
 
