@@ -56,6 +56,7 @@ except ConfigError as error:
 RUN = f"results/{{scale}}/{layout.RUN}"
 EVAL = f"results/{{scale}}/{layout.EVAL}"
 RANDOM_INIT = f"results/{{scale}}/{layout.RANDOM_INIT}"
+MECHANISM = f"results/{{scale}}/{layout.MECHANISM}"
 POINT = f"results/{{scale}}/{layout.POINT}"
 COST = f"results/{{scale}}/{layout.COST}"
 TEMPLATE = sorted(str(path) for path in Path("notebooks/template").rglob("*") if path.is_file())
@@ -424,6 +425,35 @@ use rule evaluate as evaluate_random_init with:
         "evaluate a model with random weights ({wildcards.scale})"
 
 
+# What the residual rules of a trained model do, at the end and at its snapshots, and its loss when they do otherwise.
+rule mechanism:
+    input:
+        data=rules.data.output.manifest,
+        config=rules.train.output.config,
+        weights=rules.train.output.weights,
+        summary=rules.train.output.summary,
+    output:
+        observed=f"{MECHANISM}/mechanism.json",
+        interventions=f"{MECHANISM}/interventions.json",
+    log:
+        "results/{scale}/logs/mechanism/{size}-{variant}-seed{seed}.log",
+    benchmark:
+        "results/{scale}/benchmarks/mechanism/{size}-{variant}-seed{seed}.tsv"
+    threads: recipe("threads")
+    resources:
+        gpu=recipe("gpus"),
+        mem_mb=4000,
+    params:
+        code=code_identity("ddl.evaluation.mechanism"),
+        settings=settings("evaluation"),
+        snapshots=recipe("snapshots"),
+    message:
+        "mechanism {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
+    shell:
+        "ddl mechanism --scale {wildcards.scale} --data $(dirname {input.data}) --run $(dirname {input.weights})"
+        " --out $(dirname {output.observed}) > {log} 2>&1"
+
+
 # Overlap between evaluation items and training shards.
 rule contamination:
     input:
@@ -547,8 +577,15 @@ READ = {
         scores=every_run(rules.evaluate.output.scores),
     ),
     "13_evidence": dict(rows=REFERENCE_ROWS),
+    "14_mechanism": dict(
+        summaries=every_run(rules.train.output.summary),
+        mechanism=every_run(f"{MECHANISM}/mechanism.json"),
+        interventions=every_run(f"{MECHANISM}/interventions.json"),
+        studies=REFERENCE_ROWS,
+    ),
 }
 for notebook, results in READ.items():
+
     rule:
         name:
             f"notebook_{notebook}"

@@ -429,6 +429,22 @@ def evaluate(
 @commands.command()
 @of_scale
 @from_data
+@option("--run", KNOWN_FOLDER, "Folder of a trained model of that scale.", "FOLDER")
+@option("--out", FOLDER, "Folder for mechanism.json and interventions.json.", "FOLDER")
+def mechanism(scale: Scale, data: Path, run: Path, out: Path) -> None:
+    """Observe the residual rules of a model, and change them.
+
+    The rules are observed at the end and at every snapshot of the run. Each is then changed at test time, e.g. its gate
+    closed, and the loss (nats) of each validation document measured.
+    """
+    from ddl.evaluation.mechanism import measure_run
+
+    measure_run(scale, run, data, out)
+
+
+@commands.command()
+@of_scale
+@from_data
 @option("--out", FOLDER, "Folder for contamination.json and contamination.parquet, e.g. results/laptop.", "FOLDER")
 def contamination(scale: Scale, data: Path, out: Path) -> None:
     """Look for evaluation items in the training shards.

@@ -360,6 +360,7 @@ class TrainConfig:
     sharding: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a shard of it
     compile: bool = False  # compile the layers with torch.compile
     tensorboard: bool = False  # also write event files; needs the extra `tensorboard`
+    snapshots: tuple[int, ...] = ()  # steps after which the weights are kept for `ddl mechanism`; 0: the initial ones
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -392,13 +393,16 @@ class TrainConfig:
             raise ConfigError(
                 f"training.min_learning_rate: expected 0 to {self.learning_rate}, found {self.min_learning_rate}"
             )
+        if any(step < 0 for step in self.snapshots) or sorted(set(self.snapshots)) != list(self.snapshots):
+            raise ConfigError(f"training.snapshots: expected steps in increasing order, found {list(self.snapshots)}")
 
     def determining(self) -> dict[str, Any]:
         """The settings that determine what a run learns.
 
-        The others affect at most rounding and may change when a run resumes.
+        The others affect at most rounding, or only what is written, and may change when a run resumes.
         """
-        others = ("micro_batch_sequences", "checkpoint_interval", "gpus", "sharding", "compile", "tensorboard")
+        rounding = ("micro_batch_sequences", "gpus", "sharding", "compile")
+        others = (*rounding, "checkpoint_interval", "tensorboard", "snapshots")
         return _without(changed_settings(self), *others)
 
 
@@ -409,6 +413,7 @@ class EvalConfig:
     tasks: Literal["offline", "benchmarks"]
     items_per_task: int  # 0 uses all
     batch_tokens: int
+    mechanism_tokens: int = 8192  # validation tokens on which `ddl mechanism` observes and changes the residual rules
 
     def __post_init__(self) -> None:
         if self.tasks == "offline" and self.items_per_task < 1:
@@ -584,7 +589,7 @@ class Scale:
         """The scale of one run of a study: its backbone, steps and learning rate.
 
         The floor of the learning rate keeps its proportion to the peak, and the warm-up its share of the steps. Only
-        the first and the last step are validated.
+        the first and the last step are validated, and there are no snapshots.
         """
         own, share = self.training, point.steps / self.training.steps
         training = dataclasses.replace(
@@ -594,6 +599,7 @@ class Scale:
             steps=point.steps,
             warmup_steps=int(own.warmup_steps * share),
             val_interval=point.steps,
+            snapshots=(),
         )
         return dataclasses.replace(self, training=training, backbone=point.backbone)
 

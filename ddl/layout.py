@@ -14,10 +14,12 @@ ANY_RUN = RUN.format(size="*", variant="*", seed="*")
 EVAL = "evals/{size}/{variant}/seed{seed}"
 RANDOM_INIT = "evals/random-init"
 COST = "cost/{size}/{variant}.json"
+MECHANISM = "mechanism/{size}/{variant}/seed{seed}"
 POINT = "points/{size}/{backbone}/{variant}/steps{steps}/lr{rate}/seed{seed}"
 STUDY_ROWS = "studies/{study}.csv"  # one row per run of a study
 STUDY_DOCUMENTS = "studies/{study}.documents.safetensors"  # the loss of each validation document, one row per run
 KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
+SNAPSHOT = "snapshots/step{step:06d}.safetensors"  # weights during training, in the folder of a run
 STUDY = "09_study"  # notebook that shows the runs of one study, built by `snakemake study`
 # The notebooks that show the results of a scale, and the figures and tables that each draws. The other notebooks are
 # derivations and read no results.
@@ -28,6 +30,7 @@ DRAWN = {
     "11_downstream": ("table1", "table2", "table7", "table8"),
     "12_cost": ("table4", "table5", "compute"),
     "13_evidence": ("repairs", "designs"),
+    "14_mechanism": ("gates", "overwriting", "interventions"),
 }
 
 

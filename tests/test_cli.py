@@ -13,8 +13,8 @@ from ddl.layout import ROOT
 from tests.helpers.command import ddl
 
 IN_ORDER = [
-    *("data", "package-manifest", "benchmarks", "tasks", "train", "study", "evaluate", "contamination", "cost"),
-    *("describe", "generate", "progress", "notebook", "numbers", "paper", "keep", "readme", "lm-eval"),
+    *("data", "package-manifest", "benchmarks", "tasks", "train", "study", "evaluate", "mechanism", "contamination"),
+    *("cost", "describe", "generate", "progress", "notebook", "numbers", "paper", "keep", "readme", "lm-eval"),
 ]
 STUDY = ["point", "collect"]
 VISIBLE = [*([name] for name in IN_ORDER if name != "lm-eval"), *(["study", name] for name in STUDY)]

@@ -82,6 +82,10 @@ def test_paper_scale_is_the_papers():
             lambda v: v["training"].update(micro_batch_sequences=3),
             r"training\.micro_batch_sequences: 3 does not divide",
         ),
+        (
+            lambda v: v["training"].update(snapshots=[8, 8]),
+            r"training\.snapshots: expected steps in increasing order, found \[8, 8\]",
+        ),
         (lambda v: v.update(sizes={"small": v["sizes"]["small"]}), r"sizes: expected small and medium, found small"),
         (lambda v: v["sizes"]["small"].update(heads=[2]), r"sizes\.small\.heads: expected int, found \[2\]"),
         (lambda v: v.update(seeds=[0, 0]), r"seeds: expected different integers, found \[0, 0\]"),
@@ -269,6 +273,7 @@ DEFAULTS = {
         "state_dtype": "parameters",
         "state_memory": "stored",
     },
+    "EvalConfig": {"mechanism_tokens": 8192},
     "ParquetDataset": {"folder": ""},
     "Variant": {"family": "own", "published": ""},
     "TokenisedCorpus": {"max_train_tokens": 0, "shard_tokens": 100_000_000},
@@ -277,6 +282,7 @@ DEFAULTS = {
         "sharding": "ddp",
         "compile": False,
         "tensorboard": False,
+        "snapshots": (),
         "weight_decay": 0.1,
         "beta1": 0.9,
         "beta2": 0.95,
@@ -300,7 +306,7 @@ def test_defaults_are_what_earlier_runs_were_made_with():
 
 
 def test_changed_settings_leave_out_defaults_and_keep_all_else():
-    recipe = load_scale("smoke").training
+    recipe = dataclasses.replace(load_scale("smoke").training, snapshots=())
     assert changed_settings(recipe) == {
         name: value for name, value in to_mapping(recipe).items() if name not in DEFAULTS["TrainConfig"]
     }

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from ddl.config import SHOTS, Scale
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.tokenizer import end_of_text_id, load_tokenizer
-from ddl.errors import UserError
 from ddl.evaluation.document_losses import DocumentLosses, per_document
 from ddl.evaluation.lm_eval_tasks import open_tasks, prepare_environment, run_tasks, task_folder
 from ddl.evaluation.loglikelihood import BATCH_TOKENS, head
+from ddl.evaluation.model_check import check_model
 from ddl.evaluation.paper_benchmarks import FOLDER
 from ddl.files import atomic, write_json
 from ddl.model.language_model import LanguageModel
@@ -41,10 +41,6 @@ from ddl.provenance import provenance
 if TYPE_CHECKING:
     import pandas as pd
     from lm_eval.api.model import TemplateLM
-
-
-class EvaluationError(UserError):
-    """A model and data that do not match."""
 
 
 @torch.inference_mode()
@@ -137,12 +133,7 @@ def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, 
     from ddl.evaluation.lm_eval_model import DDL
 
     tokenizer = load_manifest(data / "manifest.json")["tokenizer"]
-    if (model.config.vocab_size, model.config.sequence_length) != (tokenizer["vocab_size"], scale.sequence_length):
-        raise EvaluationError(
-            f"expected a model with vocabulary {tokenizer['vocab_size']} ({data}) and sequences of "
-            f"{scale.sequence_length} tokens ({scale.name}), "
-            f"found {model.config.vocab_size} and {model.config.sequence_length}"
-        )
+    check_model(scale, model, tokenizer["vocab_size"], data)
     batch_tokens = scale.evaluation.batch_tokens
     evaluate_tasks(DDL(model, data / tokenizer["file"], batch_tokens), items, out)
     started = time.monotonic()

@@ -169,7 +169,7 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """Remove incomplete files that a killed process left behind."""
-        for path in [*self.run.glob(".*.tmp"), *self.folder.parent.glob("*/.*.tmp")]:
+        for path in [*self.run.glob(".*.tmp"), *self.run.glob("*/.*.tmp"), *self.folder.parent.glob("*/.*.tmp")]:
             path.unlink()
 
     def _newest_other(self) -> Path | None:

@@ -22,9 +22,10 @@ from ddl.config import ModelConfig, Scale, TrainConfig, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.tokenizer import save_tokenizer
 from ddl.files import finite, write_json
+from ddl.layout import SNAPSHOT
 from ddl.model.flops import flops_per_token
 from ddl.model.language_model import LanguageModel, parameter_count
-from ddl.model.run_files import save_model
+from ddl.model.run_files import read_metadata, save_model, save_weights, snapshot_steps
 from ddl.provenance import peak_resident_bytes, provenance
 from ddl.training.batches import TrainingBatches, validation_batch
 from ddl.training.checkpoints import Checkpoints, Origin, Stale
@@ -131,13 +132,15 @@ class Run:
     def steps(self) -> None:
         """Run the remaining optimiser steps, writing a record every `log_interval` steps and at every validation.
 
-        The host waits for the device only at records, validations and checkpoints.
+        The host waits for the device only at records, validations, checkpoints and snapshots.
         """
         recipe, progress = self.recipe, self.progress
         if progress.step == 0:
             self.record(
                 train_loss=None, val_loss=self.validate(), lr=0.0, grad_norm=None, tok_per_s=None, grad_norms=None
             )
+            if 0 in recipe.snapshots:
+                self.save_snapshot()
         logged_step, logged_seconds = progress.step, progress.seconds
         clock = time.perf_counter()
         for batch in self.batches.stream(range(progress.step, recipe.steps)):
@@ -148,7 +151,8 @@ class Run:
             records = progress.step % recipe.log_interval == 0 or validates
             stops = self.stops(agreed=records)
             saves = progress.step % recipe.checkpoint_interval == 0 or progress.step == recipe.steps or stops
-            if records or saves:
+            snapshot = progress.step in recipe.snapshots
+            if records or saves or snapshot:
                 self.check()
                 progress.seconds += time.perf_counter() - clock
             if records:
@@ -163,11 +167,13 @@ class Run:
                 )
                 progress.losses = []
                 logged_step, logged_seconds = progress.step, progress.seconds
+            if snapshot:
+                self.save_snapshot()
             if saves:
                 self.save_checkpoint()
             if stops:
                 return
-            if records or saves:
+            if records or saves or snapshot:
                 clock = time.perf_counter()
 
     def check(self) -> None:
@@ -221,6 +227,21 @@ class Run:
         if self.processes.leads:
             self.checkpoints.save(self.progress.step, {**state, "progress": dataclasses.asdict(self.progress)})
 
+    def save_snapshot(self) -> None:
+        """Write the current weights, marked with the fingerprint of this run."""
+        state = self.learner.state()
+        if self.processes.leads:
+            path = self.out / SNAPSHOT.format(step=self.progress.step)
+            save_weights(state["model"], path, fingerprint=self.checkpoints.origin.fingerprint)
+
+    def remove_other_snapshots(self) -> None:
+        """Remove snapshots of another run in this folder, e.g. one before a `--restart`."""
+        own = [self.checkpoints.origin.fingerprint, *(origin["fingerprint"] for origin in self.progress.continued)]
+        for step in snapshot_steps(self.out):
+            path = self.out / SNAPSHOT.format(step=step)
+            if read_metadata(path).get("fingerprint") not in own:
+                path.unlink()
+
     def resume(self) -> None:
         """Load the newest checkpoint that this run may continue from, if there is one."""
         if self.processes.leads:
@@ -241,6 +262,8 @@ class Run:
             self.progress = Progress(**state["progress"])
             if "origin" in state:
                 self.progress.continued.append({"step": self.progress.step, **state["origin"]})
+        if self.processes.leads:
+            self.remove_other_snapshots()
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop at the end of this step; a second signal stops at once."""

@@ -15,8 +15,9 @@ from ddl.data.shard_format import write_shard
 from ddl.data.tokenizer import load_tokenizer
 from ddl.evaluation.lm_eval_model import DDL
 from ddl.evaluation.lm_eval_tasks import HarnessError, average, open_tasks, prepare_environment, run_tasks
+from ddl.evaluation.model_check import EvaluationError
 from ddl.evaluation.offline_tasks.build import TASKS, build_tasks
-from ddl.evaluation.run import EvaluationError, evaluate_model, evaluate_tasks, validation_loss, write_items
+from ddl.evaluation.run import evaluate_model, evaluate_tasks, validation_loss, write_items
 from ddl.files import sha256_file, write_json
 from ddl.layout import ROOT
 from ddl.model.language_model import LanguageModel

@@ -40,7 +40,7 @@ def tiny_scale(**recipe) -> Scale:
     """A smaller version of the smoke scale; keyword arguments change the training recipe."""
     smoke = load_scale("smoke")
     settings = {"steps": STEPS, "batch_sequences": 4, "micro_batch_sequences": 2, "warmup_steps": 2}
-    intervals = {"val_interval": 5, "val_sequences": 8, "log_interval": 3, "checkpoint_interval": 4}
+    intervals = {"val_interval": 5, "val_sequences": 8, "log_interval": 3, "checkpoint_interval": 4, "snapshots": ()}
     training = dataclasses.replace(smoke.training, **settings | intervals | recipe)
     tokenizer = dataclasses.replace(smoke.tokenizer, name="gpt2", vocab_size=50257)
     object.__setattr__(tokenizer, "vocab_size", 64)  # smaller than any tokenizer that could be trained

@@ -25,7 +25,8 @@ NOT_LISTED = {
         "model": "kernels",
         "execution": "kernels",
         "tokenizer": "path",
-        "training": "micro_batch_sequences log_interval checkpoint_interval threads gpus sharding compile tensorboard",
+        "training": "micro_batch_sequences log_interval checkpoint_interval threads gpus sharding compile tensorboard "
+        "snapshots",
     },
 }
 

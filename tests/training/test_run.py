@@ -20,7 +20,7 @@ from ddl.data.shard_format import DataError, write_shard
 from ddl.data.tokenizer import END_OF_TEXT, load_tokenizer
 from ddl.files import sha256_file, write_json
 from ddl.model.flops import flops_per_token
-from ddl.model.run_files import load_model
+from ddl.model.run_files import load_model, snapshot_steps
 from ddl.training import run as train_module
 from ddl.training.errors import NotFiniteError, TrainingError
 from ddl.training.learner import compile_layers, learning_rate, make_optimizer
@@ -184,6 +184,45 @@ def test_validation_is_the_mean_over_all_sequences_in_micro_batches_of_unequal_s
         assert run.validate() == pytest.approx(run.learner.model.loss(ids, targets).item(), rel=1e-6)
 
 
+def snapshots(folder):
+    return {path.name: path.read_bytes() for path in (folder / "snapshots").iterdir()}
+
+
+def test_snapshots_hold_the_weights_of_their_steps_and_change_nothing_else(start, tmp_path):
+    start("without", snapshots=()).train()
+    start("with", snapshots=(0, 3, 8, 12, 99)).train()
+    assert weights(tmp_path / "with") == weights(tmp_path / "without")
+    assert curve(tmp_path / "with") == curve(tmp_path / "without")
+    assert not (tmp_path / "without" / "snapshots").exists()
+    assert snapshot_steps(tmp_path / "with") == [0, 3, 8, 12]
+    final, first, last = (load_model(tmp_path / "with", step=step).state_dict() for step in (None, 0, 12))
+    fresh = start("fresh").learner.model.state_dict()
+    assert all(torch.equal(last[name], final[name]) and torch.equal(first[name], fresh[name]) for name in final)
+    assert not torch.equal(first["embedding.weight"], last["embedding.weight"])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_stopped_run_ends_with_the_same_snapshots(start, tmp_path, stop_at, stop_after):
+    start("whole", snapshots=(0, 3, 8)).train()
+    stop_at(start("stopped", snapshots=(0, 3, 8)), stop_after)
+    start("stopped", snapshots=(0, 3, 8)).train()
+    assert snapshots(tmp_path / "stopped") == snapshots(tmp_path / "whole")
+
+
+def test_snapshots_of_a_run_that_was_given_up_are_removed(start, tmp_path, stop_at):
+    stop_at(start("run", snapshots=(0, 2, 3)), 5)
+    assert start("run", snapshots=(0, 3), learning_rate=1e-3, stale="restart").train()
+    start("whole", snapshots=(0, 3), learning_rate=1e-3).train()
+    assert snapshots(tmp_path / "run") == snapshots(tmp_path / "whole")
+
+
+def test_a_run_that_is_continued_with_other_code_keeps_its_snapshots(start, tmp_path, stop_at, other_code):
+    stop_at(start("run", snapshots=(0, 3, 8)), 5)
+    other_code()
+    assert start("run", snapshots=(0, 3, 8), stale="continue").train()
+    assert snapshot_steps(tmp_path / "run") == [0, 3, 8]
+
+
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 11])
 def test_a_stopped_run_continues_to_the_same_bits(start, tmp_path, stop_at, stop_after):
     start("whole").train()
@@ -236,7 +275,8 @@ def test_no_checkpoint_serves_other_settings_data_or_code(start, data, monkeypat
 
 def test_a_checkpoint_serves_any_number_of_processes_and_any_micro_batch(start):
     first = start("run").checkpoints.origin.fingerprint
-    changed = start("run", gpus=4, micro_batch_sequences=1, checkpoint_interval=2, sharding="fsdp", compile=False)
+    others = {"sharding": "fsdp", "compile": False, "snapshots": (1,)}
+    changed = start("run", gpus=4, micro_batch_sequences=1, checkpoint_interval=2, **others)
     assert changed.checkpoints.origin.fingerprint == first
 
 
