@@ -372,7 +372,9 @@ def finding_part() -> str:
         sentences += [f"{labels[SCALAR]} is then ahead by {scalar.shown()}{zero}."]
     if found.erase:
         zero = "" if found.erase.separated else ", which includes zero"
-        sentences += [f"Without its erase term, {labels[EXPANDED]} ends higher by {found.erase.shown()}{zero}."]
+        sentences += [
+            f"Leaving out the erase term of {labels[EXPANDED]} changes its loss by {found.erase.shown('+')}{zero}."
+        ]
     place = (REFERENCE / "studies").relative_to(ROOT)
     sentences += [
         "± is the half-width of a 95 % t-interval over seeds. The rows are in "
