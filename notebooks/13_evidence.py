@@ -33,7 +33,9 @@ from ddl.reporting.seed_statistics import Blocks, best_rate, detectable, over_se
 set_style()
 labels = {slug: variant.label for slug, variant in load_variants().items()}
 backbones = load_backbones()
-noise, repairs, designs = (read_study(study, studies) for study in ("noise", "repairs", "designs"))
+noise, repairs, designs, controls = (
+    read_study(study, studies) for study in ("noise", "repairs", "designs", "controls")
+)
 DDL = "ddl-cc"
 
 
@@ -187,3 +189,62 @@ save_figure(figure, results, "designs")
 
 # %%
 pd.DataFrame(rows).set_index(["size", "backbone", "design"]) if rows else "not run"
+
+# %% [markdown]
+# ## Which part carries what is left?
+#
+# Controls have some parts of DDL and lack others. All runs here have the repaired embedding, and each difference is
+# taken seed by seed. With a scalar state the parts come one at a time: a normalised sublayer output (the same length
+# for every write), a strength that depends on the token, the erase term. With an expanded state the matched control is
+# DDL-CC without its erase term, $\mathbf{X}' = \mathbf{X} + \beta\,\mathbf{k}\mathbf{v}^\top$, with everything
+# else equal. Two baselines have DDL-CC's embedding convolution (EC) or its number of parameters.
+
+# %% alt="Loss of each control minus that of the baseline, with intervals"
+found = of_runs(controls, "small", FAIR)
+compared = {
+    slug: paired_difference(runs, found[BASELINE])
+    for slug, runs in found.items()
+    if slug != BASELINE and len(runs.keys() & found[BASELINE].keys()) > 1
+}
+compared = dict(sorted(compared.items(), key=lambda item: item[1].mean))
+figure, axes = plt.subplots(figsize=(5.6, 0.9 + 0.26 * len(compared)), layout="constrained")
+for place, (slug, difference) in enumerate(compared.items()):
+    style = {"color": look(slug)["color"], "marker": "o", "linestyle": "none", "capsize": 2}
+    axes.errorbar(difference.mean, place, xerr=difference.half_width, **style)
+axes.set_yticks(range(len(compared)), [label(labels[slug]) for slug in compared])
+axes.invert_yaxis()
+axes.axvline(0, color="black", linewidth=1)
+axes.set(xlabel="Loss minus that of the baseline (nats); small models, repaired embedding")
+save_figure(figure, results, "controls")
+
+# %% [markdown]
+# The contrasts that separate the parts, as the loss of the first design minus that of the second: below zero, the
+# first is better. An interval that includes zero does not show that there is no difference.
+
+# %%
+CONTRASTS = {
+    "normalising the output (d_v = 1)": ("normalised-branch", "baseline"),
+    "strength from the token (d_v = 1)": ("write-only", "normalised-branch"),
+    "erase term (d_v = 1)": ("ddl-dv1", "write-only"),
+    "erase term (DDL-CC)": ("ddl-cc", "write-only-cc"),
+    "EC, on the baseline": ("baseline-ec", "baseline"),
+    "EC, on DDL-CC": ("ddl-cc", "ddl-cc-noec"),
+    "parameters of DDL-CC, on the baseline": ("baseline-equal-parameters", "baseline"),
+    "DDL-CC against a baseline with EC": ("ddl-cc", "baseline-ec"),
+    "DDL-CC without erase against a baseline with EC": ("write-only-cc", "baseline-ec"),
+}
+contrasts = []
+for part, (first, second) in CONTRASTS.items():
+    common = found.get(first, {}).keys() & found.get(second, {}).keys()
+    difference = paired_difference(found[first], found[second]) if len(common) > 1 else None
+    contrasts.append(
+        {
+            "part": part,
+            "first": labels[first],
+            "second": labels[second],
+            "seeds": len(common),
+            "difference": difference.shown("+") if difference else "not run",
+            "excludes zero": "" if difference is None else "yes" if difference.separated else "no",
+        }
+    )
+pd.DataFrame(contrasts).set_index("part")

@@ -1,0 +1,69 @@
+"""What the studies found, from made-up rows."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ddl.reporting import evidence
+from ddl.reporting.evidence import finding
+from ddl.reporting.judged_claims import FAIR, PAPER, write_verdicts
+from ddl.reporting.read_results import ResultsError
+
+
+def rows(backbone, means, seeds):
+    noise = np.random.default_rng(len(means)).normal(0, 0.004, (len(means), seeds))
+    entries = [
+        ("small", backbone, variant, 8, 0.1, seed, mean + 0.1 * seed + noise[place, seed])
+        for place, (variant, mean) in enumerate(means.items())
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(entries, columns=("size", "backbone", "variant", "steps", "learning_rate", "seed", "val_loss"))
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    """Replace the committed studies by made-up rows."""
+
+    def write(designs, controls):
+        frames = {"designs": designs, "controls": controls}
+        monkeypatch.setattr(evidence, "read_study", lambda study: frames[study])
+
+    return write
+
+
+def test_the_finding_compares_gains_on_both_backbones(studies):
+    paper = rows(PAPER, {"baseline": 4.9, "ddl-dv1": 4.5, "ddl-cc": 4.3}, 5)
+    fair = rows(FAIR, {"baseline": 4.2, "ddl-dv1": 4.2, "ddl-cc": 4.14}, 3)
+    controls = rows(FAIR, {"ddl-cc": 4.14, "write-only-cc": 4.11}, 3)
+    studies(pd.concat([paper, fair]), controls)
+    found = finding()
+    assert found.paper["ddl-cc"].mean == pytest.approx(0.6, abs=0.01)
+    assert found.fair["ddl-cc"].mean == pytest.approx(0.06, abs=0.01)
+    assert found.closed == pytest.approx(0.9, abs=0.02)
+    assert found.repair.mean == pytest.approx(0.7, abs=0.01)
+    assert found.erase.mean == pytest.approx(-0.03, abs=0.01)  # the control without erase term is better
+    assert (found.paper["ddl-cc"].n, found.fair["ddl-cc"].n) == (5, 3)
+    assert not found.fair["ddl-dv1"].separated
+    kept = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert kept["closed_percent"] == round(100 * found.closed)
+    assert kept["fair"]["ddl-cc"]["shown"] == found.fair["ddl-cc"].shown()
+
+
+def test_without_runs_nothing_is_found(studies):
+    one_seed = rows(PAPER, {"baseline": 4.9, "ddl-cc": 4.3}, 1)
+    studies(one_seed, one_seed.iloc[:0])
+    found = finding()
+    assert (found.paper, found.fair, found.repair, found.erase, found.closed) == ({}, {}, None, None, None)
+
+
+def test_verdicts_are_written_for_a_scale_even_if_it_has_no_studies(tmp_path):
+    folder = tmp_path / "smoke"
+    folder.mkdir()
+    write_verdicts(folder)
+    written = json.loads((folder / "verdict.json").read_text())
+    assert written["rows"] == {"designs": 0, "controls": 0}
+    assert {claim["verdict"] for claim in written["claims"]} == {"not testable here"}
+    with pytest.raises(ResultsError):
+        write_verdicts(tmp_path / "nowhere")
