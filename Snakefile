@@ -327,8 +327,8 @@ rule study_point:
         code=code_identity("ddl.studies.points"),
         settings=lambda wildcards: scale_at(wildcards).determining(wildcards.size, wildcards.variant),
     message:
-        "study {wildcards.size}/{wildcards.backbone}/{wildcards.variant}/steps{wildcards.steps}/lr{wildcards.rate}"
-        "/seed{wildcards.seed} ({wildcards.scale})"
+        "study point {wildcards.size}/{wildcards.backbone}/{wildcards.variant}, {wildcards.steps} steps, rate {wildcards.rate}, "
+        "seed {wildcards.seed} ({wildcards.scale})"
     shell:
         "ddl study point --scale {wildcards.scale} --size {wildcards.size} --backbone {wildcards.backbone}"
         " --variant {wildcards.variant} --steps {wildcards.steps} --rate {wildcards.rate} --seed {wildcards.seed}"

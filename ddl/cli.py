@@ -532,7 +532,7 @@ def numbers(results: Path) -> None:
 @commands.command()
 @from_results
 def verdict(results: Path) -> None:
-    """Write verdict.json, the claims of the paper judged by the committed studies."""
+    """Write verdict.json, the judged claims of the paper."""
     from ddl.reporting.judged_claims import write_verdicts
 
     write_verdicts(results)

@@ -14,7 +14,19 @@ from tests.helpers.command import ddl
 
 IN_ORDER = [
     *("data", "package-manifest", "benchmarks", "tasks", "train", "study", "evaluate", "mechanism", "contamination"),
-    *("cost", "describe", "generate", "progress", "notebook", "numbers", "paper", "keep", "readme", "lm-eval"),
+    *(
+        "cost",
+        "describe",
+        "generate",
+        "progress",
+        "notebook",
+        "numbers",
+        "verdict",
+        "paper",
+        "keep",
+        "readme",
+        "lm-eval",
+    ),
 ]
 STUDY = ["point", "collect"]
 VISIBLE = [*([name] for name in IN_ORDER if name != "lm-eval"), *(["study", name] for name in STUDY)]
@@ -72,7 +84,7 @@ def test_help_says_units_ranges_and_defaults(command, shown, capsys):
 
 
 RUN = "train --scale smoke --size small --variant ddl-cc --seed 0 --data d --out o"
-POINT = "study point --scale smoke --size small --variant ddl-cc --seed 0 --data d --out o"
+POINT = "study point --scale smoke --size small --backbone paper --variant ddl-cc --steps 8 --seed 0 --data d --out o"
 
 
 @pytest.mark.parametrize(

@@ -373,8 +373,11 @@ def finding_part() -> str:
     if found.erase:
         zero = "" if found.erase.separated else ", which includes zero"
         sentences += [f"Without its erase term, {labels[EXPANDED]} ends higher by {found.erase.shown()}{zero}."]
-    place = _link((REFERENCE / "studies").relative_to(ROOT))
-    sentences += [f"± is the half-width of a 95 % t-interval over seeds; rows in {place}, explained in notebook 13."]
+    place = (REFERENCE / "studies").relative_to(ROOT)
+    sentences += [
+        "± is the half-width of a 95 % t-interval over seeds. The rows are in "
+        f"[`{place}`]({place}), notebook 13 shows them."
+    ]
     return " ".join(sentences)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddl.evaluation.interventions import erases, part_means, plan, replaced, token_losses
 from ddl.evaluation.mechanism import (
     Observer,
     explained,
@@ -180,6 +181,27 @@ def test_a_quantity_that_a_rule_does_not_have_is_left_out():
     assert all(row["erase_share"] == pytest.approx(0, abs=1e-12) for row in rows)
     assert all(row["survival"] == pytest.approx(1) for row in rows)
     assert stack["smallest"]["mean"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("design", rules.CONTROLS)
+def test_controls_are_observed_by_what_they_do_and_not_by_their_settings(design):
+    model, ids = rules.model(design), rules.tokens(rows=8)
+    for rule, inputs, X_next in seen(model, ids):
+        left = carry(rule, inputs, inputs.X)
+        torch.testing.assert_close(X_next, left + write(rule, inputs))
+        if design in ("write-only", "unnormalised write", "normalised branch"):
+            torch.testing.assert_close(left, inputs.X)
+        elif design in ("separate gates", "additive erase"):
+            k = direction(rule, inputs)
+            beta = (rule.erase_gate if design == "separate gates" else rule.gate)(inputs.c).unsqueeze(-1)
+            torch.testing.assert_close(left, inputs.X - beta * k * (k * inputs.X).sum(-1, keepdim=True))
+    rows, _ = observe(model, ids, ids.roll(-1, 1), 24, split=False)
+    assert len(rows) == 4
+    assert (max(row["erase_share"] for row in rows) > 1e-3) == erases(model, ids)
+    planned = list(plan(model, part_means(model, [(ids, ids)]), erases(model, ids)))
+    for _, _, changes in planned:
+        with replaced(model, changes):
+            assert token_losses(model, ids, ids).isfinite().all()
 
 
 def test_rows_of_groups_of_tokens_average_to_the_row_of_all():

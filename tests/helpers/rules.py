@@ -12,11 +12,19 @@ DESIGNS = {
     "expanded": {"residual": "delta", "value_channels": 4, "compressor": "cc", "embed_conv": True},
     "mlp direction": {"residual": "delta", "direction": "mlp", "value_input": "output"},
 }
+CONTROLS = {
+    "write-only": {"residual": "delta", "value_channels": 4, "compressor": "cc", "erase": "none"},
+    "separate gates": {"residual": "delta", "erase": "own"},
+    "unnormalised write": {"residual": "delta", "erase": "none", "write": "unnormalised"},
+    "fixed gate": {"residual": "delta", "gate": "fixed"},
+    "additive erase": {"residual": "additive-erase"},
+    "normalised branch": {"residual": "normalised"},
+}
 
 
 def model(design: str, seed: int = 0) -> LanguageModel:
     """A model with random parameters."""
-    made = LanguageModel(ModelConfig(**SHAPE | DESIGNS[design]), seed).double().eval()
+    made = LanguageModel(ModelConfig(**SHAPE | (DESIGNS | CONTROLS)[design]), seed).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddl.config import load_scale
+from ddl.config import load_scale, load_variants
 from ddl.layout import DRAWN, MECHANISM, ROOT, drawn_files
 from ddl.reporting import read_results
-from ddl.reporting.mechanism_results import Mechanism, over_documents, retrained, shown, study_rows
+from ddl.reporting.mechanism_results import COUNTERPARTS, Mechanism, over_documents, retrained, shown, study_rows
 from ddl.reporting.read_results import Results
 from ddl.reporting.seed_statistics import Estimate
 from ddl.reporting.table_format import DASH
@@ -122,6 +122,10 @@ def test_runs_of_other_recipes_are_not_compared():
 def test_without_a_retrained_model_there_is_a_reason(size, changed, reason):
     found = retrained(study(), size, "ddl-cc", changed)
     assert (found.estimate, found.reason) == (None, reason)
+
+
+def test_every_counterpart_is_a_design():
+    assert {*COUNTERPARTS.values(), *(design for _, design in COUNTERPARTS)} <= load_variants().keys()
 
 
 def test_a_diverged_run_is_no_counterpart():

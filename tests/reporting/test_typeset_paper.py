@@ -24,7 +24,8 @@ from tests.helpers.command import ddl
 matplotlib.use("agg")
 
 
-FIGURES = ("figure1", "figure2", "figure3", "figure4", "compute", "gradients")
+DRAWN_FOR_THE_PAPER = ("repairs", "designs", "gates", "overwriting", "interventions")
+FIGURES = ("figure1", "figure2", "figure3", "figure4", "compute", "gradients", *DRAWN_FOR_THE_PAPER)
 
 
 def build(results: Path) -> Path:
