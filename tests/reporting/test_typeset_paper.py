@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 import typst
 
-from ddl.layout import ROOT
+from ddl.layout import DRAWN, ROOT
 from ddl.reporting import figures as report
 from ddl.reporting import typeset_paper as paper
 from ddl.reporting.accuracy_tables import downstream_table
@@ -40,7 +40,7 @@ def build(results: Path) -> Path:
     write_table(cost_table(data, "medium"), results, "table5", "caption")
     write_table(published_table("architecture").drop(columns=["version", "table"]), results, "table6", "caption")
     figure = plt.figure(figsize=(2, 1))
-    for name in FIGURES:
+    for name in (name for names in DRAWN.values() for name in names if not name.startswith("table")):
         report.save_figure(figure, results, name)
     plt.close(figure)
     return results
