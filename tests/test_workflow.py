@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ddl.config import Scale, load_scale, load_study, load_variants
-from ddl.layout import DRAWN, ROOT, STUDY
+from ddl.layout import DRAWN, ROOT, STUDY, drawn_files
+from ddl.reporting import progress
 from ddl.training.run import Run
 from tests.helpers import golden
 from tests.helpers.project import copy_project
@@ -167,8 +168,7 @@ def test_an_unknown_scale_is_named(project):
 @pytest.mark.dag
 def test_one_call_builds_everything(finished):
     results = finished / "results/smoke"
-    expected = [f"figures/figure{n}.{kind}" for n in range(1, 5) for kind in ("pdf", "svg", "png")]
-    expected += [f"tables/table{n}.{kind}" for n in range(1, 9) for kind in ("csv", "tex")]
+    expected = [file for names in DRAWN.values() for name in names for file in drawn_files(name)]
     missing = [name for name in expected if not (results / name).stat().st_size]
     assert missing == []
     assert {f"{path.parent.name}/{path.name}" for path in results.glob("[ft]*s/*")} == set(expected)
@@ -227,6 +227,16 @@ def test_a_control_is_trained_and_evaluated_if_its_files_are_targets(project):
     made = {"data": 1, "tasks": 1}  # unless another test has built them
     assert made | planned(project, f"results/smoke/{run}") == made | {"train": 1}
     assert made | planned(project, f"results/smoke/{evaluation}") == made | {"train": 1, "evaluate": 1}
+
+
+def test_progress_counts_the_jobs_that_the_workflow_plans(project):
+    jobs, stages = planned(project, "--forceall"), progress.stages(load_scale("smoke"))
+    assert jobs["train"] == stages["train/*.tsv"]
+    assert jobs["mechanism"] == stages["mechanism/*.tsv"]
+    assert jobs["evaluate"] + jobs["evaluate_random_init"] == stages["evaluate/*.tsv"]
+    assert jobs["cost"] == stages["cost/*.tsv"]
+    notebooks = sum(count for rule, count in jobs.items() if rule.startswith("notebook_"))
+    assert notebooks + jobs["derivation_page"] == stages["notebooks/*.tsv"]
 
 
 def test_a_study_is_a_target_of_its_own(project):

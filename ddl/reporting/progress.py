@@ -94,6 +94,7 @@ def stages(scale: Scale) -> dict[str, int]:
         "contamination.tsv": 1,
         "train/*.tsv": trainings,
         "evaluate/*.tsv": trainings + 1,
+        "mechanism/*.tsv": trainings,
         "cost/*.tsv": len(scale.sizes),
         "notebooks/*.tsv": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1,  # without that of the studies
         "numbers.tsv": 1,

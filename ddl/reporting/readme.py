@@ -116,7 +116,11 @@ def current_numbers(folder: Path) -> dict[str, Any]:
     """The numbers that depend on the published tables and on the noise study, as these are now."""
     results = Results(folder)
     kept = json.loads((folder / "numbers.json").read_text())
-    runs, paper, gained = measured(results), published_numbers(results), kept["gains"]["ours"]
+    names = {variant["slug"] for variant in kept["variants"]}  # the run may be older than other designs
+    runs = {
+        size: {slug: run for slug, run in found.items() if slug in names} for size, found in measured(results).items()
+    }
+    paper, gained = published_numbers(results), kept["gains"]["ours"]
     comparison = {size: compare(runs[size], paper[size], gained[size]) for size in results.sizes}
     noise = {"noise": noises(results), "seeds_note": seeds_note(results)}
     return {"runs": runs, "published": paper, "comparison": comparison, **noise}

@@ -74,8 +74,8 @@ def test_tables_pool_the_items_of_two_tasks_of_one_column(tmp_path):
     ours = table[table["block"].str.startswith("Ours")].set_index("Model")
     one = json.loads((folder / "evals/small/ddl-cc/seed0/1shot.json").read_text())["tasks"]["doc_last_word"]["value"]
     assert ours.loc["Stand-in task, metric", "SciQ"] == "doc_last_word, doc_my_task, acc"
-    assert ours.loc["DDL-CC", "SciQ"] == f"{100 * (one + 1) / 2:.2f}"
-    assert ours.loc["DDL-CC", "SciQ ±"] == f"{100 * math.hypot(0.0238, 0.0238) / 2:.2f}"
+    assert ours.loc["DDL-CC", "SciQ"] == f"{100 * (one + 1) / 2:.1f}"
+    assert ours.loc["DDL-CC", "SciQ ±"] == f"{100 * math.hypot(0.0238, 0.0238) / 2:.1f}"
     base = results.outcomes("small", BASELINE, 0, 1)["SciQ"]
     assert len(base) == 2 * fake_results.N
     expected = results.outcomes("small", "ddl-cc", 0, 1)["SciQ"].mean() - base.mean()

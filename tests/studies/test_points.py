@@ -24,7 +24,7 @@ def test_a_point_differs_from_a_run_in_rate_floor_length_and_validations_only():
     changed = scale.at(Point("small", "paper", "baseline", 256, 1.6e-2, 0)).training
     assert changed.min_learning_rate == pytest.approx(2 * scale.training.min_learning_rate)
     assert (changed.steps, changed.warmup_steps, changed.val_interval) == (256, 16, 256)
-    names = ("learning_rate", "min_learning_rate", "steps", "warmup_steps", "val_interval")
+    names = ("learning_rate", "min_learning_rate", "steps", "warmup_steps", "val_interval", "snapshots")
     assert dataclasses.replace(changed, **{name: getattr(scale.training, name) for name in names}) == scale.training
 
 
