@@ -3,11 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
 from ddl.layout import BASELINE
 from ddl.reporting.judged_claims import CONTROLS, DESIGNS, FAIR, PAPER, of_runs
-from ddl.reporting.read_studies import StudyRowsError, read_study
+from ddl.reporting.read_studies import rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, paired_difference
 
 EXPANDED, SCALAR, WRITE_ONLY = "ddl-cc", "ddl-dv1", "write-only-cc"
@@ -53,7 +51,7 @@ def shown(estimate: Estimate) -> dict[str, Any]:
 
 def finding(size: str = SIZE) -> Finding:
     """What the committed rows of the studies say about one size."""
-    designs, controls = rows_or_none(DESIGNS), rows_or_none(CONTROLS)
+    designs, controls = rows_if_any(DESIGNS), rows_if_any(CONTROLS)
     runs = {backbone: of_runs(designs, size, backbone) for backbone in (PAPER, FAIR)}
     of_controls = of_runs(controls, size, FAIR)
     return Finding(
@@ -76,11 +74,3 @@ def gains(losses: dict[str, Losses]) -> dict[str, Estimate]:
 def difference(losses: Losses, reference: Losses) -> Estimate | None:
     """Paired difference; None with fewer than two common seeds."""
     return paired_difference(losses, reference) if len(losses.keys() & reference.keys()) > 1 else None
-
-
-def rows_or_none(study: str) -> pd.DataFrame:
-    """The committed rows of a study; an empty frame if there are none."""
-    try:
-        return read_study(study)
-    except StudyRowsError:
-        return pd.DataFrame(columns=["size", "backbone", "variant", "steps", "learning_rate", "seed", "val_loss"])

@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from ddl.config import SIZES, Scale, load_variants
+from ddl.config import SIZES, load_variants
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
 from ddl.reporting.read_results import Results, published
-from ddl.reporting.read_studies import RUN, StudyRowsError, at_best_rate, by_design, read_study
+from ddl.reporting.read_studies import at_best_rate, by_design, rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, detectable
 from ddl.reporting.verdict import Outcome, Verdict, judge, judge_cause, not_testable
 
@@ -167,19 +167,12 @@ def write_verdicts(results: Path) -> None:
         results: folder of the scale.
     """
     scale = Results(results).scale
-    designs, controls = (rows_of(study, scale) for study in (DESIGNS, CONTROLS))
+    designs, controls = (
+        rows[rows["scale"] == scale.name] for rows in (rows_if_any(study) for study in (DESIGNS, CONTROLS))
+    )
     judged = judged_claims(designs, controls)
     sources = {study: len(rows) for study, rows in ((DESIGNS, designs), (CONTROLS, controls))}
     write_json(results / "verdict.json", {"rows": sources, "claims": [claim.as_json() for claim in judged]})
-
-
-def rows_of(study: str, scale: Scale) -> pd.DataFrame:
-    """The committed rows of a study that were run at a scale; none if the study has no rows."""
-    try:
-        rows = read_study(study)
-    except StudyRowsError:
-        return pd.DataFrame(columns=["scale", *RUN, "seed", "val_loss"])
-    return rows[rows["scale"] == scale.name]
 
 
 def row(

@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ddl.config import load_study
 from ddl.errors import UserError
-from ddl.layout import REFERENCE, STUDY_DOCUMENTS, STUDY_ROWS
+from ddl.layout import REFERENCE, STUDY_ROWS
 from ddl.reporting.seed_statistics import Losses
 
 RUN = ["size", "backbone", "variant", "steps", "learning_rate"]  # with the seed, these columns identify a run
@@ -36,12 +35,12 @@ def read_study(name: str, folder: str | Path = REFERENCE) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"reason": str}, keep_default_na=False, na_values={"val_loss": [""]})
 
 
-def read_documents(name: str, folder: str | Path = REFERENCE) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss of each validation document, fp32 [rows, documents], and its number of tokens, int32 [documents]."""
-    from safetensors.numpy import load_file
-
-    tensors = load_file(Path(folder) / STUDY_DOCUMENTS.format(study=name))
-    return tensors["losses"], tensors["tokens"]
+def rows_if_any(name: str) -> pd.DataFrame:
+    """The committed rows of a study; an empty frame if it has none."""
+    try:
+        return read_study(name)
+    except StudyRowsError:
+        return pd.DataFrame(columns=["scale", *RUN, "seed", "val_loss"])
 
 
 def losses(rows: pd.DataFrame) -> dict[int, float]:

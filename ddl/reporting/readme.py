@@ -365,8 +365,10 @@ def finding_part() -> str:
     if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
         return "The runs that tell where the gain comes from have not been done."
     gain, rest = found.paper[EXPANDED], found.fair[EXPANDED]
+    most = found.closed is not None and found.closed > 0.5
+    headline = "**Most of this gain is not the residual rule's.** " if most else ""
     sentences = [
-        f"**Most of this gain is not the residual rule's.** With {gain.n} seeds, the {found.size} {labels[EXPANDED]} "
+        f"{headline}With {gain.n} seeds, the {found.size} {labels[EXPANDED]} "
         f"gains {gain.shown()} nats over the baseline. If the embedding of every design starts larger and learns "
         f"faster, the baseline alone gains {found.repair.shown()} nats, and {labels[EXPANDED]} is ahead by "
         f"{rest.shown()} (n = {rest.n}): the embedding carries {found.closed:.0%} of the gain."

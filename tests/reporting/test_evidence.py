@@ -28,7 +28,7 @@ def studies(monkeypatch):
 
     def write(designs, controls):
         frames = {"designs": designs, "controls": controls}
-        monkeypatch.setattr(evidence, "read_study", lambda study: frames[study])
+        monkeypatch.setattr(evidence, "rows_if_any", lambda study: frames[study])
 
     return write
 
