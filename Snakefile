@@ -111,14 +111,14 @@ def cost_settings(wildcards):
 def report_settings(wildcards):
     """Settings that figures and tables show besides the results: names, shapes and recipe."""
     values = settings("title", "sequence_length", "seeds", "sizes", "tokenizer")(wildcards)
-    return values, SCALES[wildcards.scale].training.determining(), [variant.label for variant in VARIANTS.values()]
+    return values, SCALES[wildcards.scale].recipe.determining(), [variant.label for variant in VARIANTS.values()]
 
 
 def derivation_settings(wildcards):
     """Settings of all scales that derivations show and check: shapes, execution and recipes."""
     names = ("sequence_length", "sizes", "tokenizer", "execution")
     shown = {scale.name: {name: changed_settings(scale)[name] for name in names} for scale in SCALES.values()}
-    return shown, {scale.name: scale.training.determining() for scale in SCALES.values()}
+    return shown, {scale.name: scale.recipe.determining() for scale in SCALES.values()}
 
 
 def recipe(name):

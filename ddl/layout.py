@@ -29,7 +29,7 @@ DRAWN = {
     "10_loss_curves": ("figure2", "figure3", "figure4", "table3", "gradients"),
     "11_downstream": ("table1", "table2", "table7", "table8"),
     "12_cost": ("table4", "table5", "compute"),
-    "13_evidence": ("repairs", "designs", "controls"),
+    "13_evidence": ("controls", "repairs", "designs", "effects", "ladder"),
     "14_mechanism": ("gates", "overwriting", "interventions"),
 }
 

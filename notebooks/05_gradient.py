@@ -820,7 +820,8 @@ print(f"{given} parameters start at the given numbers, {drawn} with the given st
 # \frac{\mathbf{m}_s / (1 - \beta_1^s)}{\sqrt{\mathbf{n}_s / (1 - \beta_2^s)} + 10^{-8}}\right),$$
 #
 # with a learning rate that rises linearly to $\eta$ over $w$ steps and then falls along a cosine to $\eta_{\min}$ at
-# the last of $S$ steps. (PyTorch's factor is $C / (|\mathbf{g}| + 10^{-6})$.)
+# the last of $S$ steps. The embedding's rate is a multiple of it, which is 1 on the paper's recipe. (PyTorch's factor is
+# $C / (|\mathbf{g}| + 10^{-6})$.)
 
 
 # %%
@@ -833,7 +834,7 @@ def rate_by_equation(s, recipe):
 
 
 for scale in map(load_scale, scale_names()):
-    recipe = scale.training
+    recipe = scale.recipe
     for s in range(1, recipe.steps + 1, max(recipe.steps // 1000, 1)):
         assert abs(learning_rate(s - 1, recipe) - rate_by_equation(s, recipe)) <= 1e-14 * recipe.learning_rate, (
             "executed-equation"
@@ -890,14 +891,15 @@ def check_training(recipe, config):
             m[parameter] = BETA_1 * m[parameter] + (1 - BETA_1) * g
             n[parameter] = BETA_2 * n[parameter] + (1 - BETA_2) * g.square()
             adam = m[parameter] / (1 - BETA_1**s) / ((n[parameter] / (1 - BETA_2**s)).sqrt() + ADAM_EPS)
-            theta = weights[parameter] - rate * (DECAY * decays(parameter) * weights[parameter] + adam)
-            roundings = OPERATIONS * ROUNDOFF["float64"] * (weights[parameter].abs() + rate)
+            own_rate = rate * (recipe.embedding_rate_factor if parameter == "embedding.weight" else 1)
+            theta = weights[parameter] - own_rate * (DECAY * decays(parameter) * weights[parameter] + adam)
+            roundings = OPERATIONS * ROUNDOFF["float64"] * (weights[parameter].abs() + own_rate)
             weights[parameter] = model.state_dict()[parameter].clone()
             assert ((weights[parameter] - theta).abs() <= roundings).all(), f"executed-equation: step {s}: {parameter}"
     return lengths
 
 
-recipe = dataclasses.replace(load_scale("smoke").training, steps=8, warmup_steps=3, grad_clip=2.0)
+recipe = dataclasses.replace(load_scale("smoke").recipe, steps=8, warmup_steps=3, grad_clip=2.0)
 lengths = check_training(recipe, settings_of("DDL-TC", state_memory="rebuilt"))
 assert min(lengths) < recipe.grad_clip < max(lengths)
 print(f"{len(lengths)} steps: gradients of length {min(lengths):.1f} to {max(lengths):.1f}, some of which are clipped")
@@ -913,7 +915,7 @@ print("gradients, losses and all weights after each step: equal to the equations
 
 # %%
 RUNS, GATE_STEPS = 3, 30
-moving = dataclasses.replace(load_scale("smoke").training, steps=GATE_STEPS, warmup_steps=1)
+moving = dataclasses.replace(load_scale("smoke").recipe, steps=GATE_STEPS, warmup_steps=1)
 
 
 def bias_moves(beta_0, n):

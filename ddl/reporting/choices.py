@@ -55,7 +55,8 @@ def _settings(scale: Scale) -> dict[str, Any]:
     metrics = {
         metric: [entry.column for entry in BENCHMARKS if entry.metric == metric] for metric in ("acc", "acc_norm")
     }
-    return to_mapping(scale) | {"model": settings_of_designs(scale), "benchmarks": metrics}
+    own = {"training": to_mapping(scale.recipe), "model": settings_of_designs(scale), "benchmarks": metrics}
+    return to_mapping(scale) | own
 
 
 def _value(name: str, scales: dict[str, dict[str, Any]], topic: str) -> str:

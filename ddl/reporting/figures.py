@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ddl.config import Scale, load_scale, load_variants
+from ddl.config import Scale, load_backbones, load_scale, load_variants
 from ddl.files import atomic
 from ddl.layout import BASELINE
 from ddl.reporting.read_results import Results, published
@@ -67,7 +67,9 @@ def scale_note(results: Results) -> str:
     tokens = count(summaries["tokens"].max())
     seeds = len(results.scale.seeds)
     many = "1 seed" if seeds == 1 else f"mean and 95 % interval over {seeds} seeds"
-    return f"{results.scale.title} scale: {' and '.join(params)} parameters, {tokens} tokens per run, {many}"
+    note = f"{results.scale.title} scale: {' and '.join(params)} parameters, {tokens} tokens per run, {many}"
+    backbone = results.scale.backbone
+    return note if backbone == load_scale("paper").backbone else f"{note}, {load_backbones()[backbone].label}"
 
 
 def comparable(scale: Scale) -> bool:
@@ -78,7 +80,8 @@ def comparable(scale: Scale) -> bool:
 
 def _recipe(scale: Scale) -> tuple[object, ...]:
     corpus = scale.corpus
-    return scale.sizes, corpus.name, corpus.source, scale.tokenizer, scale.sequence_length, scale.tokens
+    data = (corpus.name, corpus.source, scale.tokenizer, scale.sequence_length, scale.tokens)
+    return scale.sizes, scale.backbone, *data
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Which comparison of which runs decides each claim of the paper, and the verdicts that follow.
 
-The list was fixed before the runs that it judges, as were the rules (`ddl.reporting.verdict`). Every claim about losses
-is judged twice for each size: with the backbone of the paper, and with the one that is fair to the baseline. The
-intervals of all designs against the baseline hold together (Dunnett).
+The rules (`ddl.reporting.verdict`) and the list of claims were fixed before the runs that they judge. One rival of
+DDL-CC, the normalised branch with EC, was added when the runs of its two parts had pointed at it, and before its own.
+Every claim about losses is judged twice for each size: with the backbone of the paper, and with the one that is fair to
+the baseline. The intervals of all designs against the baseline hold together (Dunnett).
 """
 
 import math
@@ -13,16 +14,21 @@ from typing import Any
 
 import pandas as pd
 
-from ddl.config import SIZES, load_variants
+from ddl.config import SIZES, Scale, load_scale, load_variants
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
+from ddl.model.flops import flops_per_token
+from ddl.reporting.main_effects import enough
 from ddl.reporting.read_results import Results, published
 from ddl.reporting.read_studies import at_best_rate, by_design, rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, detectable
-from ddl.reporting.verdict import Outcome, Verdict, judge, judge_cause, not_testable
+from ddl.reporting.table_format import DASH
+from ddl.reporting.token_ladder import Ladder, published_worth
+from ddl.reporting.verdict import Outcome, Priced, Verdict, judge, judge_cause, judge_trade_off, not_testable
 
 PAPER, FAIR = "paper", "embedding-std-0.09-rate-4"  # backbones: the paper's, and the one that is fair to the baseline
-DESIGNS, CONTROLS = "designs", "controls"  # studies: the six designs; controls and the designs that they vary
+# Studies: the six designs; controls and the designs that they vary; some designs with several numbers of tokens.
+DESIGNS, CONTROLS, LADDER = "designs", "controls", "ladder"
 TOO_FEW = "fewer than two seeds"
 
 
@@ -47,22 +53,21 @@ GAINS = (
 # For the claim that the delta rule causes a gain, not what comes with it: design -> designs that have all but the rule.
 CAUSES = {
     "ddl-dv1": ("write-only", "normalised-branch", "dynamic-strength"),
-    "ddl-cc": ("write-only-cc", "baseline-equal-parameters", "baseline-ec"),
+    "ddl-cc": ("write-only-cc", "baseline-equal-parameters", "baseline-ec", "normalised-branch-ec"),
 }
+TRADE_OFF = "ddl-cc"  # the design that the paper says has the best trade-off
 ELSEWHERE = (
-    ("one-shot-averages", "DDL raises the average accuracy", "models of this size answer the benchmarks at chance"),
-    (
-        "best-trade-off",
-        "DDL-CC has the best trade-off",
-        "the costs of the paper are those of a GPU and of larger models",
-    ),
+    ("one-shot-averages", "DDL raises the average accuracy", "the offline tasks are not the eight benchmarks"),
     ("cost-of-expansion", "The published speeds and memory", "they are those of a GPU and of larger models"),
 )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One row of the table of verdicts; losses in nats, the gain positive if the claim's design is better."""
+    """One row of the table of verdicts; losses in nats, the gain positive if the claim's design is better.
+
+    `worth` is the gain as a factor of tokens of the baseline, and `published_worth` that of the published gain.
+    """
 
     label: str
     claim: str
@@ -72,13 +77,22 @@ class Judged:
     gain: float | None
     low: float | None
     high: float | None
+    worth: float | None
+    published_worth: float | None
     seeds: int
     verdict: Outcome
     why: str
 
+    @property
+    def shown(self) -> str:
+        """The gain ± the half-width of its interval, as it is printed; a dash if it was not measured."""
+        if self.gain is None or self.low is None or self.high is None:
+            return DASH
+        return Estimate(self.gain, self.low, self.high, math.nan, self.seeds).shown("+")
+
     def as_json(self) -> dict[str, Any]:
         """The row as JSON types; an infinite end of an interval is null."""
-        values = asdict(self)
+        values = asdict(self) | {"shown": self.shown}
         return {key: finite(value) if isinstance(value, float) else value for key, value in values.items()}
 
 
@@ -101,24 +115,34 @@ def too_few(losses: Mapping[str, Losses]) -> bool:
     return len(set.intersection(*map(set, losses.values()))) < 2
 
 
-def judge_gain(gain: Gain, losses: Mapping[str, Losses], published_gain: float) -> tuple[Estimate | None, Verdict]:
-    """The gain of a design over another with its interval, and the verdict on the claim.
+def judge_gain(
+    gain: Gain, losses: Mapping[str, Losses], published_gain: float, ladder: Ladder | None, tokens: int
+) -> tuple[Estimate | None, Estimate | None, Verdict]:
+    """The gain of a design over another with its interval, its worth in tokens, and the verdict on the claim.
 
     Args:
         losses: design -> seed -> loss, of all designs that are compared; their noise is pooled.
+        ladder: losses of the baseline with several numbers of tokens; None leaves the worth out.
+        tokens: of the runs.
+
+    Returns:
+        The worth is the log of a factor of tokens.
     """
     missing = [load_variants()[slug].label for slug in (gain.better, gain.worse) if slug not in losses]
     if missing:
-        return None, not_testable(f"no run of {' and '.join(missing)}")
+        return None, None, not_testable(f"no run of {' and '.join(missing)}")
     if too_few(losses):
-        return None, not_testable(TOO_FEW)
+        return None, None, not_testable(TOO_FEW)
     blocks = Blocks.of(losses)
     if gain.worse == BASELINE:
         estimate = blocks.against(BASELINE)[gain.better].negated()
     else:
         estimate = blocks.contrast({gain.worse: 1.0, gain.better: -1.0})
     least = detectable(math.sqrt(2) * blocks.noise, estimate.n, blocks.degrees_of_freedom)
-    return estimate, judge(estimate, published_gain, least)
+    if ladder is None or published_gain <= 0:  # a published loss has no size that ours could reach
+        return estimate, None, judge(estimate, published_gain, least)
+    worth, expected = ladder.worth(estimate, tokens), published_worth(published_gain, load_scale("paper").tokens)
+    return estimate, worth, judge(estimate, published_gain, least, worth, expected)
 
 
 def judge_rule(design: str, losses: Mapping[str, Losses]) -> tuple[Estimate | None, Verdict]:
@@ -134,45 +158,75 @@ def judge_rule(design: str, losses: Mapping[str, Losses]) -> tuple[Estimate | No
     return min(gains.values(), key=lambda gain: gain.mean), judge_cause({labels[slug]: gains[slug] for slug in others})
 
 
-def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame) -> list[Judged]:
+def judge_cost(losses: Mapping[str, Losses], scale: Scale, size: str) -> Verdict:
+    """The verdict on the trade-off between the loss and the FLOPs per token, among all designs with several seeds.
+
+    Losses are relative to the mean of the designs with the same seed.
+    """
+    found = {slug: runs for slug, runs in losses.items() if len(runs) > 1}
+    if TRADE_OFF not in found or not enough(found):
+        return not_testable(TOO_FEW)
+    blocks, labels, priced = Blocks.of(found), load_variants(), {}
+    for slug in found:
+        flops = flops_per_token(scale.model(size, slug))
+        if flops.state is not None:
+            weights = dict.fromkeys(found, -1 / len(found)) | {slug: 1 - 1 / len(found)}
+            priced[labels[slug].label] = Priced(blocks.contrast(weights), flops.backbone + flops.state)
+    return judge_trade_off(labels[TRADE_OFF].label, priced)
+
+
+def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, ladder: pd.DataFrame, scale: Scale) -> list[Judged]:
     """Every claim with its verdict.
 
     Args:
         designs: rows of runs of the six designs.
         controls: rows of runs of the controls and of the designs that they are compared with.
+        ladder: rows of runs with several numbers of tokens.
+        scale: of the runs.
     """
     found, labels = [], {slug: variant.label for slug, variant in load_variants().items()}
     for size in SIZES:
         gains = published_gains(size)
         for backbone in (PAPER, FAIR):
-            losses = of_runs(designs, size, backbone)
+            losses, tokens = of_runs(designs, size, backbone), longest(designs, size, backbone)
+            rungs = Ladder.of(ladder[ladder["variant"] == BASELINE], backbone, size)
             for gain in GAINS:
                 expected = gains[gain.better, gain.worse]
-                estimate, verdict = judge_gain(gain, losses, expected)
-                found.append(row(gain.label, gain.claim, size, backbone, expected, estimate, verdict))
-            losses = of_runs(controls, size, backbone)
+                judged = judge_gain(gain, losses, expected, rungs if len(rungs.tokens) > 1 else None, tokens)
+                found.append(row(gain.label, gain.claim, size, backbone, expected, *judged))
+            parts = of_runs(controls, size, backbone)
             for design in CAUSES:
-                estimate, verdict = judge_rule(design, losses)
+                estimate, verdict = judge_rule(design, parts)
                 text = f"The delta rule causes the gain of {labels[design]}"
-                found.append(row("write-only-control", text, size, backbone, None, estimate, verdict))
+                found.append(row("write-only-control", text, size, backbone, None, estimate, None, verdict))
+        text = f"{labels[TRADE_OFF]} has the best trade-off of loss and FLOPs"
+        found.append(row("best-trade-off", text, size, FAIR, None, None, None, judge_cost(parts | losses, scale, size)))
     for label, claim, why in ELSEWHERE:
-        found.append(row(label, claim, "", "", None, None, not_testable(why)))
+        found.append(row(label, claim, "", "", None, None, None, not_testable(why)))
     return found
 
 
+def longest(rows: pd.DataFrame, size: str, backbone: str) -> int:
+    """The tokens of the longest schedule; 0 without runs."""
+    return int(max(rows[(rows["size"] == size) & (rows["backbone"] == backbone)]["tokens"], default=0))
+
+
+def committed_verdicts(scale: Scale) -> tuple[dict[str, int], list[Judged]]:
+    """The claims, judged by the committed rows of a scale's studies, and the number of rows of each study."""
+    studies = {study: rows_if_any(study) for study in (DESIGNS, CONTROLS, LADDER)}
+    own = {study: rows[rows["scale"] == scale.name] for study, rows in studies.items()}
+    judged = judged_claims(own[DESIGNS], own[CONTROLS], own[LADDER], scale)
+    return {study: len(rows) for study, rows in own.items()}, judged
+
+
 def write_verdicts(results: Path) -> None:
-    """Write `verdict.json` for a scale: the claims, judged by the committed rows of the scale's studies.
+    """Write `verdict.json` for a scale.
 
     Args:
         results: folder of the scale.
     """
-    scale = Results(results).scale
-    designs, controls = (
-        rows[rows["scale"] == scale.name] for rows in (rows_if_any(study) for study in (DESIGNS, CONTROLS))
-    )
-    judged = judged_claims(designs, controls)
-    sources = {study: len(rows) for study, rows in ((DESIGNS, designs), (CONTROLS, controls))}
-    write_json(results / "verdict.json", {"rows": sources, "claims": [claim.as_json() for claim in judged]})
+    rows, judged = committed_verdicts(Results(results).scale)
+    write_json(results / "verdict.json", {"rows": rows, "claims": [claim.as_json() for claim in judged]})
 
 
 def row(
@@ -182,10 +236,22 @@ def row(
     backbone: str,
     expected: float | None,
     estimate: Estimate | None,
+    worth: Estimate | None,
     verdict: Verdict,
 ) -> Judged:
-    """One row of the table of verdicts."""
-    if estimate is None:
-        return Judged(label, claim, size, backbone, expected, None, None, None, 0, verdict.outcome, verdict.why)
-    interval = (estimate.mean, estimate.low, estimate.high, estimate.n)
-    return Judged(label, claim, size, backbone, expected, *interval, verdict.outcome, verdict.why)
+    """One row of the table of verdicts; `worth` is the log of a factor of tokens."""
+    return Judged(
+        label=label,
+        claim=claim,
+        size=size,
+        backbone=backbone,
+        published=expected,
+        gain=estimate.mean if estimate else None,
+        low=estimate.low if estimate else None,
+        high=estimate.high if estimate else None,
+        worth=math.exp(worth.mean) if worth else None,
+        published_worth=math.exp(published_worth(expected, load_scale("paper").tokens)) if expected else None,
+        seeds=estimate.n if estimate else 0,
+        verdict=verdict.outcome,
+        why=verdict.why,
+    )

@@ -11,7 +11,7 @@ from ddl.files import finite, write_json
 from ddl.layout import BASELINE
 from ddl.reporting.accuracy_tables import gains, published_counts, published_gains
 from ddl.reporting.choices import choices, settings_of_designs
-from ddl.reporting.evidence import finding
+from ddl.reporting.evidence import evidence
 from ddl.reporting.figures import comparable, scale_note
 from ddl.reporting.read_results import Record, Results, by_key, of_designs, published
 from ddl.reporting.seed_noise import (
@@ -44,7 +44,8 @@ def collect(results: Results) -> Record:
     return {
         "scale": {"phrase": results.scale_phrase}
         | {key: settings[key] for key in ("name", "sequence_length", "seeds", "tokenizer", "evaluation")},
-        "training": settings["training"] | {"tokens_per_step": scale.tokens_per_step, "tokens": _run_tokens(results)},
+        "training": to_mapping(scale.recipe)
+        | {"tokens_per_step": scale.tokens_per_step, "tokens": _run_tokens(results)},
         "sizes": {size: _shape(scale, size) for size in results.sizes},
         "model": settings_of_designs(scale),
         "choices": choices(scale),
@@ -58,7 +59,7 @@ def collect(results: Results) -> Record:
         "noise": noises(results),
         "gains": {"ours": gained, "published": published_gains()},
         "published_counts": published_counts(),
-        "evidence": finding().as_json(),
+        "evidence": evidence(),
         "evaluation": _evaluation(results),
         "provenance": _provenance(results),
         "missing": missing,

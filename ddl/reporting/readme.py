@@ -21,23 +21,14 @@ from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
 from ddl.reporting.choices import choices
-from ddl.reporting.evidence import EXPANDED, SCALAR, finding
+from ddl.reporting.evidence import SCALAR
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.quoted_numbers import compare, measured, noises, published_numbers
 from ddl.reporting.read_results import Results
+from ddl.reporting.readme_studies import study_parts
 from ddl.reporting.seed_noise import Rounded, seeds_note
-from ddl.reporting.seed_statistics import Losses, over_seeds, paired_difference
 from ddl.reporting.statistics import Z
 from ddl.reporting.table_format import DASH
-
-READINGS = {  # a design -> the same design with our value
-    "baseline": "baseline",
-    "ddl-dv1": "ddl-dv1",
-    "ddl-dv1-no-value-bias": "ddl-dv1",
-    "ddl-cc": "ddl-cc",
-    "ddl-cc-no-value-bias": "ddl-cc",
-    "ddl-cc-public-value": "ddl-cc",
-}
 
 
 def readme(name: str) -> None:
@@ -97,9 +88,6 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "times": times_part(spent),
         "scales": scales_part(),
         "budget": budget_part(),
-        "bias": bias_part(REFERENCE / "value-bias.csv"),
-        "finding": finding_part(),
-        "rate": rate_part(REFERENCE / "learning-rate"),
         "kernels": kernels_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
         "scoring": scoring_part(REFERENCE / "scoring.csv"),
@@ -107,8 +95,8 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "claims": claims_part(),
         "mutations": mutations_part(REFERENCE / "mutations.csv"),
         "choices": choices_part(),
-        "our-choices": our_choices_part(),
         "workflow": f"```mermaid\n{rulegraph()}\n```",
+        **study_parts(),
     }
 
 
@@ -273,54 +261,6 @@ def default_scale() -> str:
     return str(yaml.safe_load((ROOT / "config" / "config.yaml").read_text())["scale"])
 
 
-def bias_part(path: Path) -> str:
-    """The losses of the readings of the value branch, from the rows of benchmarks/value_bias.py."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    losses: dict[str, dict[int, float]] = {}  # design -> seed -> loss
-    for row in rows:
-        losses.setdefault(row["variant"], {})[int(row["seed"])] = float(row["val_loss"])
-    designs, scale = load_variants(), load_scale(rows[0]["scale"])
-    lines = [
-        f"| {rows[0]['size']} models, {scale.title.lower()} scale | seeds | validation loss | minus the same design "
-        "with our value | minus the baseline |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    for slug in (slug for slug in designs if slug in losses):
-        ours = READINGS[slug]
-        cells = [
-            designs[slug].label,
-            str(len(losses[slug])),
-            f"{over_seeds(list(losses[slug].values())).mean:.2f}",
-            "" if slug == ours else shown_difference(losses[slug], losses[ours]),
-            "" if slug == BASELINE else shown_difference(losses[slug], losses[BASELINE]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Loss in nats on the whole validation split after {int(rows[0]['tokens']):,} tokens. A difference is the mean "
-        "over the seeds that both designs have, ± the half-width of its 95 % t-interval. A seed gives all designs "
-        f"the same data in the same order. Rows in {_link(path.relative_to(ROOT))}, from "
-        "`python -m benchmarks.value_bias`.",
-        "",
-    ]
-    for slug, ours in READINGS.items():
-        if slug == ours or len(losses.get(slug, {}).keys() & losses[ours].keys()) < 2:
-            continue
-        difference = paired_difference(losses[slug], losses[ours])
-        name = f"{designs[slug].label}, ends {'higher' if difference.mean > 0 else 'lower'} than {designs[ours].label}"
-        open_ = ", but the interval includes zero: these seeds do not tell them apart"
-        lines.append(f"- {name}{'' if difference.separated else open_}.")
-    return "\n".join(lines)
-
-
-def shown_difference(losses: Losses, others: Losses) -> str:
-    """Mean difference over the common seeds ± the half-width of its interval; a dash if there is one seed."""
-    if len(losses.keys() & others.keys()) < 2:
-        return DASH
-    return paired_difference(losses, others).shown("+")
-
-
 def generation_part(path: Path) -> str:
     """The table of generation speeds in tokens/s, from the newest rows of benchmarks/generation.py."""
     rows = newest_rows(path)
@@ -357,68 +297,6 @@ def gains_part() -> str:
         f"two independent models. Of the {averages['compared']} averages over tasks, {averages['higher']} are above "
         f"the baseline's, and {averages['higher_beyond_noise']} of these gains exceed that noise."
     )
-
-
-def finding_part() -> str:
-    """What the committed studies found about the gain."""
-    found, labels = finding(), {slug: variant.label for slug, variant in load_variants().items()}
-    if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
-        return "The runs that tell where the gain comes from have not been done."
-    gain, rest = found.paper[EXPANDED], found.fair[EXPANDED]
-    most = found.closed is not None and found.closed > 0.5
-    headline = "**Most of this gain is not the residual rule's.** " if most else ""
-    sentences = [
-        f"{headline}With {gain.n} seeds, the {found.size} {labels[EXPANDED]} "
-        f"gains {gain.shown()} nats over the baseline. If the embedding of every design starts larger and learns "
-        f"faster, the baseline alone gains {found.repair.shown()} nats, and {labels[EXPANDED]} is ahead by "
-        f"{rest.shown()} (n = {rest.n}): the embedding carries {found.closed:.0%} of the gain."
-    ]
-    if scalar := found.fair.get(SCALAR):
-        zero = "" if scalar.separated else ", which includes zero"
-        sentences += [f"{labels[SCALAR]} is then ahead by {scalar.shown()}{zero}."]
-    if found.erase:
-        zero = "" if found.erase.separated else ", which includes zero"
-        sentences += [
-            f"Leaving out the erase term of {labels[EXPANDED]} changes its loss by {found.erase.shown('+')}{zero}."
-        ]
-    place = (REFERENCE / "studies").relative_to(ROOT)
-    sentences += [
-        "± is the half-width of a 95 % t-interval over seeds. The rows are in "
-        f"[`{place}`]({place}), notebook 13 shows them."
-    ]
-    return " ".join(sentences)
-
-
-def rate_part(folder: Path) -> str:
-    """The table of validation losses by learning rate, from a kept sweep."""
-    with open(folder / "sweep.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    scale, labels = load_scale(rows[0]["scale"]), load_variants()
-    rates = sorted({float(row["learning_rate"]) for row in rows})
-    rate = scale.training.learning_rate
-    losses = {
-        (row["size"], row["variant"], float(row["learning_rate"])): float(row["val_loss"] or "inf") for row in rows
-    }
-    lines = [
-        f"| validation loss after {int(rows[0]['tokens']):,} tokens | {' | '.join(f'{tried:g}' for tried in rates)} |",
-        f"|---|{'--:|' * len(rates)}",
-    ]
-    for size, variant in dict.fromkeys((row["size"], row["variant"]) for row in rows):
-        found = [losses[size, variant, tried] for tried in rates]
-        cells = [f"**{loss:.2f}**" if loss == min(found) else f"{loss:.2f}" for loss in found]
-        lines.append(f"| {size}, {labels[variant].label} | {' | '.join(cells)} |")
-    place = folder.relative_to(ROOT)
-    lost = [
-        f"{losses[size, variant, rate] - min(losses[size, variant, other] for other in rates):.2f} "
-        f"({size} {labels[variant].label})"
-        for size, variant in dict.fromkeys((row["size"], row["variant"]) for row in rows)
-    ]
-    lines += [
-        "",
-        f"One seed; the lowest loss of each row is bold; files in {_link(place)}. At the shared rate, {rate:g}, the "
-        f"losses exceed the lowest of their row by, in nats: {', '.join(lost)}.",
-    ]
-    return "\n".join(lines)
 
 
 def newest_rows(path: Path) -> list[dict[str, str]]:
@@ -558,22 +436,6 @@ def choices_part() -> str:
         row["settings"] = ", ".join(f"`{name}`" for name in row["settings"].split(", ") if name)
         lines.append(f"| {' | '.join(row[column] or '–' for column in columns)} |")
     return "\n".join(lines)
-
-
-def our_choices_part() -> str:
-    """The choices that no source settles, in short."""
-    rows = choices(load_scale("paper"), load_scale(default_scale()))
-    ours = [row for row in rows if "ours" in row["source"]]
-    return "\n".join(
-        [
-            f"The paper leaves {len(rows)} points open or ambiguous. [Choices](docs/choices.md) lists them all, with "
-            f"what is used here and where that comes from. For these {len(ours)}, all or part of it is our own choice:",
-            "",
-            "| open point | used here |",
-            "|---|---|",
-            *(f"| {row['topic']} | {row['used']} |" for row in ours),
-        ]
-    )
 
 
 def rulegraph() -> str:

@@ -44,17 +44,21 @@ def point_of(row: dict[str, Any]) -> Point:
     return Point(row["size"], row["backbone"], row["variant"], int(row["steps"]), rate, int(row["seed"]))
 
 
-def committed(study: Study) -> dict[Point, tuple[dict[str, str], int]]:
-    """Committed rows whose settings are still those of the study: run -> its row and the number of this row."""
-    path = REFERENCE / STUDY_ROWS.format(study=study.name)
-    if not path.is_file():
-        return {}
-    scale, found = load_scale(study.scale), {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            point = point_of(row)
-            if point in study.points() and row["settings"] == scale.at(point).fingerprint(point.size, point.variant):
-                found[point] = (row, number)
+def committed(study: Study) -> dict[Point, tuple[dict[str, str], str, int]]:
+    """Committed rows of any study of the same scale, whose settings are still those of this study.
+
+    Returns:
+        Run -> its row, the study that it was found in, and the number of the row there.
+    """
+    scale = load_scale(study.scale)
+    wanted = {point: scale.at(point).fingerprint(point.size, point.variant) for point in study.points()}
+    found: dict[Point, tuple[dict[str, str], str, int]] = {}
+    for path in sorted(REFERENCE.glob(STUDY_ROWS.format(study="*"))):
+        with open(path, newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.DictReader(file)):
+                point = point_of(row)
+                if row["scale"] == scale.name and row["settings"] == wanted.get(point):
+                    found.setdefault(point, (row, path.stem, number))
     return found
 
 
@@ -63,7 +67,7 @@ def collect(study: Study, results: Path, reuse: bool = False, partial: bool = Fa
 
     Args:
         results: folder of the scale, which contains the points.
-        reuse: take committed rows for runs that are not there.
+        reuse: take committed rows, also those of other studies, for runs that are not there.
         partial: leave out runs that have not been trained.
 
     Returns:
@@ -76,10 +80,11 @@ def collect(study: Study, results: Path, reuse: bool = False, partial: bool = Fa
     from safetensors.numpy import load_file, save
 
     kept = committed(study) if reuse else {}
-    kept_losses = load_file(REFERENCE / STUDY_DOCUMENTS.format(study=study.name)) if kept else {}
+    sources = {name for _, name, _ in kept.values()}
+    kept_losses = {name: load_file(REFERENCE / STUDY_DOCUMENTS.format(study=name)) for name in sources}
     rows: list[dict[str, Any]] = []
     losses: list[Any] = []
-    tokens = kept_losses.get("tokens")
+    tokens = None
     for point in study.points():
         folder = results / point.folder
         if (folder / "point.json").is_file():
@@ -91,9 +96,10 @@ def collect(study: Study, results: Path, reuse: bool = False, partial: bool = Fa
             losses.append(documents["losses"])
             tokens = documents["tokens"]
         elif point in kept:
-            row, number = kept[point]
+            row, name, number = kept[point]
             rows.append(row)
-            losses.append(kept_losses["losses"][number])
+            losses.append(kept_losses[name]["losses"][number])
+            tokens = kept_losses[name]["tokens"]
         elif not partial:
             raise StudyError(
                 f"{folder}/point.json: not found: `snakemake --cores all study --config study={study.name}` trains all "

@@ -19,7 +19,6 @@ NOT_LISTED = {
     "not used by the designs of the paper": {
         "model": "direction_pool gate_hidden erase write branch_norm branch_gain mlp_extra output_std_factor "
         "embedding_norm logit_scale",
-        "training": "embedding_rate_factor",
     },
     "no effect, or one on rounding": {
         "model": "kernels",

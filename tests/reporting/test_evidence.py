@@ -7,19 +7,21 @@ import pandas as pd
 import pytest
 
 from ddl.reporting import evidence
-from ddl.reporting.evidence import finding
+from ddl.reporting.evidence import climbs, finding, sentences
 from ddl.reporting.judged_claims import FAIR, PAPER, write_verdicts
 from ddl.reporting.read_results import ResultsError
+
+COLUMNS = ("size", "backbone", "variant", "steps", "tokens", "learning_rate", "seed", "val_loss")
 
 
 def rows(backbone, means, seeds):
     noise = np.random.default_rng(len(means)).normal(0, 0.004, (len(means), seeds))
     entries = [
-        ("small", backbone, variant, 8, 0.1, seed, mean + 0.1 * seed + noise[place, seed])
+        ("small", backbone, variant, 8, 1024, 0.1, seed, mean + 0.1 * seed + noise[place, seed])
         for place, (variant, mean) in enumerate(means.items())
         for seed in range(seeds)
     ]
-    return pd.DataFrame(entries, columns=("size", "backbone", "variant", "steps", "learning_rate", "seed", "val_loss"))
+    return pd.DataFrame(entries, columns=COLUMNS)
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def studies(monkeypatch):
 def test_the_finding_compares_gains_on_both_backbones(studies):
     paper = rows(PAPER, {"baseline": 4.9, "ddl-dv1": 4.5, "ddl-cc": 4.3}, 5)
     fair = rows(FAIR, {"baseline": 4.2, "ddl-dv1": 4.2, "ddl-cc": 4.14}, 3)
-    controls = rows(FAIR, {"ddl-cc": 4.14, "write-only-cc": 4.11}, 3)
+    controls = rows(FAIR, {"ddl-cc": 4.14, "write-only-cc": 4.11, "normalised-branch-ec": 4.08}, 3)
     studies(pd.concat([paper, fair]), controls)
     found = finding()
     assert found.paper["ddl-cc"].mean == pytest.approx(0.6, abs=0.01)
@@ -44,11 +46,16 @@ def test_the_finding_compares_gains_on_both_backbones(studies):
     assert found.closed == pytest.approx(0.9, abs=0.02)
     assert found.repair.mean == pytest.approx(0.7, abs=0.01)
     assert found.erase.mean == pytest.approx(-0.03, abs=0.01)  # the control without erase term is better
+    assert found.simple.mean == pytest.approx(-0.06, abs=0.01)
     assert (found.paper["ddl-cc"].n, found.fair["ddl-cc"].n) == (5, 3)
     assert not found.fair["ddl-dv1"].separated
     kept = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert kept["closed_percent"] == round(100 * found.closed)
     assert kept["fair"]["ddl-cc"]["shown"] == found.fair["ddl-cc"].shown()
+    said = " ".join(sentences(found))
+    assert "most of DDL's lead" in said
+    assert f"carried {found.closed:.0%}" in said
+    assert "nats below DDL-CC" in said  # the simple baseline
 
 
 def test_without_runs_nothing_is_found(studies):
@@ -56,6 +63,24 @@ def test_without_runs_nothing_is_found(studies):
     studies(one_seed, one_seed.iloc[:0])
     found = finding()
     assert (found.paper, found.fair, found.repair, found.erase, found.closed) == ({}, {}, None, None, None)
+    assert sentences(found) == ["The runs that tell where the gain comes from have not been done."]
+
+
+def test_a_ladder_is_read_only_with_enough_rungs(monkeypatch):
+    rungs = [
+        rows(FAIR, {"baseline": 5 - 0.3 * rung, "ddl-cc": 4.9 - 0.3 * rung}, 3).assign(tokens=2**rung * 1024)
+        for rung in range(4)
+    ]
+    monkeypatch.setattr(evidence, "rows_if_any", lambda study: pd.concat(rungs[:3]))
+    assert climbs() == []
+    monkeypatch.setattr(evidence, "rows_if_any", lambda study: pd.concat(rungs))
+    (climb,) = climbs()
+    assert (climb.backbone, climb.design, len(climb.rungs)) == (FAIR, "ddl-cc", 4)
+    assert climb.rungs[0].gap.mean == pytest.approx(0.1, abs=0.01)
+    assert np.exp(climb.rungs[0].worth.mean) == pytest.approx(2 ** (0.1 / 0.3), rel=0.1)
+    assert climb.top["all"].low < 0.1 < climb.top["all"].high
+    assert climb.published_gain == pytest.approx(0.0214)
+    json.dumps(climb.as_json(), allow_nan=False)
 
 
 def test_verdicts_are_written_for_a_scale_even_if_it_has_no_studies(tmp_path):
@@ -63,7 +88,7 @@ def test_verdicts_are_written_for_a_scale_even_if_it_has_no_studies(tmp_path):
     folder.mkdir()
     write_verdicts(folder)
     written = json.loads((folder / "verdict.json").read_text())
-    assert written["rows"] == {"designs": 0, "controls": 0}
+    assert written["rows"] == {"designs": 0, "controls": 0, "ladder": 0}
     assert {claim["verdict"] for claim in written["claims"]} == {"not testable here"}
     with pytest.raises(ResultsError):
         write_verdicts(tmp_path / "nowhere")

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddl.config import load_variants, paper_variants
+from ddl.config import load_scale, load_variants, paper_variants
 from ddl.reporting.judged_claims import CAUSES, ELSEWHERE, FAIR, GAINS, judged_claims, published_gains
 from ddl.reporting.verdict import Outcome
 
 MEANS = {"baseline": 4.9, "ddl-dv1": 4.5, "ddl-tc-noec": 4.4, "ddl-cc-noec": 4.4, "ddl-tc": 4.2, "ddl-cc": 4.2}
+TOKENS = 1_048_576
 
 
 def runs(means, backbone, size="small", seeds=5, noise=0.005):
@@ -19,23 +20,25 @@ def runs(means, backbone, size="small", seeds=5, noise=0.005):
     shared = rng.normal(0, 0.1, seeds)
     return pd.DataFrame(
         [
-            (size, backbone, variant, 8, 0.1, seed, mean + shared[seed] + rng.normal(0, noise))
+            (size, backbone, variant, 8, TOKENS, 0.1, seed, mean + shared[seed] + rng.normal(0, noise))
             for variant, mean in means.items()
             for seed in range(seeds)
         ],
-        columns=("size", "backbone", "variant", "steps", "learning_rate", "seed", "val_loss"),
+        columns=("size", "backbone", "variant", "steps", "tokens", "learning_rate", "seed", "val_loss"),
     )
 
 
-def verdicts(designs, controls=None):
+def verdicts(designs, controls=None, ladder=None):
     empty = designs.iloc[:0]
-    found = judged_claims(designs, empty if controls is None else controls)
+    controls, ladder = (empty if rows is None else rows for rows in (controls, ladder))
+    found = judged_claims(designs, controls, ladder, load_scale("laptop"))
     return {(row.claim, row.size, row.backbone): row for row in found}
 
 
 def test_every_claim_is_judged_for_both_sizes_and_backbones_or_says_why_not():
-    found = judged_claims(runs(MEANS, "paper"), runs(MEANS, "paper").iloc[:0])
-    assert len(found) == 2 * 2 * (len(GAINS) + len(CAUSES)) + len(ELSEWHERE)
+    rows = runs(MEANS, "paper")
+    found = judged_claims(rows, rows.iloc[:0], rows.iloc[:0], load_scale("laptop"))
+    assert len(found) == 2 * (2 * (len(GAINS) + len(CAUSES)) + 1) + len(ELSEWHERE)
     assert all(row.why for row in found)
     assert {row.verdict for row in found if row.size == "medium"} == {Outcome.NOT_TESTABLE}  # nothing was run
 
@@ -65,6 +68,33 @@ def test_the_rule_is_no_cause_if_the_same_design_without_its_erase_term_does_as_
     assert load_variants()["write-only-cc"].label in found.why
 
 
+def test_a_gain_worth_half_of_the_published_tokens_is_supported():
+    """The paper's 0.0214 nats are 18 % of an e-fold of tokens by the published scaling law."""
+    steep, flat = (
+        pd.concat(
+            runs({"baseline": 4.9 - slope * np.log(factor)}, "paper", noise=0).assign(tokens=int(factor * TOKENS))
+            for factor in (0.5, 1, 2)
+        )
+        for slope in (20.0, 0.5)
+    )
+    claim = "DDL-CC lowers the loss", "small", "paper"
+    small = MEANS | {"ddl-cc": 4.7}
+    found = verdicts(runs(small, "paper"), ladder=flat)[claim]
+    assert found.verdict is Outcome.SUPPORTED
+    assert found.worth == pytest.approx(np.exp(0.2 / 0.5), rel=0.05)
+    assert found.published_worth == pytest.approx(1.20, abs=0.01)
+    assert verdicts(runs(small, "paper"), ladder=steep)[claim].verdict is Outcome.DIRECTION_ONLY
+
+
+def test_a_design_with_a_lower_loss_for_fewer_flops_has_the_better_trade_off():
+    claim = "DDL-CC has the best trade-off of loss and FLOPs", "small", FAIR
+    costly = verdicts(runs(MEANS, FAIR), runs({"normalised-branch-ec": 4.5}, FAIR))[claim]
+    assert costly.verdict is Outcome.DIRECTION_ONLY  # all designs that cost less are worse
+    better = verdicts(runs(MEANS, FAIR), runs({"normalised-branch-ec": 4.0}, FAIR))[claim]
+    assert better.verdict is Outcome.NOT_SUPPORTED
+    assert load_variants()["normalised-branch-ec"].label in better.why
+
+
 def test_a_diverged_seed_is_left_out_of_all_designs():
     rows = runs(MEANS, "paper")
     rows.loc[(rows["variant"] == "ddl-tc") & (rows["seed"] == 2), "val_loss"] = float("nan")
@@ -81,7 +111,8 @@ def test_a_single_seed_decides_nothing():
 
 
 def test_rows_are_json():
-    found = judged_claims(runs(MEANS, "paper", seeds=2), runs(MEANS, "paper").iloc[:0])
+    rows = runs(MEANS, "paper", seeds=2)
+    found = judged_claims(rows, rows.iloc[:0], rows.iloc[:0], load_scale("laptop"))
     assert json.loads(json.dumps([row.as_json() for row in found], allow_nan=False))[0]["seeds"] == 2
 
 

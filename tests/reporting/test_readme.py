@@ -15,8 +15,8 @@ from ddl.reporting.readme import (
     mutations_part,
     read_pages,
     readme_parts,
-    shown_difference,
 )
+from ddl.reporting.readme_studies import shown_difference
 from tests.helpers.command import ddl
 
 PAGES = read_pages()

@@ -27,7 +27,8 @@ def write_points(study, results, points):
         if point in points:
             row = dict.fromkeys(COLUMNS, "") | dataclasses.asdict(point)
             row["learning_rate"] = row.pop("rate")
-            row |= {"val_loss": float(number), "settings": scale.at(point).fingerprint(point.size, point.variant)}
+            settings = scale.at(point).fingerprint(point.size, point.variant)
+            row |= {"scale": scale.name, "val_loss": float(number), "settings": settings}
             folder = results / point.folder
             write_json(folder / "point.json", row)
             losses = np.float32([10 * number, 10 * number + 1, 10 * number + 2])
@@ -50,7 +51,7 @@ def test_every_learning_rate_study_scans_around_the_shared_rate_for_both_sides()
     for name in ("learning-rate", "learning-rate-smoke", "learning-rate-h200", "learning-rate-paper"):
         study = load_study(name)
         shared, rates = load_scale(study.scale).training.learning_rate, {point.rate for point in study.points()}
-        assert {"baseline", "ddl-cc"} == {point.variant for point in study.points()}
+        assert {"baseline", "ddl-cc"} <= {point.variant for point in study.points()}
         assert min(rates) < shared < max(rates)
         assert shared in rates
 

@@ -1,0 +1,220 @@
+"""How the gain of a design changes with the number of training tokens, and what that predicts for more of them.
+
+Each rung of the ladder is a number of tokens with a complete schedule of its own. Four models describe the losses L of
+all designs r at D tokens:
+
+    common: L = E + B_r D^-b           the gap is a power of D, and a constant factor of tokens
+    own-limits: L = E_r + B_r D^-b     the gap keeps a constant part
+    own: L = E_r + B_r D^-b_r
+    gap: log(gap) = a - c log(D)       no limit is needed
+
+A model is worth as much as its prediction of the highest rung from the others. All settings of the fits were fixed
+before the runs.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from scipy import optimize
+
+from ddl.layout import BASELINE
+from ddl.reporting.read_studies import losses as by_seed
+from ddl.reporting.seed_statistics import Estimate, Losses, paired_difference
+
+MODELS = ("common", "own-limits", "own", "gap")
+HUBER = 1e-3  # residuals of log(L) up to this count squared
+LIMITS = (0.0, 3.0)  # of E, in nats
+EXPONENTS = (0.02, 3.0)
+SIZES = (-5.0, 5.0)  # of log(L - E) at the first rung
+STARTS = tuple(itertools.product((0.0, 1.0, 2.0, 2.9), (0.1, 0.3, 0.6, 1.0)))  # of (E, b)
+DRAWS = 200  # of the rungs' means, for the intervals of predictions
+INTERVAL = 0.9
+SEED = 0
+# The slope dL/d(log D) of the scaling law of Hoffmann et al. (2022, approach 3) is -0.28 * 410.7 D^-0.28. It turns a
+# published gain into a factor of tokens.
+DATA_TERM, DATA_EXPONENT = 410.7, 0.28
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Losses of designs with one backbone, for increasing numbers of tokens."""
+
+    tokens: tuple[int, ...]
+    losses: Mapping[str, tuple[Losses, ...]]  # design -> for each rung, seed -> loss
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, backbone: str, size: str) -> "Ladder":
+        """The rungs that have runs of every design of the rows with this backbone and size."""
+        own = rows[(rows["backbone"] == backbone) & (rows["size"] == size)].dropna(subset=["val_loss"])
+        found = {key: by_seed(group) for key, group in own.groupby(["variant", "tokens"], sort=False)}
+        designs = list(dict.fromkeys(own["variant"]))
+        rungs = [rung for rung in sorted(set(own["tokens"])) if all((slug, rung) in found for slug in designs)]
+        return cls(tuple(map(int, rungs)), {slug: tuple(found[slug, rung] for rung in rungs) for slug in designs})
+
+    def below(self, rungs: int) -> "Ladder":
+        """The first rungs only."""
+        return Ladder(self.tokens[:rungs], {slug: losses[:rungs] for slug, losses in self.losses.items()})
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """[designs, rungs], in the order of `losses`."""
+        return np.array([[np.mean(list(rung.values())) for rung in losses] for losses in self.losses.values()])
+
+    @cached_property
+    def noise(self) -> tuple[float, int]:
+        """Standard deviation of a run around the mean of its design and rung, and its degrees of freedom."""
+        groups = [list(rung.values()) for losses in self.losses.values() for rung in losses]
+        squares = sum(float(((np.array(group) - np.mean(group)) ** 2).sum()) for group in groups)
+        freedom = sum(len(group) - 1 for group in groups)
+        return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+
+    def gap(self, design: str, rung: int) -> Estimate | None:
+        """Loss of the baseline minus that of the design, seed by seed; None without a common seed."""
+        baseline, own = self.losses[BASELINE][rung], self.losses[design][rung]
+        return paired_difference(baseline, own) if baseline.keys() & own.keys() else None
+
+    def worth(self, gain: Estimate, tokens: int) -> Estimate:
+        """The log of the factor of tokens with which the baseline would gain as much.
+
+        The baseline's mean loss is interpolated linearly in the logarithm of the tokens, and continued beyond the
+        rungs. The standard deviation is not carried over.
+
+        Args:
+            gain: in nats, at `tokens`.
+        """
+        logs = np.log(self.tokens)
+        losses = self.means[list(self.losses).index(BASELINE)]
+        here = float(np.interp(math.log(tokens), logs, losses))
+        mean, low, high = (
+            log_tokens_for(here - value, logs, losses) - math.log(tokens) for value in (gain.mean, gain.low, gain.high)
+        )
+        return Estimate(mean, low, high, math.nan, gain.n)
+
+    def drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """Means of the rungs as other seeds might give them, [designs, rungs]."""
+        sd, freedom = self.noise
+        runs = np.array([[len(rung) for rung in losses] for losses in self.losses.values()])
+        return np.asarray(self.means + sd * rng.standard_t(freedom, runs.shape) / np.sqrt(runs))
+
+
+def log_tokens_for(loss: float, logs: np.ndarray, losses: np.ndarray) -> float:
+    """Where a piecewise linear curve of falling losses over log tokens reaches a loss; its ends are continued."""
+    if not math.isfinite(loss):
+        return math.copysign(math.inf, -loss)
+    segment = int(np.clip(np.searchsorted(-losses, -loss) - 1, 0, len(losses) - 2))
+    slope = (losses[segment + 1] - losses[segment]) / (logs[segment + 1] - logs[segment])
+    return float(logs[segment] + (loss - losses[segment]) / slope)
+
+
+def published_worth(gain: float, tokens: float) -> float:
+    """Log of the factor of tokens that a published gain in nats is worth, by the slope of a published scaling law."""
+    return gain / (DATA_EXPONENT * DATA_TERM * tokens**-DATA_EXPONENT)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted gap in nats, with the ends of its interval over seeds, and over models if these are pooled."""
+
+    gap: float
+    low: float
+    high: float
+
+
+def predictions(ladder: Ladder, tokens: float) -> dict[str, dict[str, Prediction]]:
+    """Design -> model -> the gap to the baseline that the rungs predict at another number of tokens; `all` pools them.
+
+    The means of the rungs are drawn anew and fitted again for the interval. The model `gap` is left out for a design
+    whose gap is not above zero at every rung.
+    """
+    logs = np.log(np.array(ladder.tokens) / ladder.tokens[0])
+    target, designs = math.log(tokens / ladder.tokens[0]), list(ladder.losses)
+    baseline, rng = designs.index(BASELINE), np.random.default_rng(SEED)
+    draws = [ladder.drawn(rng) for _ in range(DRAWS)]
+    gaps = {}  # model -> [1 + draws, designs]; the first row is that of the measured means
+    for model in MODELS[:-1]:
+        best = fitted(model, logs, ladder.means)
+        fits = [best, *(fitted(model, logs, means, [best]) for means in draws)]
+        ends = np.array([curves(model, fit, np.array([target]))[:, 0] for fit in fits])
+        gaps[model] = ends[:, [baseline]] - ends
+    lines = [power_of_gap(logs, means[[baseline]] - means) for means in (ladder.means, *draws)]
+    gaps["gap"] = np.array([np.exp(a - c * target) for a, c in lines])
+    found: dict[str, dict[str, Prediction]] = {}
+    for place, slug in enumerate(designs):
+        if slug == BASELINE:
+            continue
+        models = {model: values[:, place] for model, values in gaps.items() if np.isfinite(values[0, place])}
+        pooled = np.concatenate(
+            [[np.mean([values[0] for values in models.values()])], *(v[1:] for v in models.values())]
+        )
+        found[slug] = {model: prediction(values) for model, values in (models | {"all": pooled}).items()}
+    return found
+
+
+def prediction(values: np.ndarray) -> Prediction:
+    """The first value, with the interval of the others; draws in which a model does not apply are left out."""
+    low, high = np.nanquantile(values[1:], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    return Prediction(float(values[0]), float(low), float(high))
+
+
+def decay_of_gap(ladder: Ladder, design: str) -> Prediction | None:
+    """The exponent c of gap = a D^-c with its interval; None if the gap is not above zero at every rung."""
+    logs, rng = np.log(np.array(ladder.tokens) / ladder.tokens[0]), np.random.default_rng(SEED)
+    place, baseline = list(ladder.losses).index(design), list(ladder.losses).index(BASELINE)
+    draws = (ladder.means, *(ladder.drawn(rng) for _ in range(DRAWS)))
+    values = np.array([power_of_gap(logs, means[[baseline]] - means)[1][place] for means in draws])
+    return prediction(values) if np.isfinite(values[0]) else None
+
+
+def power_of_gap(log_tokens: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a, c) of log(gap) = a - c log(D) for each design by least squares; NaN where a gap is not above zero."""
+    logs = np.log(np.where((gaps > 0).all(axis=1, keepdims=True), gaps, np.nan))
+    centred = log_tokens - log_tokens.mean()
+    c = -(logs @ centred) / (centred @ centred)
+    return np.asarray(logs.mean(axis=1) + c * log_tokens.mean()), np.asarray(c)
+
+
+def parts(model: str, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Limits E, exponents, and log(L - E) at the first rung: each one value, or one for each design."""
+    match model:
+        case "common":
+            return parameters[:1], parameters[1:2], parameters[2:]
+        case "own-limits":
+            designs = (len(parameters) - 1) // 2
+            return parameters[:designs], parameters[designs : designs + 1], parameters[designs + 1 :]
+    limits, exponents, sizes = np.split(parameters, 3)
+    return limits, exponents, sizes
+
+
+def curves(model: str, parameters: np.ndarray, log_tokens: np.ndarray) -> np.ndarray:
+    """The losses [designs, rungs] of one of the first three models; `log_tokens` are relative to the first rung."""
+    limits, exponents, sizes = (part[:, None] for part in parts(model, parameters))
+    return np.asarray(limits + np.exp(sizes - exponents * log_tokens))
+
+
+def fitted(model: str, log_tokens: np.ndarray, losses: np.ndarray, starts: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """The parameters of one of the first three models with the lowest Huber loss of log(L).
+
+    Args:
+        log_tokens: of the rungs, relative to the first one.
+        losses: [designs, rungs], in nats.
+        starts: parameters to start from; none takes `STARTS`.
+    """
+    designs = len(losses)
+    counts = (1 if model == "common" else designs, designs if model == "own" else 1, designs)
+    low, high = (np.repeat(ends, counts) for ends in zip(LIMITS, EXPONENTS, SIZES, strict=True))
+    if not len(starts):
+        starts = [np.concatenate([np.repeat(pair, counts[:2]), np.log(losses[:, 0] - pair[0])]) for pair in STARTS]
+
+    def residuals(parameters: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log(curves(model, parameters, log_tokens) / losses).ravel())
+
+    found = [
+        optimize.least_squares(residuals, np.clip(start, low, high), bounds=(low, high), loss="huber", f_scale=HUBER)
+        for start in starts
+    ]
+    return np.asarray(min(found, key=lambda fit: fit.cost).x)
