@@ -354,6 +354,50 @@ rule study_rows:
         "ddl study collect --study {wildcards.study} --results results/{wildcards.scale} {params.reuse} > {log} 2>&1"
 
 
+# What the rules of a study's model do, and its loss when they do otherwise.
+rule point_mechanism:
+    input:
+        data=rules.data.output.manifest,
+        row=rules.study_point.output.row,
+    output:
+        observed=f"{POINT}/{layout.POINT_MECHANISM}/mechanism.json",
+        interventions=f"{POINT}/{layout.POINT_MECHANISM}/interventions.json",
+    log:
+        f"{POINT}/mechanism.log",
+    threads: recipe("threads")
+    resources:
+        gpu=recipe("gpus"),
+        mem_mb=4000,
+    params:
+        code=code_identity("ddl.evaluation.mechanism"),
+        settings=settings("evaluation"),
+    message:
+        "mechanism of study point {wildcards.size}/{wildcards.backbone}/{wildcards.variant}, seed {wildcards.seed} ({wildcards.scale})"
+    shell:
+        "ddl mechanism --scale {wildcards.scale} --data $(dirname {input.data}) --run $(dirname {input.row})"
+        " --out $(dirname {output.observed}) > {log} 2>&1"
+
+
+rule study_inside:
+    input:
+        lambda wildcards: [
+            str(Path(row).with_name(layout.POINT_MECHANISM) / "interventions.json")
+            for row in points_to_train(wildcards)
+        ],
+    output:
+        f"results/{{scale}}/{layout.STUDY_INSIDE}",
+    log:
+        "results/{scale}/studies/logs/{study}-inside.log",
+    params:
+        code=code_identity("ddl.studies.inside"),
+        points=lambda wildcards: [point.folder for point in STUDIES[wildcards.study].points()],
+        reuse="--reuse" if config["reuse"] else "",
+    message:
+        "studies/{wildcards.study}.inside.csv ({wildcards.scale})"
+    shell:
+        "ddl study inside --study {wildcards.study} --results results/{wildcards.scale} {params.reuse} > {log} 2>&1"
+
+
 rule notebook_study:
     input:
         rows=rules.study_rows.output.rows,
@@ -681,6 +725,7 @@ rule paper:
 rule study:
     input:
         f"results/{CHOSEN.scale}/studies/{CHOSEN.name}.html",
+        [f"results/{CHOSEN.scale}/{layout.STUDY_INSIDE.format(study=CHOSEN.name)}"] if CHOSEN.inside else [],
     message:
         f"study {CHOSEN.name}: {CHOSEN.title}"
 

@@ -345,6 +345,18 @@ def collect(study: Study, results: Path, reuse: bool, partial: bool) -> None:
     click.echo(f"{collect(study, results, reuse, partial)} of {len(study.points())} runs")
 
 
+@study.command()
+@option("--study", StudyName(), "Name of a file in config/studies with `inside: true`.", "NAME")
+@from_results
+@click.option("--reuse", is_flag=True, help="Take committed rows of the same settings for runs that are not there.")
+@click.option("--partial", is_flag=True, help="Leave out runs that have not been trained.")
+def inside(study: Study, results: Path, reuse: bool, partial: bool) -> None:
+    """Write what was measured inside the models of a study, one number per row."""
+    from ddl.studies.inside import collect_inside
+
+    click.echo(f"{collect_inside(study, results, reuse, partial)} of {len(study.points())} runs")
+
+
 @commands.command()
 @option("--run", KNOWN_FOLDER, "Folder of a trained model, from this package or transformers.", "FOLDER", default=None)
 @click.option("--random-init", is_flag=True, help="Instead of --run: use untrained weights of --size and --variant.")

@@ -488,6 +488,7 @@ class Study:
     about: str  # a paragraph for the study's page
     scale: str  # gives shapes, data and the rest of the recipe
     grids: tuple[Grid, ...]
+    inside: bool = False  # also measure what the rules of its models do, intervene in them, and keep gradient norms
 
     def points(self) -> list[Point]:
         """The runs of all grids, each once, in order."""

@@ -18,6 +18,8 @@ MECHANISM = "mechanism/{size}/{variant}/seed{seed}"
 POINT = "points/{size}/{backbone}/{variant}/steps{steps}/lr{rate}/seed{seed}"
 STUDY_ROWS = "studies/{study}.csv"  # one row per run of a study
 STUDY_DOCUMENTS = "studies/{study}.documents.safetensors"  # the loss of each validation document, one row per run
+STUDY_INSIDE = "studies/{study}.inside.csv"  # what was measured inside the models of a study, one number per row
+POINT_MECHANISM = "mechanism"  # in the folder of a point: mechanism.json and interventions.json
 KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
 SNAPSHOT = "snapshots/step{step:06d}.safetensors"  # weights during training, in the folder of a run
 STUDY = "09_study"  # notebook that shows the runs of one study, built by `snakemake study`
@@ -29,7 +31,7 @@ DRAWN = {
     "10_loss_curves": ("figure2", "figure3", "figure4", "table3", "gradients"),
     "11_downstream": ("table1", "table2", "table7", "table8"),
     "12_cost": ("table4", "table5", "compute"),
-    "13_evidence": ("controls", "repairs", "designs", "effects", "ladder"),
+    "13_evidence": ("controls", "repairs", "gradient-flow", "designs", "effects", "ladder"),
     "14_mechanism": ("gates", "overwriting", "interventions"),
 }
 

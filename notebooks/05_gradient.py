@@ -820,8 +820,8 @@ print(f"{given} parameters start at the given numbers, {drawn} with the given st
 # \frac{\mathbf{m}_s / (1 - \beta_1^s)}{\sqrt{\mathbf{n}_s / (1 - \beta_2^s)} + 10^{-8}}\right),$$
 #
 # with a learning rate that rises linearly to $\eta$ over $w$ steps and then falls along a cosine to $\eta_{\min}$ at
-# the last of $S$ steps. The embedding's rate is a multiple of it, which is 1 on the paper's recipe. (PyTorch's factor is
-# $C / (|\mathbf{g}| + 10^{-6})$.)
+# the last of $S$ steps. The embedding's rate is a multiple of it, which is 1 on the paper's recipe. (PyTorch's factor
+# is $C / (|\mathbf{g}| + 10^{-6})$.)
 
 
 # %%

@@ -32,7 +32,7 @@ from ddl.reporting.figures import label, look, save_figure
 from ddl.reporting.judged_claims import FAIR, PAPER, committed_verdicts, of_runs
 from ddl.reporting.main_effects import main_effects, primary_comparisons
 from ddl.reporting.notebook_style import set_style
-from ddl.reporting.read_studies import at_best_rate, losses, read_study
+from ddl.reporting.read_studies import at_best_rate, losses, read_inside, read_study
 from ddl.reporting.seed_statistics import Blocks, best_rate, detectable, over_seeds, paired_difference
 from ddl.reporting.table_format import count
 
@@ -97,17 +97,21 @@ save_figure(figure, results, "controls")
 #
 # ## How much does another seed change?
 #
-# The baseline and DDL-CC on the paper's recipe, with several seeds. A seed gives the initial weights and the order of
-# the data. Both designs see the same data in the same order, and their backbones start from the same weights.
+# The baseline and DDL-CC with several seeds, with the repaired embedding and on the paper's recipe. A seed gives the
+# initial weights and the order of the data. Both designs see the same data in the same order, and their backbones start
+# from the same weights.
 
 # %%
 spread = []
-for size in dict.fromkeys(noise["size"]):
-    runs = {variant: runs_of(noise, size=size, variant=variant) for variant in (BASELINE, DDL)}
+for size, backbone in noise[["size", "backbone"]].drop_duplicates().itertuples(index=False):
+    runs = {variant: runs_of(noise, size=size, backbone=backbone, variant=variant) for variant in (BASELINE, DDL)}
+    if len(runs[BASELINE].keys() & runs[DDL].keys()) < 2:
+        continue
     difference = paired_difference(runs[BASELINE], runs[DDL])
     spread.append(
         {
             "size": size,
+            "backbone": backbones[backbone].label,
             "seeds": difference.n,
             **{
                 f"{labels[variant]}: loss (sd of a run)": f"{found.shown()} ({found.sd:.3f})"
@@ -119,7 +123,7 @@ for size in dict.fromkeys(noise["size"]):
             "with 10": detectable(difference.sd, 10),
         }
     )
-pd.DataFrame(spread).round(3).set_index("size")
+pd.DataFrame(spread).round(3).set_index(["size", "backbone"])
 
 # %% [markdown]
 # The interval is Student's t over seeds (95 %). The last columns are the differences between two designs that a paired
@@ -172,6 +176,35 @@ pd.DataFrame(table).set_index("backbone")
 # A dash means that a combination was not run. The rates tried differ between rows, and one seed decides each number, so
 # only differences well above the noise of the first table count. What follows uses the best row.
 #
+# ## How is the gradient spread over the layers?
+#
+# Norm of the gradient of the embedding and of each block, before clipping, in small models. Lines are medians over the
+# seeds of the study `inside`. AdamW divides by the size of a gradient, so these norms say where the loss is sensitive,
+# and not which layer learns fastest.
+
+# %% alt="Gradient norm of the embedding and the blocks against steps, for the baseline and DDL-CC on both backbones"
+inside = read_inside("inside", studies)
+norms = inside[inside["kind"] == "gradient"].assign(step=lambda each: each["place"].astype(int))
+shown_runs = [(backbone, variant) for backbone in (PAPER, FAIR) for variant in (BASELINE, DDL)]
+figure, panels = plt.subplots(1, 4, figsize=(10.0, 2.8), layout="constrained", sharey=True)
+for axes, (backbone, variant) in zip(panels, shown_runs, strict=True):
+    own = norms[(norms["backbone"] == backbone) & (norms["variant"] == variant)]
+    for part, style in {
+        "embedding": ("black", "-"),
+        "blocks.0": ("#0072B2", "--"),
+        "blocks.1": ("#D55E00", ":"),
+    }.items():
+        line = own[own["name"] == part].groupby("step")["value"].median()
+        name = part if part == "embedding" else f"block {int(part[-1]) + 1}"
+        axes.plot(line.index, line, color=style[0], linestyle=style[1], label=name)
+    axes.set_yscale("log")
+    axes.set(xlabel="Step")
+    axes.set_title(f"{labels[variant]}\n{backbones[backbone].label}", fontsize=8)
+panels[0].set(ylabel="Norm of the gradient")
+panels[0].legend(frameon=False, fontsize=8)
+save_figure(figure, results, "gradient-flow")
+
+# %% [markdown]
 # ## The six designs, with the paper's embedding and with the repaired one
 #
 # The repair is a property of the backbone, so every design gets it. The zero line is the baseline with the same
@@ -234,7 +267,7 @@ for place, effect in enumerate(effects):
     pairs = [pair.mean for pair in effect.pairs.values()]
     axes.plot(pairs, [place + 0.2] * len(pairs), marker="|", linestyle="none", color="0.45", markersize=7)
     axes.errorbar(effect.main.mean, place - 0.1, xerr=effect.main.half_width, color="black", marker="o", capsize=2)
-axes.set_yticks(range(len(effects)), [effect.part.capitalize() for effect in effects])
+axes.set_yticks(range(len(effects)), [effect.part[0].upper() + effect.part[1:] for effect in effects])
 axes.invert_yaxis()
 axes.axvline(0, color="black", linewidth=1)
 axes.set(xlabel="Loss with the part minus without it (nats); below zero it helps")

@@ -29,11 +29,13 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.ticker import MaxNLocator
 
+from ddl.config import load_backbones, load_variants
 from ddl.layout import BASELINE
 from ddl.reporting.figures import label, look, save_figure, scale_note
 from ddl.reporting.mechanism_results import COUNTERPARTS, Mechanism, retrained, seeds_phrase, shown, study_rows
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_results import Results
+from ddl.reporting.read_studies import read_inside
 from ddl.reporting.seed_statistics import over_seeds
 from ddl.reporting.table_format import DASH
 
@@ -366,10 +368,11 @@ pd.DataFrame(cumulative).set_index(["size", "design", "sublayer"])
 
 # %%
 rows = study_rows()
+same = rows[rows["backbone"] == data.scale.backbone]
 beside, why = [], []
 for size in data.sizes:
     for (change, variant), trained in COUNTERPARTS.items():
-        other = retrained(rows, size, variant, trained)
+        other = retrained(same, size, variant, trained)
         n = other.estimate.n if other.estimate else 0
         beside.append(
             {
@@ -384,6 +387,55 @@ for size in data.sizes:
         why += [other.reason] if other.reason else []
 print("; ".join(f"{DASH} {reason}" for reason in dict.fromkeys(why)))
 pd.DataFrame(beside).set_index(["size", "design", "change"])
+
+# %% [markdown]
+# ## Over several seeds
+#
+# The study `inside` has small laptop models with several seeds. With each, the rules of all sublayers were changed at
+# test time; ± is the half-width of the 95 % t-interval over seeds. Beside it, where a design was trained with the
+# change: its loss minus that of the design without it, over the seeds of the study `controls`.
+
+# %%
+inside = read_inside("inside")
+whole = inside[(inside["kind"] == "intervention") & (inside["place"] == "all")]
+beside = []
+for (backbone, variant, change), group in whole.groupby(["backbone", "variant", "name"], sort=False):
+    own = rows[rows["backbone"] == backbone]
+    other = retrained(own, "small", variant, COUNTERPARTS.get((change, variant)))
+    beside.append(
+        {
+            "backbone": load_backbones()[backbone].label,
+            "design": load_variants()[variant].label,
+            "change": change,
+            "seeds": len(group),
+            "at test time": over_seeds(list(group["value"])).shown("+"),
+            "trained with it": shown(other.estimate),
+            "its seeds": other.estimate.n if other.estimate else DASH,
+        }
+    )
+pd.DataFrame(beside).set_index(["backbone", "design", "change"])
+
+# %% [markdown]
+# What the rules do after training, per sublayer: the mean gate, the share of the erase term in the update, and the
+# fraction of tokens whose readout is larger than their target, so that there is more to erase than to write.
+
+# %%
+observed = inside[(inside["kind"] == "sublayer") & inside["name"].isin(["gate", "erase_share", "overwrites"])]
+table = [
+    {
+        "backbone": load_backbones()[backbone].label,
+        "design": load_variants()[variant].label,
+        "sublayer": place,
+        "quantity": name,
+        "mean": over_seeds(list(group["value"])).shown(),
+        "seeds": len(group),
+    }
+    for (backbone, variant, place, name), group in observed.groupby(
+        ["backbone", "variant", "place", "name"], sort=False
+    )
+]
+wide = pd.DataFrame(table).pivot(index=["backbone", "design", "sublayer"], columns="quantity", values="mean")
+wide.fillna(DASH)
 
 # %% [markdown]
 # ## What was and was not shown

@@ -108,7 +108,7 @@ def over_documents(sums: np.ndarray, tokens: np.ndarray) -> Estimate:
 
 def study_rows(folder: Path = REFERENCE_DIR / "studies") -> pd.DataFrame:
     """The committed rows of all studies; without any, an empty table."""
-    frames = [pd.read_csv(path) for path in sorted(folder.glob("*.csv"))]
+    frames = [pd.read_csv(path) for path in sorted(folder.glob("*.csv")) if "." not in path.stem]
     return (
         pd.concat(frames, ignore_index=True) if frames else _with_columns([], ["size", "variant", "seed", "val_loss"])
     )

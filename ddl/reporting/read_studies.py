@@ -7,7 +7,7 @@ import pandas as pd
 
 from ddl.config import load_study
 from ddl.errors import UserError
-from ddl.layout import REFERENCE, STUDY_ROWS
+from ddl.layout import REFERENCE, STUDY_INSIDE, STUDY_ROWS
 from ddl.reporting.seed_statistics import Losses
 
 RUN = ["size", "backbone", "variant", "steps", "learning_rate"]  # with the seed, these columns identify a run
@@ -41,6 +41,19 @@ def rows_if_any(name: str) -> pd.DataFrame:
         return read_study(name)
     except StudyRowsError:
         return pd.DataFrame(columns=["scale", *RUN, "seed", "tokens", "val_loss"])
+
+
+def read_inside(name: str, folder: str | Path = REFERENCE) -> pd.DataFrame:
+    """What was measured inside the models of a study: columns of its rows, and kind, name, place and value.
+
+    Raises:
+        ConfigError, StudyRowsError: as of `read_study`, or the table is not there.
+    """
+    rows, path = read_study(name, folder), Path(folder) / STUDY_INSIDE.format(study=name)
+    if not path.is_file():
+        raise StudyRowsError(f"{path}: not found: `snakemake --cores all study --config study={name}` writes it")
+    found = pd.read_csv(path, dtype={"place": str})
+    return found.merge(rows, left_on="run", right_index=True)
 
 
 def losses(rows: pd.DataFrame) -> dict[int, float]:

@@ -54,6 +54,8 @@ def committed(study: Study) -> dict[Point, tuple[dict[str, str], str, int]]:
     wanted = {point: scale.at(point).fingerprint(point.size, point.variant) for point in study.points()}
     found: dict[Point, tuple[dict[str, str], str, int]] = {}
     for path in sorted(REFERENCE.glob(STUDY_ROWS.format(study="*"))):
+        if "." in path.stem:  # not rows of runs
+            continue
         with open(path, newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.DictReader(file)):
                 point = point_of(row)

@@ -1,0 +1,112 @@
+"""Collect what a study measured inside its models: gradient norms, gates, and losses under interventions.
+
+A study with `inside: true` has a long table beside its rows: `run` is the number of a row of the study, counted from
+zero, and every other row is one number of that run.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ddl.config import Study
+from ddl.files import atomic
+from ddl.layout import POINT_MECHANISM, REFERENCE, STUDY_INSIDE
+from ddl.studies.rows import StudyError, committed
+
+COLUMNS = ("run", "kind", "name", "place", "value")
+GRADIENTS, INTERVENTIONS, SUBLAYERS = "gradient", "intervention", "sublayer"
+EVERY = 4  # records of the gradient norms between two that are kept
+OBSERVED = ("gate", "gate_sd", "erase_share", "overwrites", "energy_before", "energy_after", "change", "growth")
+
+
+def gradients(run: Path) -> Iterator[tuple[str, str, str, float]]:
+    """Norm of the gradient of the embedding, of each block and of the rest; the place is the step."""
+    with open(run / "gradients.csv", newline="", encoding="utf-8") as file:
+        for record in list(csv.DictReader(file))[::EVERY]:
+            squares: dict[str, float] = {}
+            for name, value in record.items():
+                if name != "step" and value:
+                    squares[part_of(name)] = squares.get(part_of(name), 0.0) + float(value) ** 2
+            for part, square in squares.items():
+                yield GRADIENTS, part, record["step"], math.sqrt(square)
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a column of gradients.csv belongs to, e.g. "blocks.0"."""
+    if name.startswith("blocks."):
+        return ".".join(name.split(".")[:2])
+    return name if name == "embedding" else "rest"
+
+
+def interventions(run: Path) -> Iterator[tuple[str, str, str, float]]:
+    """Rise of the loss in nats per token under each change of the rules; the place is its sublayers."""
+    found = json.loads((run / POINT_MECHANISM / "interventions.json").read_text(encoding="utf-8"))
+    tokens, unchanged = sum(found["tokens"]), sum(found["loss"])
+    for entry in found["changes"]:
+        yield INTERVENTIONS, entry["change"], entry["sublayers"], (sum(entry["loss"]) - unchanged) / tokens
+
+
+def sublayers(run: Path) -> Iterator[tuple[str, str, str, float]]:
+    """What the rule of each sublayer does, over all tokens; the place is the number of the sublayer."""
+    found = json.loads((run / POINT_MECHANISM / "mechanism.json").read_text(encoding="utf-8"))
+    for row in found["sublayers"]:
+        if row["tokens"] == "all":
+            for name in OBSERVED:
+                if row.get(name) is not None:
+                    yield SUBLAYERS, name, str(row["sublayer"]), float(row[name])
+
+
+def collect_inside(study: Study, results: Path, reuse: bool = False, partial: bool = False) -> int:
+    """Write the table of a study; arguments as of `ddl.studies.rows.collect`.
+
+    Returns:
+        The number of runs in it.
+
+    Raises:
+        StudyError: the study does not look inside, or a run is missing and `partial` is not set.
+    """
+    if not study.inside:
+        raise StudyError(f"config/studies/{study.name}.yaml: inside: expected true, found false")
+    kept = committed(study) if reuse else {}
+    tables: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    rows: list[dict[str, Any]] = []
+    runs = number = 0
+    for point in study.points():
+        folder = results / point.folder
+        trained = (folder / "point.json").is_file()
+        if not trained and point not in kept:
+            if partial:
+                continue
+            raise StudyError(f"{folder}/point.json: not found")
+        if (folder / POINT_MECHANISM / "interventions.json").is_file():
+            found = [*gradients(folder), *interventions(folder), *sublayers(folder)]
+            rows += [dict(zip(COLUMNS, (number, *entry[:3], f"{entry[3]:.4g}"), strict=True)) for entry in found]
+        elif point in kept and (own := committed_inside(kept[point][1], tables).get(kept[point][2])):
+            rows += [row | {"run": number} for row in own]
+        elif not partial:
+            raise StudyError(f"{folder / POINT_MECHANISM}/interventions.json: not found")
+        runs += bool(rows) and rows[-1]["run"] == number
+        number += 1
+    with (
+        atomic(results / STUDY_INSIDE.format(study=study.name)) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return runs
+
+
+def committed_inside(study: str, read: dict[str, dict[int, list[dict[str, Any]]]]) -> dict[int, list[dict[str, Any]]]:
+    """Number of a run -> its rows in the committed table of a study; `read` keeps what was read."""
+    if study not in read:
+        read[study] = {}
+        path = REFERENCE / STUDY_INSIDE.format(study=study)
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    read[study].setdefault(int(row["run"]), []).append(dict(row))
+    return read[study]
