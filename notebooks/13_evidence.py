@@ -32,7 +32,7 @@ from ddl.reporting.figures import label, look, save_figure
 from ddl.reporting.judged_claims import FAIR, PAPER, committed_verdicts, of_runs
 from ddl.reporting.main_effects import main_effects, primary_comparisons
 from ddl.reporting.notebook_style import set_style
-from ddl.reporting.read_studies import at_best_rate, losses, read_inside, read_study
+from ddl.reporting.read_studies import RUN, at_best_rate, losses, read_inside, read_study
 from ddl.reporting.seed_statistics import Blocks, best_rate, detectable, over_seeds, paired_difference
 from ddl.reporting.table_format import count
 
@@ -418,3 +418,12 @@ pd.DataFrame(table).set_index(["claim", "size", "backbone"])
 # %% [markdown]
 # A published factor uses the slope of a published scaling law (Hoffmann et al., 2022), because the paper gives one
 # number of tokens only.
+#
+# ## What this took
+
+# %%
+rows = pd.concat([noise, repairs, designs, controls, ladder]).drop_duplicates([*RUN, "seed"])
+print(
+    f"{len(rows)} runs, {rows['val_loss'].isna().sum()} of which diverged; {rows['seconds'].sum() / 3600:.1f} hours in "
+    f"all, one thread each, on {', '.join(sorted(rows['device'].unique()))}"
+)

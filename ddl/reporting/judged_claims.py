@@ -17,7 +17,6 @@ import pandas as pd
 from ddl.config import SIZES, Scale, load_scale, load_variants
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
-from ddl.model.flops import flops_per_token
 from ddl.reporting.main_effects import enough
 from ddl.reporting.read_results import Results, published
 from ddl.reporting.read_studies import at_best_rate, by_design, rows_if_any
@@ -158,35 +157,37 @@ def judge_rule(design: str, losses: Mapping[str, Losses]) -> tuple[Estimate | No
     return min(gains.values(), key=lambda gain: gain.mean), judge_cause({labels[slug]: gains[slug] for slug in others})
 
 
-def judge_cost(losses: Mapping[str, Losses], scale: Scale, size: str) -> Verdict:
+def judge_cost(losses: Mapping[str, Losses], flops: Mapping[str, float]) -> Verdict:
     """The verdict on the trade-off between the loss and the FLOPs per token, among all designs with several seeds.
 
     Losses are relative to the mean of the designs with the same seed.
+
+    Args:
+        flops: design -> FLOPs per token; designs without are left out.
     """
-    found = {slug: runs for slug, runs in losses.items() if len(runs) > 1}
+    found = {slug: runs for slug, runs in losses.items() if len(runs) > 1 and slug in flops}
     if TRADE_OFF not in found or not enough(found):
         return not_testable(TOO_FEW)
     blocks, labels, priced = Blocks.of(found), load_variants(), {}
     for slug in found:
-        flops = flops_per_token(scale.model(size, slug))
-        if flops.state is not None:
-            weights = dict.fromkeys(found, -1 / len(found)) | {slug: 1 - 1 / len(found)}
-            priced[labels[slug].label] = Priced(blocks.contrast(weights), flops.backbone + flops.state)
+        weights = dict.fromkeys(found, -1 / len(found)) | {slug: 1 - 1 / len(found)}
+        priced[labels[slug].label] = Priced(blocks.contrast(weights), flops[slug])
     return judge_trade_off(labels[TRADE_OFF].label, priced)
 
 
-def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, ladder: pd.DataFrame, scale: Scale) -> list[Judged]:
+def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, ladder: pd.DataFrame) -> list[Judged]:
     """Every claim with its verdict.
 
     Args:
         designs: rows of runs of the six designs.
         controls: rows of runs of the controls and of the designs that they are compared with.
         ladder: rows of runs with several numbers of tokens.
-        scale: of the runs.
     """
     found, labels = [], {slug: variant.label for slug, variant in load_variants().items()}
     for size in SIZES:
         gains = published_gains(size)
+        counted = pd.concat([designs, controls]).query("size == @size").dropna(subset=["flops_per_token"])
+        flops = dict(zip(counted["variant"], counted["flops_per_token"], strict=True))
         for backbone in (PAPER, FAIR):
             losses, tokens = of_runs(designs, size, backbone), longest(designs, size, backbone)
             rungs = Ladder.of(ladder[ladder["variant"] == BASELINE], backbone, size)
@@ -200,7 +201,7 @@ def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, ladder: pd.Data
                 text = f"The delta rule causes the gain of {labels[design]}"
                 found.append(row("write-only-control", text, size, backbone, None, estimate, None, verdict))
         text = f"{labels[TRADE_OFF]} has the best trade-off of loss and FLOPs"
-        found.append(row("best-trade-off", text, size, FAIR, None, None, None, judge_cost(parts | losses, scale, size)))
+        found.append(row("best-trade-off", text, size, FAIR, None, None, None, judge_cost(parts | losses, flops)))
     for label, claim, why in ELSEWHERE:
         found.append(row(label, claim, "", "", None, None, None, not_testable(why)))
     return found
@@ -215,7 +216,7 @@ def committed_verdicts(scale: Scale) -> tuple[dict[str, int], list[Judged]]:
     """The claims, judged by the committed rows of a scale's studies, and the number of rows of each study."""
     studies = {study: rows_if_any(study) for study in (DESIGNS, CONTROLS, LADDER)}
     own = {study: rows[rows["scale"] == scale.name] for study, rows in studies.items()}
-    judged = judged_claims(own[DESIGNS], own[CONTROLS], own[LADDER], scale)
+    judged = judged_claims(own[DESIGNS], own[CONTROLS], own[LADDER])
     return {study: len(rows) for study, rows in own.items()}, judged
 
 

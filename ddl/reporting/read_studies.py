@@ -40,7 +40,7 @@ def rows_if_any(name: str) -> pd.DataFrame:
     try:
         return read_study(name)
     except StudyRowsError:
-        return pd.DataFrame(columns=["scale", *RUN, "seed", "tokens", "val_loss"])
+        return pd.DataFrame(columns=["scale", *RUN, "seed", "tokens", "flops_per_token", "val_loss"])
 
 
 def read_inside(name: str, folder: str | Path = REFERENCE) -> pd.DataFrame:

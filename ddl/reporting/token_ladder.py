@@ -32,7 +32,7 @@ LIMITS = (0.0, 3.0)  # of E, in nats
 EXPONENTS = (0.02, 3.0)
 SIZES = (-5.0, 5.0)  # of log(L - E) at the first rung
 STARTS = tuple(itertools.product((0.0, 1.0, 2.0, 2.9), (0.1, 0.3, 0.6, 1.0)))  # of (E, b)
-DRAWS = 200  # of the rungs' means, for the intervals of predictions
+DRAWS = 100  # of the rungs' means, for the intervals of predictions
 INTERVAL = 0.9
 SEED = 0
 # The slope dL/d(log D) of the scaling law of Hoffmann et al. (2022, approach 3) is -0.28 * 410.7 D^-0.28. It turns a
@@ -139,7 +139,7 @@ def predictions(ladder: Ladder, tokens: float) -> dict[str, dict[str, Prediction
     for model in MODELS[:-1]:
         best = fitted(model, logs, ladder.means)
         fits = [best, *(fitted(model, logs, means, [best]) for means in draws)]
-        ends = np.array([curves(model, fit, np.array([target]))[:, 0] for fit in fits])
+        ends = np.array([curves(model, fit, len(designs), np.array([target]))[:, 0] for fit in fits])
         gaps[model] = ends[:, [baseline]] - ends
     lines = [power_of_gap(logs, means[[baseline]] - means) for means in (ladder.means, *draws)]
     gaps["gap"] = np.array([np.exp(a - c * target) for a, c in lines])
@@ -178,21 +178,17 @@ def power_of_gap(log_tokens: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, 
     return np.asarray(logs.mean(axis=1) + c * log_tokens.mean()), np.asarray(c)
 
 
-def parts(model: str, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Limits E, exponents, and log(L - E) at the first rung: each one value, or one for each design."""
-    match model:
-        case "common":
-            return parameters[:1], parameters[1:2], parameters[2:]
-        case "own-limits":
-            designs = (len(parameters) - 1) // 2
-            return parameters[:designs], parameters[designs : designs + 1], parameters[designs + 1 :]
-    limits, exponents, sizes = np.split(parameters, 3)
-    return limits, exponents, sizes
+def places(model: str, designs: int) -> np.ndarray:
+    """Where the parameters of one of the first three models hold E, b and log(L - E) of each design, [3, designs]."""
+    own = np.arange(designs)
+    limits, exponents = (own if model != "common" else 0 * own), (own if model == "own" else 0 * own)
+    exponents = exponents + limits[-1] + 1
+    return np.stack([limits, exponents, exponents[-1] + 1 + own])
 
 
-def curves(model: str, parameters: np.ndarray, log_tokens: np.ndarray) -> np.ndarray:
+def curves(model: str, parameters: np.ndarray, designs: int, log_tokens: np.ndarray) -> np.ndarray:
     """The losses [designs, rungs] of one of the first three models; `log_tokens` are relative to the first rung."""
-    limits, exponents, sizes = (part[:, None] for part in parts(model, parameters))
+    limits, exponents, sizes = parameters[places(model, designs)][:, :, None]
     return np.asarray(limits + np.exp(sizes - exponents * log_tokens))
 
 
@@ -204,17 +200,25 @@ def fitted(model: str, log_tokens: np.ndarray, losses: np.ndarray, starts: Seque
         losses: [designs, rungs], in nats.
         starts: parameters to start from; none takes `STARTS`.
     """
-    designs = len(losses)
-    counts = (1 if model == "common" else designs, designs if model == "own" else 1, designs)
+    designs, at = len(losses), places(model, len(losses))
+    counts = [len(set(row)) for row in at]
     low, high = (np.repeat(ends, counts) for ends in zip(LIMITS, EXPONENTS, SIZES, strict=True))
     if not len(starts):
         starts = [np.concatenate([np.repeat(pair, counts[:2]), np.log(losses[:, 0] - pair[0])]) for pair in STARTS]
 
     def residuals(parameters: np.ndarray) -> np.ndarray:
-        return np.asarray(np.log(curves(model, parameters, log_tokens) / losses).ravel())
+        return np.asarray(np.log(curves(model, parameters, designs, log_tokens) / losses).ravel())
 
-    found = [
-        optimize.least_squares(residuals, np.clip(start, low, high), bounds=(low, high), loss="huber", f_scale=HUBER)
-        for start in starts
-    ]
+    def jacobian(parameters: np.ndarray) -> np.ndarray:
+        found = curves(model, parameters, designs, log_tokens)
+        decay = found - parameters[at[0]][:, None]
+        slopes = np.zeros((*losses.shape, sum(counts)))
+        for design in range(designs):
+            slopes[design, :, at[0, design]] = 1 / found[design]
+            slopes[design, :, at[1, design]] = -log_tokens * decay[design] / found[design]
+            slopes[design, :, at[2, design]] = decay[design] / found[design]
+        return slopes.reshape(losses.size, -1)
+
+    settings = {"jac": jacobian, "bounds": (low, high), "loss": "huber", "f_scale": HUBER}
+    found = [optimize.least_squares(residuals, np.clip(start, low, high), **settings) for start in starts]
     return np.asarray(min(found, key=lambda fit: fit.cost).x)

@@ -12,6 +12,7 @@ from ddl.config import Study, load_scale
 from ddl.errors import UserError
 from ddl.files import atomic
 from ddl.layout import REFERENCE, STUDY_DOCUMENTS, STUDY_ROWS, Point
+from ddl.model.flops import flops_per_token
 
 COLUMNS = (
     "scale",
@@ -25,6 +26,7 @@ COLUMNS = (
     "val_loss",  # nats per token, on the whole validation split; empty if the run diverged
     "val_loss_stderr",
     "params",
+    "flops_per_token",  # forward pass, multiply-add as two; empty if the rule does not count its operations
     "seconds",
     "reason",  # why there is no loss
     "settings",  # fingerprint of everything that determines the run
@@ -90,7 +92,7 @@ def collect(study: Study, results: Path, reuse: bool = False, partial: bool = Fa
     for point in study.points():
         folder = results / point.folder
         if (folder / "point.json").is_file():
-            rows.append(json.loads((folder / "point.json").read_text(encoding="utf-8")))
+            rows.append(json.loads((folder / "point.json").read_text(encoding="utf-8")) | flops_of(study.scale, point))
             if rows[-1]["reason"]:
                 losses.append(None)
                 continue
@@ -99,7 +101,7 @@ def collect(study: Study, results: Path, reuse: bool = False, partial: bool = Fa
             tokens = documents["tokens"]
         elif point in kept:
             row, name, number = kept[point]
-            rows.append(row)
+            rows.append(row | flops_of(study.scale, point))
             losses.append(kept_losses[name]["losses"][number])
             tokens = kept_losses[name]["tokens"]
         elif not partial:
@@ -118,3 +120,9 @@ def collect(study: Study, results: Path, reuse: bool = False, partial: bool = Fa
         with atomic(results / STUDY_DOCUMENTS.format(study=study.name)) as temporary:
             temporary.write_bytes(save({"losses": matrix, "tokens": tokens}))
     return len(rows)
+
+
+def flops_of(scale: str, point: Point) -> dict[str, int | None]:
+    """FLOPs per token of the model of a run, as a column; None if its rule does not count them."""
+    flops = flops_per_token(load_scale(scale).at(point).model(point.size, point.variant))
+    return {"flops_per_token": None if flops.state is None else flops.backbone + flops.state}

@@ -11,13 +11,13 @@ from ddl.reporting.evidence import climbs, finding, sentences
 from ddl.reporting.judged_claims import FAIR, PAPER, write_verdicts
 from ddl.reporting.read_results import ResultsError
 
-COLUMNS = ("size", "backbone", "variant", "steps", "tokens", "learning_rate", "seed", "val_loss")
+COLUMNS = ("size", "backbone", "variant", "steps", "tokens", "flops_per_token", "learning_rate", "seed", "val_loss")
 
 
 def rows(backbone, means, seeds):
     noise = np.random.default_rng(len(means)).normal(0, 0.004, (len(means), seeds))
     entries = [
-        ("small", backbone, variant, 8, 1024, 0.1, seed, mean + 0.1 * seed + noise[place, seed])
+        ("small", backbone, variant, 8, 1024, 100, 0.1, seed, mean + 0.1 * seed + noise[place, seed])
         for place, (variant, mean) in enumerate(means.items())
         for seed in range(seeds)
     ]

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddl.config import load_scale, load_variants, paper_variants
+from ddl.config import load_variants, paper_variants
 from ddl.reporting.judged_claims import CAUSES, ELSEWHERE, FAIR, GAINS, judged_claims, published_gains
 from ddl.reporting.verdict import Outcome
 
 MEANS = {"baseline": 4.9, "ddl-dv1": 4.5, "ddl-tc-noec": 4.4, "ddl-cc-noec": 4.4, "ddl-tc": 4.2, "ddl-cc": 4.2}
 TOKENS = 1_048_576
+FLOPS = {"ddl-cc": 110, "ddl-tc": 130}
 
 
 def runs(means, backbone, size="small", seeds=5, noise=0.005):
@@ -20,24 +21,44 @@ def runs(means, backbone, size="small", seeds=5, noise=0.005):
     shared = rng.normal(0, 0.1, seeds)
     return pd.DataFrame(
         [
-            (size, backbone, variant, 8, TOKENS, 0.1, seed, mean + shared[seed] + rng.normal(0, noise))
+            (
+                size,
+                backbone,
+                variant,
+                8,
+                TOKENS,
+                FLOPS.get(variant, 100),
+                0.1,
+                seed,
+                mean + shared[seed] + rng.normal(0, noise),
+            )
             for variant, mean in means.items()
             for seed in range(seeds)
         ],
-        columns=("size", "backbone", "variant", "steps", "tokens", "learning_rate", "seed", "val_loss"),
+        columns=(
+            "size",
+            "backbone",
+            "variant",
+            "steps",
+            "tokens",
+            "flops_per_token",
+            "learning_rate",
+            "seed",
+            "val_loss",
+        ),
     )
 
 
 def verdicts(designs, controls=None, ladder=None):
     empty = designs.iloc[:0]
     controls, ladder = (empty if rows is None else rows for rows in (controls, ladder))
-    found = judged_claims(designs, controls, ladder, load_scale("laptop"))
+    found = judged_claims(designs, controls, ladder)
     return {(row.claim, row.size, row.backbone): row for row in found}
 
 
 def test_every_claim_is_judged_for_both_sizes_and_backbones_or_says_why_not():
     rows = runs(MEANS, "paper")
-    found = judged_claims(rows, rows.iloc[:0], rows.iloc[:0], load_scale("laptop"))
+    found = judged_claims(rows, rows.iloc[:0], rows.iloc[:0])
     assert len(found) == 2 * (2 * (len(GAINS) + len(CAUSES)) + 1) + len(ELSEWHERE)
     assert all(row.why for row in found)
     assert {row.verdict for row in found if row.size == "medium"} == {Outcome.NOT_TESTABLE}  # nothing was run
@@ -112,7 +133,7 @@ def test_a_single_seed_decides_nothing():
 
 def test_rows_are_json():
     rows = runs(MEANS, "paper", seeds=2)
-    found = judged_claims(rows, rows.iloc[:0], rows.iloc[:0], load_scale("laptop"))
+    found = judged_claims(rows, rows.iloc[:0], rows.iloc[:0])
     assert json.loads(json.dumps([row.as_json() for row in found], allow_nan=False))[0]["seeds"] == 2
 
 

@@ -24,7 +24,7 @@ from tests.helpers.command import ddl
 matplotlib.use("agg")
 
 
-DRAWN_FOR_THE_PAPER = ("repairs", "designs", "controls", "gates", "overwriting", "interventions")
+DRAWN_FOR_THE_PAPER = (*DRAWN["13_evidence"], "gates", "overwriting", "interventions")
 FIGURES = ("figure1", "figure2", "figure3", "figure4", "compute", "gradients", *DRAWN_FOR_THE_PAPER)
 
 
