@@ -24,6 +24,7 @@ from ddl.config import (
 )
 from ddl.layout import DRAWN, STUDY, drawn_files
 from ddl.reporting.workflow_messages import Messages
+from ddl.studies.inside import reusable
 from ddl.studies.rows import committed, point_of
 
 min_version("9.27")
@@ -158,11 +159,15 @@ def scale_at(wildcards):
     return SCALES[wildcards.scale].at(point_of({**wildcards, "learning_rate": wildcards.rate}))
 
 
-def points_to_train(wildcards):
-    """The runs of a study, without those whose committed rows are reused."""
-    study = STUDIES[wildcards.study]
-    reused = committed(study) if config["reuse"] else ()
-    return [f"results/{study.scale}/{point.folder}/point.json" for point in study.points() if point not in reused]
+def points_without(reused, file):
+    """A file of every run of a study, without the runs whose committed rows are reused."""
+
+    def files(wildcards):
+        study = STUDIES[wildcards.study]
+        known = reused(study) if config["reuse"] else ()
+        return [f"results/{study.scale}/{point.folder}/{file}" for point in study.points() if point not in known]
+
+    return files
 
 
 def drawn(*notebooks):
@@ -338,7 +343,7 @@ rule study_point:
 
 rule study_rows:
     input:
-        points=points_to_train,
+        points=points_without(committed, "point.json"),
     output:
         rows=f"results/{{scale}}/{layout.STUDY_ROWS}",
         documents=f"results/{{scale}}/{layout.STUDY_DOCUMENTS}",
@@ -380,10 +385,7 @@ rule point_mechanism:
 
 rule study_inside:
     input:
-        lambda wildcards: [
-            str(Path(row).with_name(layout.POINT_MECHANISM) / "interventions.json")
-            for row in points_to_train(wildcards)
-        ],
+        points_without(reusable, f"{layout.POINT_MECHANISM}/interventions.json"),
     output:
         f"results/{{scale}}/{layout.STUDY_INSIDE}",
     log:
@@ -620,7 +622,7 @@ READ = {
         validation=every_run(rules.evaluate.output.validation),
         scores=every_run(rules.evaluate.output.scores),
     ),
-    "13_evidence": dict(rows=REFERENCE_ROWS),
+    "13_evidence": dict(published=PUBLISHED, rows=REFERENCE_ROWS),
     "14_mechanism": dict(
         summaries=every_run(rules.train.output.summary),
         mechanism=every_run(f"{MECHANISM}/mechanism.json"),
@@ -668,7 +670,7 @@ rule numbers:
         random_init=rules.evaluate_random_init.output,
         cost=every_run(COST),
         choices="paper/choices.csv",
-        noise=NOISE_ROWS,
+        studies=REFERENCE_ROWS,
     output:
         numbers="results/{scale}/numbers.json",
     log:

@@ -393,7 +393,7 @@ pd.DataFrame(beside).set_index(["size", "design", "change"])
 #
 # The study `inside` has small laptop models with several seeds. With each, the rules of all sublayers were changed at
 # test time; ± is the half-width of the 95 % t-interval over seeds. Beside it, where a design was trained with the
-# change: its loss minus that of the design without it, over the seeds of the study `controls`.
+# change: its loss minus that of the design without it, over the seeds that the studies have.
 
 # %%
 inside = read_inside("inside")
@@ -413,7 +413,7 @@ for (backbone, variant, change), group in whole.groupby(["backbone", "variant", 
             "its seeds": other.estimate.n if other.estimate else DASH,
         }
     )
-pd.DataFrame(beside).set_index(["backbone", "design", "change"])
+pd.DataFrame(beside).set_index(["backbone", "design", "change"]) if beside else "not run"
 
 # %% [markdown]
 # What the rules do after training, per sublayer: the mean gate, the share of the erase term in the update, and the
@@ -428,14 +428,13 @@ table = [
         "sublayer": place,
         "quantity": name,
         "mean": over_seeds(list(group["value"])).shown(),
-        "seeds": len(group),
     }
     for (backbone, variant, place, name), group in observed.groupby(
         ["backbone", "variant", "place", "name"], sort=False
     )
 ]
-wide = pd.DataFrame(table).pivot(index=["backbone", "design", "sublayer"], columns="quantity", values="mean")
-wide.fillna(DASH)
+wide = pd.DataFrame(table, columns=["backbone", "design", "sublayer", "quantity", "mean"])
+wide.pivot(index=["backbone", "design", "sublayer"], columns="quantity", values="mean").fillna(DASH)
 
 # %% [markdown]
 # ## What was and was not shown

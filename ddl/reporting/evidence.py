@@ -4,7 +4,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ddl.config import load_scale, load_variants
+import pandas as pd
+
+from ddl.config import load_scale, load_variants, paper_variants
+from ddl.files import finite
 from ddl.layout import BASELINE
 from ddl.reporting.judged_claims import (
     CONTROLS,
@@ -12,43 +15,50 @@ from ddl.reporting.judged_claims import (
     FAIR,
     LADDER,
     PAPER,
+    SCALE,
     committed_verdicts,
     of_runs,
     published_gains,
 )
-from ddl.reporting.main_effects import Effect, Primary, enough, main_effects, primary_comparisons
+from ddl.reporting.main_effects import Effect, Primary, main_effects, primary_comparisons
 from ddl.reporting.read_studies import rows_if_any
-from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, paired_difference
+from ddl.reporting.seed_statistics import Blocks, Estimate, paired_difference
 from ddl.reporting.token_ladder import Ladder, Prediction, decay_of_gap, predictions
 
 EXPANDED, SCALAR, WRITE_ONLY, SIMPLE = "ddl-cc", "ddl-dv1", "write-only-cc", "normalised-branch-ec"
-SCALE = "laptop"  # of the studies
 RUNGS = 4  # the fewest that a ladder is fitted to: three, and one to predict
 SIZE = "small"  # most runs of the studies have this size
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Losses in nats: gains over the baseline with the paper's backbone and with the fair one, for one size.
+    """Losses in nats, for one size: gains over the baseline with the paper's backbone and with the repaired one.
 
-    A gain is None if its runs have fewer than two seeds in common.
+    What has too few runs is None or left out. The intervals of the gains hold together.
     """
 
     size: str
     paper: dict[str, Estimate]  # design -> gain over the baseline
     fair: dict[str, Estimate]
-    repair: Estimate | None  # what the baseline gains by the fair backbone
-    erase: Estimate | None  # loss of DDL-CC without its erase term, minus that of DDL-CC, on the fair backbone
-    simple: Estimate | None  # loss of the normalised branch with EC, minus that of DDL-CC, on the fair backbone
-    effects: list[Effect]  # of the parts of DDL, on the fair backbone
+    repair: Estimate | None  # what the baseline gains by the repaired backbone
+    effects: list[Effect]  # of the parts of DDL, on the repaired backbone
     primary: list[Primary]
+    noises: dict[
+        str, float
+    ]  # design -> standard deviation of a run on the repaired backbone, the seed's effect removed
 
     @property
-    def closed(self) -> float | None:
-        """The share of the gain of DDL-CC that the fair backbone removes."""
-        if EXPANDED not in self.paper or EXPANDED not in self.fair:
+    def closed(self) -> tuple[float, float, float] | None:
+        """The share of DDL-CC's gain that the repaired backbone removes, and the ends that both intervals allow."""
+        before, after = self.paper.get(EXPANDED), self.fair.get(EXPANDED)
+        if not before or not after or before.low <= 0:
             return None
-        return 1 - self.fair[EXPANDED].mean / self.paper[EXPANDED].mean
+        ends = [1 - gain / whole for gain in (after.low, after.high) for whole in (before.low, before.high)]
+        return 1 - after.mean / before.mean, min(ends), max(ends)
+
+    def against(self, rival: str) -> Estimate | None:
+        """Loss of a rival of DDL-CC minus that of DDL-CC, on the repaired backbone."""
+        return next((each.difference.negated() for each in self.primary if each.rival == rival), None)
 
     def as_json(self) -> dict[str, Any]:
         """The finding as JSON types, each estimate also as it is printed."""
@@ -57,87 +67,101 @@ class Finding:
             "paper": {slug: shown(gain) for slug, gain in self.paper.items()},
             "fair": {slug: shown(gain) for slug, gain in self.fair.items()},
             "repair": self.repair and shown(self.repair),
-            "erase": self.erase and shown(self.erase),
-            "simple": self.simple and shown(self.simple),
             "effects": [{"part": effect.part} | shown(effect.main) for effect in self.effects],
             "primary": [
-                {"name": each.name, "adjusted_p": each.adjusted_p} | shown(each.difference) for each in self.primary
+                {"name": each.name, "said": apart(each.difference), "p": shown_p(each.adjusted_p)}
+                | shown(each.difference)
+                for each in self.primary
             ],
-            "closed_percent": None if self.closed is None else round(100 * self.closed),
+            "closed": self.closed,
         }
 
 
 def shown(estimate: Estimate) -> dict[str, Any]:
-    """An estimate with the text that is printed for it."""
-    return asdict(estimate) | {"shown": estimate.shown(), "separated": estimate.separated}
+    """An estimate as JSON types with the text that is printed for it; what is not finite is null."""
+    values = {key: finite(value) if isinstance(value, float) else value for key, value in asdict(estimate).items()}
+    return values | {"shown": estimate.shown(), "separated": estimate.separated}
+
+
+def shown_p(p: float) -> str:
+    """A p-value as it is printed."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def finding(size: str = SIZE) -> Finding:
     """What the committed rows of the studies say about one size."""
-    designs, controls = rows_if_any(DESIGNS), rows_if_any(CONTROLS)
-    runs = {backbone: of_runs(designs, size, backbone) for backbone in (PAPER, FAIR)}
-    of_controls = of_runs(controls, size, FAIR)
+    rows = pd.concat([rows_if_any(DESIGNS), rows_if_any(CONTROLS)])
+    runs = {backbone: of_runs(rows, size, backbone) for backbone in (PAPER, FAIR)}
+    blocks = {backbone: Blocks.if_enough(found) for backbone, found in runs.items()}
+    before, after = (runs[backbone].get(BASELINE, {}) for backbone in (PAPER, FAIR))
+    fair = blocks[FAIR]
     return Finding(
         size,
-        gains(runs[PAPER]),
-        gains(runs[FAIR]),
-        difference(runs[PAPER].get(BASELINE, {}), runs[FAIR].get(BASELINE, {})),
-        difference(of_controls.get(WRITE_ONLY, {}), of_controls.get(EXPANDED, {})),
-        difference(of_controls.get(SIMPLE, {}), of_controls.get(EXPANDED, {})),
-        main_effects(of_controls),
-        primary_comparisons(of_controls),
+        gains(blocks[PAPER]),
+        gains(blocks[FAIR]),
+        paired_difference(before, after) if len(before.keys() & after.keys()) > 1 else None,
+        main_effects(fair),
+        primary_comparisons(fair),
+        fair.spread if fair else {},
     )
+
+
+def gains(blocks: Blocks | None) -> dict[str, Estimate]:
+    """Design of the paper -> loss of the baseline minus that of the design; the intervals hold together."""
+    if not blocks or BASELINE not in blocks.designs:
+        return {}
+    others = [slug for slug in paper_variants() if slug in blocks.designs and slug != BASELINE]
+    return {slug: blocks.difference(slug, BASELINE, len(others)).negated() for slug in others}
 
 
 def sentences(found: Finding) -> list[str]:
     """What carries the gain, in a few sentences."""
     labels = {slug: variant.label for slug, variant in load_variants().items()}
-    if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None or found.closed is None:
+    if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
         return ["The runs that tell where the gain comes from have not been done."]
-    gain, rest, expanded = found.paper[EXPANDED], found.fair[EXPANDED], labels[EXPANDED]
-    most = "most" if found.closed > 0.5 else "part"
-    said = [
-        f"On the paper's recipe {most} of DDL's lead at this scale comes from the baseline's embedding.",
-        f"There the {found.size} {expanded} leads the baseline by {gain.shown()} nats ({gain.n} seeds). If the "
-        f"embedding of every design starts larger and learns faster, the baseline gains {found.repair.shown()} nats, "
-        f"and {expanded} leads by {rest.shown()} ({rest.n} seeds): the embedding carried {found.closed:.0%}.",
-    ]
+    expanded, closed = labels[EXPANDED], found.closed
+    if closed and closed[1] > 0:
+        most = "most" if closed[1] > 0.5 else "part"
+        said = [
+            f"On the paper's recipe, {most} of {expanded}'s lead in our small runs comes from the initial embedding."
+        ]
+    else:
+        said = [f"The lead of {expanded} in our small runs does not come from the initial embedding."]
+    carried = f": the embedding carried {closed[0]:.0%} ({closed[1]:.0%} to {closed[2]:.0%})" if closed else ""
+    said.append(
+        f"With it the {found.size} {expanded} {lead(found.paper[EXPANDED])}. If the embedding of every design starts "
+        f"larger and learns faster, the baseline improves by {counted(found.repair)}, and {expanded} "
+        f"{lead(found.fair[EXPANDED])}{carried}."
+    )
     if scalar := found.fair.get(SCALAR):
-        zero = "" if scalar.separated else ", which includes zero"
-        said.append(f"{labels[SCALAR]} then leads by {scalar.shown()}{zero}.")
-    if found.erase:
-        zero = "" if found.erase.separated else ", which includes zero"
+        said.append(f"{labels[SCALAR]} then {lead(scalar)}.")
+    if erase := found.against(WRITE_ONLY):
+        said.append(f"The same design without the erase term ends {apart(erase)} {expanded}.")
+    if simple := found.against(SIMPLE):
         said.append(
-            f"Leaving out its erase term changes the loss of {expanded} by {found.erase.shown('+')} nats{zero}."
-        )
-    if found.simple:
-        said.append(
-            "A baseline with normalised sublayer outputs and DDL's embedding convolution, but without a delta rule, "
-            f"ends {apart(found.simple)} {expanded}."
+            "A baseline with normalised sublayer outputs and DDL's embedding convolution, and no delta rule, ends "
+            f"{apart(simple)} {expanded}."
         )
     return said
 
 
+def counted(estimate: Estimate) -> str:
+    """An estimate with its number of seeds."""
+    return f"{estimate.shown()} nats (n = {estimate.n})"
+
+
+def lead(gain: Estimate) -> str:
+    """What a gain over the baseline says."""
+    if not gain.separated:
+        return f"is level with the baseline within the noise (gain {counted(gain)})"
+    return f"leads the baseline by {counted(gain)}" if gain.mean > 0 else f"trails it by {counted(gain.negated())}"
+
+
 def apart(difference: Estimate) -> str:
-    """How far one design ends from another, e.g. "0.04 ± 0.01 nats below"."""
+    """How far one design ends from another, e.g. "0.04 ± 0.01 nats (n = 5) below"."""
     if not difference.separated:
-        return f"within the noise ({difference.shown('+')} nats) of"
-    if difference.mean < 0:
-        return f"{difference.negated().shown()} nats below"
-    return f"{difference.shown()} nats above"
-
-
-def gains(losses: dict[str, Losses]) -> dict[str, Estimate]:
-    """Design -> loss of the baseline minus that of the design; the intervals hold together."""
-    found = {slug: runs for slug, runs in losses.items() if len(runs.keys() & losses.get(BASELINE, {}).keys()) > 1}
-    if not enough(found):
-        return {}
-    return {slug: estimate.negated() for slug, estimate in Blocks.of(found).against(BASELINE).items()}
-
-
-def difference(losses: Losses, reference: Losses) -> Estimate | None:
-    """Paired difference; None with fewer than two common seeds."""
-    return paired_difference(losses, reference) if len(losses.keys() & reference.keys()) > 1 else None
+        return f"within the noise (difference {counted(difference)}) of"
+    return f"{counted(difference.negated())} below" if difference.mean < 0 else f"{counted(difference)} above"
 
 
 @dataclass(frozen=True)
@@ -146,7 +170,12 @@ class Rung:
 
     tokens: int
     gap: Estimate
-    worth: Estimate  # log of a factor of tokens of the baseline
+    worth: Estimate | None  # log of a factor of tokens of the baseline
+
+    @property
+    def factor(self) -> tuple[float, float, float] | None:
+        """The factor of tokens with the ends of its interval."""
+        return (math.exp(self.worth.mean), math.exp(self.worth.low), math.exp(self.worth.high)) if self.worth else None
 
 
 @dataclass(frozen=True)
@@ -166,7 +195,7 @@ class Climb:
         return {
             "backbone": self.backbone,
             "design": self.design,
-            "rungs": [{"tokens": r.tokens, "factor": math.exp(r.worth.mean)} | shown(r.gap) for r in self.rungs],
+            "rungs": [{"tokens": r.tokens, "factor": r.factor, "said": lead(r.gap)} | shown(r.gap) for r in self.rungs],
             "exponent": self.exponent and asdict(self.exponent),
             "top": {model: asdict(found) for model, found in self.top.items()},
             "published_tokens": {model: asdict(found) for model, found in self.published_tokens.items()},
@@ -180,7 +209,7 @@ def climbs(size: str = SIZE) -> list[Climb]:
     tokens, gains = load_scale("paper").tokens, published_gains(size)
     for backbone in (PAPER, FAIR):
         ladder = Ladder.of(rows, backbone, size)
-        if len(ladder.tokens) < RUNGS or not ladder.noise[1] or BASELINE not in ladder.losses:
+        if len(ladder.tokens) < RUNGS or not ladder.noise[2] or BASELINE not in ladder.losses:
             continue
         top, last = predictions(ladder.below(len(ladder.tokens) - 1), ladder.tokens[-1]), predictions(ladder, tokens)
         for design in top:

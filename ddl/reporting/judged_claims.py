@@ -1,9 +1,10 @@
 """Which comparison of which runs decides each claim of the paper, and the verdicts that follow.
 
-The rules (`ddl.reporting.verdict`) and the list of claims were fixed before the runs that they judge. One rival of
-DDL-CC, the normalised branch with EC, was added when the runs of its two parts had pointed at it, and before its own.
-Every claim about losses is judged twice for each size: with the backbone of the paper, and with the one that is fair to
-the baseline. The intervals of all designs against the baseline hold together (Dunnett).
+The rules (`ddl.reporting.verdict`) and the list of claims were committed before the runs of the six designs and the
+controls. Three things came later, when some of these rows were known: the size of a gain is compared in tokens, the
+trade-off is judged by FLOPs, and the normalised branch with EC is a rival of DDL-CC, to which the runs of its two parts
+had pointed. Every claim about losses is judged twice for each size: with the backbone of the paper, and with the
+repaired one. All designs run at the rate of the scale. Intervals that decide one claim hold together (Dunnett).
 """
 
 import math
@@ -17,18 +18,17 @@ import pandas as pd
 from ddl.config import SIZES, Scale, load_scale, load_variants
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
-from ddl.reporting.main_effects import enough
 from ddl.reporting.read_results import Results, published
-from ddl.reporting.read_studies import at_best_rate, by_design, rows_if_any
+from ddl.reporting.read_studies import RUN, by_design, rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, detectable
 from ddl.reporting.table_format import DASH
 from ddl.reporting.token_ladder import Ladder, published_worth
 from ddl.reporting.verdict import Outcome, Priced, Verdict, judge, judge_cause, judge_trade_off, not_testable
 
-PAPER, FAIR = "paper", "embedding-std-0.09-rate-4"  # backbones: the paper's, and the one that is fair to the baseline
+SCALE = "laptop"  # of the studies
+PAPER, FAIR = "paper", "embedding-std-0.09-rate-4"  # backbones: the paper's, and the one with the repaired embedding
 # Studies: the six designs; controls and the designs that they vary; some designs with several numbers of tokens.
 DESIGNS, CONTROLS, LADDER = "designs", "controls", "ladder"
-TOO_FEW = "fewer than two seeds"
 
 
 @dataclass(frozen=True)
@@ -103,76 +103,70 @@ def published_gains(size: str) -> dict[tuple[str, str], float]:
 
 
 def of_runs(rows: pd.DataFrame, size: str, backbone: str) -> dict[str, Losses]:
-    """Design -> seed -> loss at the design's best rate, for one size, one backbone and the longest schedule."""
-    own = rows[(rows["size"] == size) & (rows["backbone"] == backbone)]
-    own = own[own["steps"] == own["steps"].max()]
-    return {variant: losses for (_, variant), losses in by_design(at_best_rate(own)).items() if losses}
-
-
-def too_few(losses: Mapping[str, Losses]) -> bool:
-    """Whether the designs have fewer than two seeds in common, so that their noise is unknown."""
-    return len(set.intersection(*map(set, losses.values()))) < 2
+    """Design -> seed -> loss for one size and backbone, at the rate of the scale and for the longest schedule."""
+    shared = load_scale(SCALE).training.learning_rate
+    own = rows[(rows["size"] == size) & (rows["backbone"] == backbone) & (rows["learning_rate"] == shared)]
+    own = own[own["steps"] == own["steps"].max()].drop_duplicates([*RUN, "seed"])
+    return {variant: losses for (_, variant), losses in by_design(own).items() if losses}
 
 
 def judge_gain(
-    gain: Gain, losses: Mapping[str, Losses], published_gain: float, ladder: Ladder | None, tokens: int
+    gain: Gain, blocks: Blocks | None, published_gain: float, ladder: Ladder, tokens: int
 ) -> tuple[Estimate | None, Estimate | None, Verdict]:
     """The gain of a design over another with its interval, its worth in tokens, and the verdict on the claim.
 
     Args:
-        losses: design -> seed -> loss, of all designs that are compared; their noise is pooled.
-        ladder: losses of the baseline with several numbers of tokens; None leaves the worth out.
+        blocks: losses of all designs that were run, whose noise is pooled; None if there are too few.
+        ladder: losses of the baseline with several numbers of tokens.
         tokens: of the runs.
 
     Returns:
         The worth is the log of a factor of tokens.
     """
-    missing = [load_variants()[slug].label for slug in (gain.better, gain.worse) if slug not in losses]
-    if missing:
-        return None, None, not_testable(f"no run of {' and '.join(missing)}")
-    if too_few(losses):
-        return None, None, not_testable(TOO_FEW)
-    blocks = Blocks.of(losses)
-    if gain.worse == BASELINE:
-        estimate = blocks.against(BASELINE)[gain.better].negated()
-    else:
-        estimate = blocks.contrast({gain.worse: 1.0, gain.better: -1.0})
-    least = detectable(math.sqrt(2) * blocks.noise, estimate.n, blocks.degrees_of_freedom)
-    if ladder is None or published_gain <= 0:  # a published loss has no size that ours could reach
-        return estimate, None, judge(estimate, published_gain, least)
-    worth, expected = ladder.worth(estimate, tokens), published_worth(published_gain, load_scale("paper").tokens)
+    missing = [slug for slug in (gain.better, gain.worse) if not blocks or slug not in blocks.designs]
+    if not blocks or missing:
+        return None, None, not_testable(f"fewer than two seeds of {' and '.join(map(label_of, missing))}")
+    comparisons = len([other for other in GAINS if other.worse == BASELINE]) if gain.worse == BASELINE else 1
+    estimate = blocks.difference(gain.better, gain.worse, comparisons).negated()
+    if published_gain <= 0:
+        return estimate, None, not_testable("the paper does not report this gain at this size")
+    least = detectable(math.sqrt(2) * blocks.noise, estimate.n, blocks.degrees_of_freedom, comparisons)
+    worth = ladder.worth(estimate, tokens)
+    expected = published_worth(published_gain, load_scale("paper").tokens) if worth else None
     return estimate, worth, judge(estimate, published_gain, least, worth, expected)
 
 
-def judge_rule(design: str, losses: Mapping[str, Losses]) -> tuple[Estimate | None, Verdict]:
-    """The smallest gain of a design over those that lack only the delta rule, and the verdict on the rule as cause."""
-    others = [slug for slug in CAUSES[design] if slug in losses]
-    if design not in losses or not others:
-        return None, not_testable("no run of the designs without the rule")
-    compared = {slug: losses[slug] for slug in (design, *others)}
-    if too_few(compared):
-        return None, not_testable(TOO_FEW)
-    labels = {slug: variant.label for slug, variant in load_variants().items()}
-    gains = Blocks.of(compared).against(design)
-    return min(gains.values(), key=lambda gain: gain.mean), judge_cause({labels[slug]: gains[slug] for slug in others})
+def judge_rule(design: str, blocks: Blocks | None) -> tuple[Estimate | None, Verdict]:
+    """The smallest gain of a design over those without the delta rule, and the verdict on the rule as cause."""
+    known = blocks.designs if blocks else ()
+    rivals = [slug for slug in CAUSES[design] if slug in known]
+    if not blocks or design not in known or not rivals:
+        return None, not_testable("fewer than two seeds of the design or of all its rivals")
+    gains = {slug: blocks.difference(design, slug, len(rivals)).negated() for slug in rivals}
+    smallest = min(gains.values(), key=lambda gain: gain.mean)
+    verdict = judge_cause({label_of(slug): gain for slug, gain in gains.items()})
+    lacking = [label_of(slug) for slug in CAUSES[design] if slug not in known]
+    if lacking and verdict.outcome is Outcome.SUPPORTED:
+        return smallest, Verdict(Outcome.INCONCLUSIVE, f"no runs of {', '.join(lacking)}")
+    return smallest, verdict
 
 
-def judge_cost(losses: Mapping[str, Losses], flops: Mapping[str, float]) -> Verdict:
+def judge_cost(blocks: Blocks | None, flops: Mapping[str, float]) -> Verdict:
     """The verdict on the trade-off between the loss and the FLOPs per token, among all designs with several seeds.
-
-    Losses are relative to the mean of the designs with the same seed.
 
     Args:
         flops: design -> FLOPs per token; designs without are left out.
     """
-    found = {slug: runs for slug, runs in losses.items() if len(runs) > 1 and slug in flops}
-    if TRADE_OFF not in found or not enough(found):
-        return not_testable(TOO_FEW)
-    blocks, labels, priced = Blocks.of(found), load_variants(), {}
-    for slug in found:
-        weights = dict.fromkeys(found, -1 / len(found)) | {slug: 1 - 1 / len(found)}
-        priced[labels[slug].label] = Priced(blocks.contrast(weights), flops[slug])
-    return judge_trade_off(labels[TRADE_OFF].label, priced)
+    if not blocks or TRADE_OFF not in blocks.designs or TRADE_OFF not in flops:
+        return not_testable(f"fewer than two seeds of {label_of(TRADE_OFF)}")
+    differences = blocks.against(TRADE_OFF)
+    others = {label_of(slug): Priced(found, flops[slug]) for slug, found in differences.items() if slug in flops}
+    return judge_trade_off(flops[TRADE_OFF], others)
+
+
+def label_of(slug: str) -> str:
+    """The label of a design."""
+    return load_variants()[slug].label
 
 
 def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, ladder: pd.DataFrame) -> list[Judged]:
@@ -183,25 +177,24 @@ def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, ladder: pd.Data
         controls: rows of runs of the controls and of the designs that they are compared with.
         ladder: rows of runs with several numbers of tokens.
     """
-    found, labels = [], {slug: variant.label for slug, variant in load_variants().items()}
+    found, rows = [], pd.concat([designs, controls])
     for size in SIZES:
         gains = published_gains(size)
-        counted = pd.concat([designs, controls]).query("size == @size").dropna(subset=["flops_per_token"])
-        flops = dict(zip(counted["variant"], counted["flops_per_token"], strict=True))
+        counted = rows[rows["size"] == size].dropna(subset=["flops_per_token"])
+        flops = dict(zip(counted["variant"], counted["flops_per_token"].astype(float), strict=True))
         for backbone in (PAPER, FAIR):
-            losses, tokens = of_runs(designs, size, backbone), longest(designs, size, backbone)
+            blocks, tokens = Blocks.if_enough(of_runs(rows, size, backbone)), longest(rows, size, backbone)
             rungs = Ladder.of(ladder[ladder["variant"] == BASELINE], backbone, size)
             for gain in GAINS:
                 expected = gains[gain.better, gain.worse]
-                judged = judge_gain(gain, losses, expected, rungs if len(rungs.tokens) > 1 else None, tokens)
+                judged = judge_gain(gain, blocks, expected, rungs, tokens)
                 found.append(row(gain.label, gain.claim, size, backbone, expected, *judged))
-            parts = of_runs(controls, size, backbone)
             for design in CAUSES:
-                estimate, verdict = judge_rule(design, parts)
-                text = f"The delta rule causes the gain of {labels[design]}"
+                estimate, verdict = judge_rule(design, blocks)
+                text = f"The delta rule causes the gain of {label_of(design)}"
                 found.append(row("write-only-control", text, size, backbone, None, estimate, None, verdict))
-        text = f"{labels[TRADE_OFF]} has the best trade-off of loss and FLOPs"
-        found.append(row("best-trade-off", text, size, FAIR, None, None, None, judge_cost(parts | losses, flops)))
+        text = f"{label_of(TRADE_OFF)} has the best trade-off of loss and FLOPs"
+        found.append(row("best-trade-off", text, size, FAIR, None, None, None, judge_cost(blocks, flops)))
     for label, claim, why in ELSEWHERE:
         found.append(row(label, claim, "", "", None, None, None, not_testable(why)))
     return found
@@ -251,7 +244,7 @@ def row(
         low=estimate.low if estimate else None,
         high=estimate.high if estimate else None,
         worth=math.exp(worth.mean) if worth else None,
-        published_worth=math.exp(published_worth(expected, load_scale("paper").tokens)) if expected else None,
+        published_worth=math.exp(published_worth(expected, load_scale("paper").tokens)) if worth and expected else None,
         seeds=estimate.n if estimate else 0,
         verdict=verdict.outcome,
         why=verdict.why,

@@ -5,10 +5,9 @@ convolution (EC), value channels and the way they are read. Every pair of a part
 over its pairs is the part's main effect and their scatter shows whether it depends on the others.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, holm, p_value
+from ddl.reporting.seed_statistics import Blocks, Estimate, holm, p_value
 
 # Part -> pairs of designs (with it, without it).
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -39,7 +38,6 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "four value channels, read by CC": (("write-only-cc", "write-only-ec"), ("ddl-cc", "ddl-dv1-ec")),
     "CC's read, not the mean": (("ddl-cc", "ddl-cc-mean-read"), ("write-only-cc", "write-only-cc-mean-read")),
 }
-FACTORIAL = tuple(dict.fromkeys(design for pairs in PARTS.values() for pair in pairs for design in pair))
 
 # The three comparisons that decide what the delta rule is worth: name -> (design of the paper, its rival).
 PRIMARY = {
@@ -63,44 +61,37 @@ class Primary:
     """A primary comparison: loss of the design minus that of its rival, with a p-value adjusted by Holm's method."""
 
     name: str
+    rival: str
     difference: Estimate
     adjusted_p: float
 
 
-def main_effects(losses: Mapping[str, Losses]) -> list[Effect]:
-    """The effect of every part whose designs all have runs; empty with fewer than two common seeds.
+def main_effects(blocks: Blocks | None) -> list[Effect]:
+    """The effect of every part whose designs all have runs; empty without enough runs.
 
     Args:
-        losses: design -> seed -> loss, all with one backbone and one size.
+        blocks: losses with one backbone and one size.
     """
-    found = {design: losses[design] for design in FACTORIAL if losses.get(design)}
-    if not enough(found):
+    if not blocks:
         return []
-    blocks, effects = Blocks.of(found), []
+    effects = []
     for part, pairs in PARTS.items():
-        if not all(design in found for pair in pairs for design in pair):
+        if not all(design in blocks.designs for pair in pairs for design in pair):
             continue
-        weights = dict.fromkeys(found, 0.0)
+        weights: dict[str, float] = {}
         for with_it, without in pairs:
-            weights[with_it] += 1 / len(pairs)
-            weights[without] -= 1 / len(pairs)
-        each = {pair: blocks.contrast({pair[0]: 1.0, pair[1]: -1.0}) for pair in pairs}
+            weights[with_it] = weights.get(with_it, 0) + 1 / len(pairs)
+            weights[without] = weights.get(without, 0) - 1 / len(pairs)
+        each = {pair: blocks.difference(*pair) for pair in pairs}
         effects.append(Effect(part, blocks.contrast(weights), each))
     return effects
 
 
-def primary_comparisons(losses: Mapping[str, Losses]) -> list[Primary]:
-    """The comparisons of `PRIMARY` that have runs, with the noise of their designs pooled over the common seeds."""
-    pairs = {name: pair for name, pair in PRIMARY.items() if all(losses.get(design) for design in pair)}
-    found = {design: losses[design] for pair in pairs.values() for design in pair}
-    if not enough(found):
+def primary_comparisons(blocks: Blocks | None) -> list[Primary]:
+    """The comparisons of `PRIMARY` that have runs; the p-values are corrected for their number."""
+    if not blocks:
         return []
-    blocks = Blocks.of(found)
-    differences = {name: blocks.contrast({first: 1.0, second: -1.0}) for name, (first, second) in pairs.items()}
+    pairs = {name: pair for name, pair in PRIMARY.items() if set(pair) <= set(blocks.designs)}
+    differences = {name: blocks.difference(*pair) for name, pair in pairs.items()}
     adjusted = holm({name: p_value(found, blocks.degrees_of_freedom) for name, found in differences.items()})
-    return [Primary(name, differences[name], adjusted[name]) for name in pairs]
-
-
-def enough(losses: Mapping[str, Losses]) -> bool:
-    """Whether there are two designs and two seeds that all of them have."""
-    return len(losses) > 1 and len(set.intersection(*map(set, losses.values()))) > 1
+    return [Primary(name, pairs[name][1], differences[name], adjusted[name]) for name in pairs]

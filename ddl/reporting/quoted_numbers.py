@@ -13,6 +13,7 @@ from ddl.reporting.accuracy_tables import gains, published_counts, published_gai
 from ddl.reporting.choices import choices, settings_of_designs
 from ddl.reporting.evidence import evidence
 from ddl.reporting.figures import comparable, scale_note
+from ddl.reporting.judged_claims import FAIR
 from ddl.reporting.read_results import Record, Results, by_key, of_designs, published
 from ddl.reporting.seed_noise import (
     Rounded,
@@ -60,6 +61,7 @@ def collect(results: Results) -> Record:
         "gains": {"ours": gained, "published": published_gains()},
         "published_counts": published_counts(),
         "evidence": evidence(),
+        "repaired": scale.backbone == FAIR,
         "evaluation": _evaluation(results),
         "provenance": _provenance(results),
         "missing": missing,
@@ -197,6 +199,7 @@ def _paper(paper: Scale) -> Record:
         "sequence_length": paper.sequence_length,
         "tokens": paper.tokens,
         "sizes": sizes,
+        "embedding_std": paper.model("small", BASELINE).embedding_std,
     }
 
 

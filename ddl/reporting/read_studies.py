@@ -32,7 +32,9 @@ def read_study(name: str, folder: str | Path = REFERENCE) -> pd.DataFrame:
     path = Path(folder) / STUDY_ROWS.format(study=name)
     if not path.is_file():
         raise StudyRowsError(f"{path}: not found: `snakemake --cores all study --config study={name}` writes it")
-    return pd.read_csv(path, dtype={"reason": str}, keep_default_na=False, na_values={"val_loss": [""]})
+    return pd.read_csv(
+        path, dtype={"reason": str}, keep_default_na=False, na_values={"val_loss": [""], "flops_per_token": [""]}
+    )
 
 
 def rows_if_any(name: str) -> pd.DataFrame:

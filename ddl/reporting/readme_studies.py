@@ -2,8 +2,8 @@
 
 from ddl.config import load_backbones, load_scale, load_variants
 from ddl.layout import BASELINE, ROOT
-from ddl.reporting.evidence import SCALE, finding, sentences
-from ddl.reporting.judged_claims import CONTROLS, FAIR, committed_verdicts, of_runs
+from ddl.reporting.evidence import finding, sentences
+from ddl.reporting.judged_claims import CONTROLS, FAIR, SCALE, committed_verdicts, of_runs
 from ddl.reporting.keep_reference import REFERENCE
 from ddl.reporting.read_studies import DESIGN, rows_if_any
 from ddl.reporting.seed_statistics import Losses, best_rate, over_seeds, paired_difference
@@ -30,7 +30,7 @@ def finding_part() -> str:
     """What carries the gain, in one paragraph."""
     first, *rest = sentences(finding())
     rows = f"[`{STUDIES}`]({STUDIES})"
-    note = f"± is the half-width of a 95 % t-interval over seeds; rows in {rows}, figures in notebook 13."
+    note = f"± is the half-width of a 95 % interval over n seeds; rows in {rows}, figures in notebook 13."
     return " ".join([f"**{first}**", *rest, note])
 
 
@@ -54,7 +54,7 @@ def verdicts_part() -> str:
             *lines,
             "",
             f"Gains in nats, positive if the claim's design is better, with the repaired backbone ({label}); for the "
-            "rule as cause, the smallest gain over the designs that lack only the rule. "
+            "rule as cause, the smallest gain over its rivals without the rule. "
             + " ".join(elsewhere)
             + " `verdict.json` has all rows and reasons, also on the paper's recipe.",
         ]

@@ -85,52 +85,64 @@ def paired_difference(losses: Losses, reference: Losses, level: float = LEVEL) -
     return over_seeds([losses[seed] - reference[seed] for seed in sorted(losses.keys() & reference.keys())], level)
 
 
-@dataclass(frozen=True)
 class Blocks:
-    """Losses of several designs at the same seeds, and the noise that is left after both means are removed.
+    """Losses of several designs over seeds, and the noise that is left after the effects of both are removed.
 
-    With loss = mean + design + seed + noise, the noise of all designs is pooled into one standard deviation. That makes
-    intervals narrower than those of single pairs, if the noise of all designs is alike; `spread` shows whether it is.
+    With loss = mean + design + seed + noise, fitted by least squares, the noise of all designs is pooled into one
+    standard deviation. That makes intervals narrower than those of single pairs, if the noise of all designs is alike;
+    `spread` shows whether it is. A design may lack seeds that others have.
+
+    Attributes:
+        designs: those with two runs or more.
+        noise: pooled standard deviation of one run, the effect of its seed removed.
+        degrees_of_freedom: of `noise`.
+        residuals: [designs, seeds], NaN where there is no run.
     """
 
-    designs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    losses: np.ndarray  # [designs, seeds]
-
-    @classmethod
-    def of(cls, losses: Mapping[str, Losses]) -> "Blocks":
-        """The designs at the seeds that all of them have.
+    def __init__(self, losses: Mapping[str, Losses]) -> None:
+        """Fit the model.
 
         Raises:
-            ValueError: fewer than two designs, or fewer than two common seeds.
+            ValueError: fewer than two designs with two runs, or nothing left from which to estimate the noise.
         """
-        seeds = sorted(set.intersection(*(set(runs) for runs in losses.values()))) if losses else []
-        if len(losses) < 2 or len(seeds) < 2:
-            raise ValueError(f"expected two designs and two common seeds, found {len(losses)} and {len(seeds)}")
-        array = np.array([[runs[seed] for seed in seeds] for runs in losses.values()])
-        return cls(tuple(losses), tuple(seeds), array)
+        self.losses = {design: runs for design, runs in losses.items() if len(runs) > 1}
+        self.designs = tuple(self.losses)
+        self.seeds = tuple(sorted({seed for runs in self.losses.values() for seed in runs}))
+        cells = [
+            (row, self.seeds.index(seed)) for row, design in enumerate(self.designs) for seed in self.losses[design]
+        ]
+        values = np.array([self.losses[self.designs[row]][self.seeds[column]] for row, column in cells])
+        matrix = np.zeros((len(cells), len(self.designs) + len(self.seeds)))
+        for number, (row, column) in enumerate(cells):
+            matrix[number, [row, len(self.designs) + column]] = 1
+        self.degrees_of_freedom = len(cells) - int(np.linalg.matrix_rank(matrix)) if cells else 0
+        if len(self.designs) < 2 or self.degrees_of_freedom < 1:
+            raise ValueError(
+                f"expected two designs with two common seeds, found {len(self.designs)} designs and "
+                f"{self.degrees_of_freedom} degrees of freedom"
+            )
+        self._inverse = np.linalg.pinv(matrix)
+        self._means = self._inverse @ values
+        left = values - matrix @ self._means
+        self._reach = self._inverse @ matrix  # the identity on what the runs determine
+        self.noise = math.sqrt(float(left @ left) / self.degrees_of_freedom)
+        self.residuals = np.full((len(self.designs), len(self.seeds)), np.nan)
+        self.residuals[tuple(np.array(cells).T)] = left
 
-    @property
-    def degrees_of_freedom(self) -> int:
-        return (len(self.designs) - 1) * (len(self.seeds) - 1)
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """[designs, seeds], what neither the design nor the seed explains."""
-        rows, columns = self.losses.mean(axis=1, keepdims=True), self.losses.mean(axis=0, keepdims=True)
-        return np.asarray(self.losses - rows - columns + self.losses.mean())
-
-    @property
-    def noise(self) -> float:
-        """Pooled standard deviation of one run, the effect of its seed removed."""
-        return math.sqrt(float((self.residuals**2).sum()) / self.degrees_of_freedom)
+    @classmethod
+    def if_enough(cls, losses: Mapping[str, Losses]) -> "Blocks | None":
+        """The fit, or None if there are too few runs for one."""
+        try:
+            return cls(losses)
+        except ValueError:
+            return None
 
     @property
     def spread(self) -> dict[str, float]:
         """Design -> root mean square of its residuals, scaled so that equal noise gives `noise` for each."""
-        share = self.degrees_of_freedom / len(self.designs)
+        share = self.degrees_of_freedom / int(np.isfinite(self.residuals).sum())
         return {
-            design: math.sqrt(float((row**2).sum()) / share)
+            design: math.sqrt(float(np.nanmean(row**2)) / share)
             for design, row in zip(self.designs, self.residuals, strict=True)
         }
 
@@ -141,24 +153,39 @@ class Blocks:
             weights: design -> weight; they must sum to zero, so that the effects of seeds cancel.
             critical: the standard errors on each side; None takes Student's t for one contrast.
 
+        Returns:
+            The estimate; `n` is the number of seeds that all its designs have, and `sd` is sqrt(n) standard errors.
+
         Raises:
-            ValueError: the weights do not sum to zero.
+            ValueError: the weights do not sum to zero, or the designs share no seeds, not even through others.
         """
         if abs(sum(weights.values())) > 1e-9:
             raise ValueError(f"expected weights that sum to zero, found {dict(weights)}")
-        vector = np.array([weights.get(design, 0.0) for design in self.designs])
-        mean = float(vector @ self.losses.mean(axis=1))
+        vector = np.zeros(len(self.designs) + len(self.seeds))
+        for design, weight in weights.items():
+            vector[self.designs.index(design)] = weight
+        if not np.allclose(vector @ self._reach, vector, atol=1e-8):
+            raise ValueError(f"expected designs that share seeds, found {', '.join(weights)}")
         if critical is None:
             critical = float(stats.t.ppf((1 + LEVEL) / 2, self.degrees_of_freedom))
-        sd = self.noise * math.sqrt(float(vector @ vector))
-        half = critical * sd / math.sqrt(len(self.seeds))
-        return Estimate(mean, mean - half, mean + half, sd, len(self.seeds))
+        mean, error = float(vector @ self._means), self.noise * float(np.linalg.norm(vector @ self._inverse))
+        used = [set(self.losses[design]) for design, weight in weights.items() if weight]
+        n = len(set.intersection(*used)) if used else 0
+        return Estimate(mean, mean - critical * error, mean + critical * error, error * math.sqrt(max(n, 1)), n)
+
+    def difference(self, design: str, reference: str, comparisons: int = 1) -> Estimate:
+        """Mean of a design minus that of another.
+
+        Args:
+            comparisons: with the same reference, whose intervals together hold with probability `LEVEL` (Dunnett).
+        """
+        critical = dunnett_critical(comparisons, self.degrees_of_freedom) if comparisons > 1 else None
+        return self.contrast({design: 1.0, reference: -1.0}, critical)
 
     def against(self, reference: str) -> dict[str, Estimate]:
         """Every other design minus `reference`; all intervals together hold with probability `LEVEL` (Dunnett)."""
         others = [design for design in self.designs if design != reference]
-        critical = dunnett_critical(len(others), self.degrees_of_freedom)
-        return {design: self.contrast({design: 1.0, reference: -1.0}, critical) for design in others}
+        return {design: self.difference(design, reference, len(others)) for design in others}
 
 
 @cache
@@ -192,18 +219,19 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def detectable(sd: float, n: int, degrees_of_freedom: int | None = None) -> float:
+def detectable(sd: float, n: int, degrees_of_freedom: int | None = None, comparisons: int = 1) -> float:
     """The difference that a two-sided test finds with probability `POWER`, in the unit of `sd`.
 
     Args:
         sd: standard deviation of a paired difference.
         n: seeds.
         degrees_of_freedom: of the estimate of `sd`; None takes n - 1.
+        comparisons: with one reference, corrected for their number (Dunnett).
     """
     freedom = n - 1 if degrees_of_freedom is None else degrees_of_freedom
     if freedom < 1:
         return math.inf
-    critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
+    critical = dunnett_critical(comparisons, freedom) if comparisons > 1 else stats.t.ppf((1 + LEVEL) / 2, freedom)
     low, high = 0.0, 100.0  # in standard errors; the power rises with the difference
     for _ in range(60):
         middle = (low + high) / 2

@@ -20,11 +20,11 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from scipy import optimize
+from scipy import optimize, stats
 
 from ddl.layout import BASELINE
 from ddl.reporting.read_studies import losses as by_seed
-from ddl.reporting.seed_statistics import Estimate, Losses, paired_difference
+from ddl.reporting.seed_statistics import LEVEL, Blocks, Estimate, Losses
 
 MODELS = ("common", "own-limits", "own", "gap")
 HUBER = 1e-3  # residuals of log(L) up to this count squared
@@ -32,8 +32,8 @@ LIMITS = (0.0, 3.0)  # of E, in nats
 EXPONENTS = (0.02, 3.0)
 SIZES = (-5.0, 5.0)  # of log(L - E) at the first rung
 STARTS = tuple(itertools.product((0.0, 1.0, 2.0, 2.9), (0.1, 0.3, 0.6, 1.0)))  # of (E, b)
-DRAWS = 100  # of the rungs' means, for the intervals of predictions
-INTERVAL = 0.9
+DRAWS = 200  # of the rungs' means, for the intervals of predictions
+APPLIES = 0.95  # the least share of draws that the model `gap` must apply to
 SEED = 0
 # The slope dL/d(log D) of the scaling law of Hoffmann et al. (2022, approach 3) is -0.28 * 410.7 D^-0.28. It turns a
 # published gain into a factor of tokens.
@@ -66,27 +66,67 @@ class Ladder:
         return np.array([[np.mean(list(rung.values())) for rung in losses] for losses in self.losses.values()])
 
     @cached_property
-    def noise(self) -> tuple[float, int]:
-        """Standard deviation of a run around the mean of its design and rung, and its degrees of freedom."""
-        groups = [list(rung.values()) for losses in self.losses.values() for rung in losses]
-        squares = sum(float(((np.array(group) - np.mean(group)) ** 2).sum()) for group in groups)
-        freedom = sum(len(group) - 1 for group in groups)
-        return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+    def noise(self) -> tuple[float, float, int]:
+        """Standard deviations over seeds, pooled over the rungs, and the degrees of freedom of the first.
+
+        The first is that of one run around the mean of its design and of its seed; the second is that of the effect of
+        a seed, which all designs share.
+        """
+        fits = [Blocks.if_enough({slug: losses[rung] for slug, losses in self.losses.items()}) for rung in self.rungs]
+        known = [fit for fit in fits if fit]
+        freedom = sum(fit.degrees_of_freedom for fit in known)
+        if not freedom:
+            return math.nan, math.nan, 0
+        own = sum(fit.noise**2 * fit.degrees_of_freedom for fit in known) / freedom
+        seeds = [np.var([np.mean(runs) for runs in zip(*losses, strict=True)], ddof=1) for losses in self.common]
+        shared = max(float(np.mean(seeds)) - own / len(self.losses), 0.0) if seeds else 0.0
+        return math.sqrt(own), math.sqrt(shared), freedom
+
+    @property
+    def rungs(self) -> range:
+        return range(len(self.tokens))
+
+    @property
+    def common(self) -> list[list[list[float]]]:
+        """For each rung with two seeds that all designs have: design, seed -> loss."""
+        found = []
+        for rung in self.rungs:
+            seeds = sorted(set.intersection(*(set(losses[rung]) for losses in self.losses.values())))
+            if len(seeds) > 1:
+                found.append([[losses[rung][seed] for seed in seeds] for losses in self.losses.values()])
+        return found
 
     def gap(self, design: str, rung: int) -> Estimate | None:
-        """Loss of the baseline minus that of the design, seed by seed; None without a common seed."""
-        baseline, own = self.losses[BASELINE][rung], self.losses[design][rung]
-        return paired_difference(baseline, own) if baseline.keys() & own.keys() else None
+        """Loss of the baseline minus that of the design, seed by seed; None without a common seed.
 
-    def worth(self, gain: Estimate, tokens: int) -> Estimate:
+        The interval uses the standard deviation of this difference over all rungs.
+        """
+        differences = [
+            [base[seed] - own[seed] for seed in sorted(base.keys() & own.keys())]
+            for base, own in zip(self.losses[BASELINE], self.losses[design], strict=True)
+        ]
+        if not differences[rung]:
+            return None
+        freedom = sum(len(rung) - 1 for rung in differences if rung)
+        squares = sum(float(((np.array(rung) - np.mean(rung)) ** 2).sum()) for rung in differences if rung)
+        mean, n = float(np.mean(differences[rung])), len(differences[rung])
+        if not freedom:
+            return Estimate(mean, -math.inf, math.inf, math.nan, n)
+        sd = math.sqrt(squares / freedom)
+        half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * sd / math.sqrt(n)
+        return Estimate(mean, mean - half, mean + half, sd, n)
+
+    def worth(self, gain: Estimate, tokens: int) -> Estimate | None:
         """The log of the factor of tokens with which the baseline would gain as much.
 
         The baseline's mean loss is interpolated linearly in the logarithm of the tokens, and continued beyond the
-        rungs. The standard deviation is not carried over.
+        rungs. The standard deviation is not carried over. None if `tokens` is not within the rungs.
 
         Args:
             gain: in nats, at `tokens`.
         """
+        if len(self.tokens) < 2 or not self.tokens[0] <= tokens <= self.tokens[-1]:
+            return None
         logs = np.log(self.tokens)
         losses = self.means[list(self.losses).index(BASELINE)]
         here = float(np.interp(math.log(tokens), logs, losses))
@@ -97,9 +137,10 @@ class Ladder:
 
     def drawn(self, rng: np.random.Generator) -> np.ndarray:
         """Means of the rungs as other seeds might give them, [designs, rungs]."""
-        sd, freedom = self.noise
+        own, shared, freedom = self.noise
         runs = np.array([[len(rung) for rung in losses] for losses in self.losses.values()])
-        return np.asarray(self.means + sd * rng.standard_t(freedom, runs.shape) / np.sqrt(runs))
+        common = shared * rng.standard_normal(runs.shape[1]) / np.sqrt(runs.max(axis=0))
+        return np.asarray(self.means + common + own * rng.standard_t(freedom, runs.shape) / np.sqrt(runs))
 
 
 def log_tokens_for(loss: float, logs: np.ndarray, losses: np.ndarray) -> float:
@@ -129,7 +170,7 @@ def predictions(ladder: Ladder, tokens: float) -> dict[str, dict[str, Prediction
     """Design -> model -> the gap to the baseline that the rungs predict at another number of tokens; `all` pools them.
 
     The means of the rungs are drawn anew and fitted again for the interval. The model `gap` is left out for a design
-    whose gap is not above zero at every rung.
+    whose gap is not above zero at every rung, in the measured means and in nearly all draws.
     """
     logs = np.log(np.array(ladder.tokens) / ladder.tokens[0])
     target, designs = math.log(tokens / ladder.tokens[0]), list(ladder.losses)
@@ -147,7 +188,7 @@ def predictions(ladder: Ladder, tokens: float) -> dict[str, dict[str, Prediction
     for place, slug in enumerate(designs):
         if slug == BASELINE:
             continue
-        models = {model: values[:, place] for model, values in gaps.items() if np.isfinite(values[0, place])}
+        models = {model: values[:, place] for model, values in gaps.items() if applies(values[:, place])}
         pooled = np.concatenate(
             [[np.mean([values[0] for values in models.values()])], *(v[1:] for v in models.values())]
         )
@@ -155,19 +196,24 @@ def predictions(ladder: Ladder, tokens: float) -> dict[str, dict[str, Prediction
     return found
 
 
+def applies(values: np.ndarray) -> bool:
+    """Whether a model describes the measured means and nearly all draws."""
+    return bool(np.isfinite(values[0]) and np.isfinite(values).mean() >= APPLIES)
+
+
 def prediction(values: np.ndarray) -> Prediction:
     """The first value, with the interval of the others; draws in which a model does not apply are left out."""
-    low, high = np.nanquantile(values[1:], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    low, high = np.nanquantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Prediction(float(values[0]), float(low), float(high))
 
 
 def decay_of_gap(ladder: Ladder, design: str) -> Prediction | None:
-    """The exponent c of gap = a D^-c with its interval; None if the gap is not above zero at every rung."""
+    """The exponent c of gap = a D^-c with its interval; None if the gap is not surely above zero at every rung."""
     logs, rng = np.log(np.array(ladder.tokens) / ladder.tokens[0]), np.random.default_rng(SEED)
     place, baseline = list(ladder.losses).index(design), list(ladder.losses).index(BASELINE)
     draws = (ladder.means, *(ladder.drawn(rng) for _ in range(DRAWS)))
     values = np.array([power_of_gap(logs, means[[baseline]] - means)[1][place] for means in draws])
-    return prediction(values) if np.isfinite(values[0]) else None
+    return prediction(values) if applies(values) else None
 
 
 def power_of_gap(log_tokens: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -89,42 +89,41 @@ def judge_cause(against_alternatives: Mapping[str, Estimate]) -> Verdict:
         *supported* if the full design beats every alternative; *not supported* if one of them comes within `MARGIN`;
         *inconclusive* otherwise.
     """
+    better = [name for name, gain in against_alternatives.items() if gain.high < 0]
+    if better:
+        return Verdict(Outcome.NOT_SUPPORTED, f"better without it: {', '.join(better)}")
     equal = [name for name, gain in against_alternatives.items() if gain.high < MARGIN]
     if equal:
-        return Verdict(Outcome.NOT_SUPPORTED, f"{' and '.join(equal)} does as well within {MARGIN:g} nats")
+        return Verdict(Outcome.NOT_SUPPORTED, f"as good without it, within {MARGIN:g} nats: {', '.join(equal)}")
     open_ones = [name for name, gain in against_alternatives.items() if gain.low <= 0]
     if open_ones:
-        return Verdict(Outcome.INCONCLUSIVE, f"the runs cannot tell it from {' and '.join(open_ones)}")
+        return Verdict(Outcome.INCONCLUSIVE, f"the runs cannot tell it from: {', '.join(open_ones)}")
     return Verdict(Outcome.SUPPORTED, "the full design beats every alternative")
 
 
 @dataclass(frozen=True)
 class Priced:
-    """A design's loss with its interval, and its cost; both are better if lower."""
+    """Another design: its loss minus that of the judged one, and its cost; both are better if lower."""
 
-    loss: Estimate
+    difference: Estimate
     cost: float
 
 
-def dominated_by(design: str, designs: Mapping[str, Priced]) -> list[str]:
-    """The designs that cost no more than `design` and whose loss is lower beyond the intervals of both."""
-    own = designs[design]
-    return [
-        name
-        for name, other in designs.items()
-        if name != design and other.cost <= own.cost and other.loss.high < own.loss.low
-    ]
+def judge_trade_off(cost: float, others: Mapping[str, Priced]) -> Verdict:
+    """The verdict on "X has the best trade-off between loss and cost".
 
+    X is *not supported* if a design that costs no more is surely better, *supported* if every other design costs at
+    least as much and is surely worse, and *direction only* otherwise, since then it depends on what a nat is worth.
 
-def judge_trade_off(design: str, designs: Mapping[str, Priced]) -> Verdict:
-    """The verdict on "X has the best trade-off between loss and cost": *supported* only if nothing else is as good.
-
-    X is *not supported* if another design dominates it, *direction only* if it is on the Pareto front together with
-    others, since then the choice depends on what a nat is worth.
+    Args:
+        cost: of the judged design.
+        others: name -> other design; the intervals must hold together.
     """
-    if better := dominated_by(design, designs):
-        return Verdict(Outcome.NOT_SUPPORTED, f"{' and '.join(better)} costs no more and has a lower loss")
-    front = [name for name in designs if name != design and not dominated_by(name, designs)]
-    if front:
-        return Verdict(Outcome.DIRECTION_ONLY, f"it is on the Pareto front, and so is {' and '.join(front)}")
-    return Verdict(Outcome.SUPPORTED, "it dominates all other designs")
+    better = [name for name, other in others.items() if other.cost <= cost and other.difference.high < 0]
+    if better:
+        first = min(better, key=lambda name: others[name].difference.mean)
+        more = f" and {len(better) - 1} more" if len(better) > 1 else ""
+        return Verdict(Outcome.NOT_SUPPORTED, f"better for no more FLOPs: {first}{more}")
+    if all(other.cost >= cost and other.difference.low > 0 for other in others.values()):
+        return Verdict(Outcome.SUPPORTED, "every other design costs at least as much and is worse")
+    return Verdict(Outcome.DIRECTION_ONLY, "no design is surely better for no more FLOPs, but not all are worse")

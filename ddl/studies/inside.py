@@ -13,12 +13,12 @@ from typing import Any
 
 from ddl.config import Study
 from ddl.files import atomic
-from ddl.layout import POINT_MECHANISM, REFERENCE, STUDY_INSIDE
+from ddl.layout import POINT_MECHANISM, REFERENCE, STUDY_INSIDE, Point
 from ddl.studies.rows import StudyError, committed
 
 COLUMNS = ("run", "kind", "name", "place", "value")
 GRADIENTS, INTERVENTIONS, SUBLAYERS = "gradient", "intervention", "sublayer"
-EVERY = 4  # records of the gradient norms between two that are kept
+EVERY = 4  # of the records of the gradient norms, one in so many is kept
 OBSERVED = ("gate", "gate_sd", "erase_share", "overwrites", "energy_before", "energy_after", "change", "growth")
 
 
@@ -70,26 +70,24 @@ def collect_inside(study: Study, results: Path, reuse: bool = False, partial: bo
     """
     if not study.inside:
         raise StudyError(f"config/studies/{study.name}.yaml: inside: expected true, found false")
-    kept = committed(study) if reuse else {}
-    tables: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    kept = reusable(study) if reuse else {}
+    known = kept.keys() | (committed(study).keys() if reuse else set())
     rows: list[dict[str, Any]] = []
-    runs = number = 0
-    for point in study.points():
+    runs = set()
+    present = [point for point in study.points() if (results / point.folder / "point.json").is_file() or point in known]
+    if not partial and (missing := [point for point in study.points() if point not in present]):
+        raise StudyError(f"{results / missing[0].folder}/point.json: not found")
+    for number, point in enumerate(present):
         folder = results / point.folder
-        trained = (folder / "point.json").is_file()
-        if not trained and point not in kept:
-            if partial:
-                continue
-            raise StudyError(f"{folder}/point.json: not found")
         if (folder / POINT_MECHANISM / "interventions.json").is_file():
             found = [*gradients(folder), *interventions(folder), *sublayers(folder)]
             rows += [dict(zip(COLUMNS, (number, *entry[:3], f"{entry[3]:.4g}"), strict=True)) for entry in found]
-        elif point in kept and (own := committed_inside(kept[point][1], tables).get(kept[point][2])):
-            rows += [row | {"run": number} for row in own]
+            runs.add(number)
+        elif point in kept:
+            rows += [row | {"run": number} for row in kept[point]]
+            runs.add(number)
         elif not partial:
             raise StudyError(f"{folder / POINT_MECHANISM}/interventions.json: not found")
-        runs += bool(rows) and rows[-1]["run"] == number
-        number += 1
     with (
         atomic(results / STUDY_INSIDE.format(study=study.name)) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
@@ -97,16 +95,19 @@ def collect_inside(study: Study, results: Path, reuse: bool = False, partial: bo
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return runs
+    return len(runs)
 
 
-def committed_inside(study: str, read: dict[str, dict[int, list[dict[str, Any]]]]) -> dict[int, list[dict[str, Any]]]:
-    """Number of a run -> its rows in the committed table of a study; `read` keeps what was read."""
-    if study not in read:
-        read[study] = {}
-        path = REFERENCE / STUDY_INSIDE.format(study=study)
-        if path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
+def reusable(study: Study) -> dict[Point, list[dict[str, Any]]]:
+    """Committed tables of the runs of a study, whichever study they were measured for: run -> its rows."""
+    tables: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    found = {}
+    for point, (_, name, number) in committed(study, also=STUDY_INSIDE).items():
+        if name not in tables:
+            tables[name] = {}
+            with open(REFERENCE / STUDY_INSIDE.format(study=name), newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
-                    read[study].setdefault(int(row["run"]), []).append(dict(row))
-    return read[study]
+                    tables[name].setdefault(int(row["run"]), []).append(dict(row))
+        if number in tables[name]:
+            found[point] = tables[name][number]
+    return found

@@ -46,8 +46,11 @@ def point_of(row: dict[str, Any]) -> Point:
     return Point(row["size"], row["backbone"], row["variant"], int(row["steps"]), rate, int(row["seed"]))
 
 
-def committed(study: Study) -> dict[Point, tuple[dict[str, str], str, int]]:
-    """Committed rows of any study of the same scale, whose settings are still those of this study.
+def committed(study: Study, also: str = "") -> dict[Point, tuple[dict[str, str], str, int]]:
+    """Committed rows of this study or any other of the same scale, whose settings are still those of this study.
+
+    Args:
+        also: only studies that have this file too, as a pattern with `{study}`.
 
     Returns:
         Run -> its row, the study that it was found in, and the number of the row there.
@@ -55,8 +58,9 @@ def committed(study: Study) -> dict[Point, tuple[dict[str, str], str, int]]:
     scale = load_scale(study.scale)
     wanted = {point: scale.at(point).fingerprint(point.size, point.variant) for point in study.points()}
     found: dict[Point, tuple[dict[str, str], str, int]] = {}
-    for path in sorted(REFERENCE.glob(STUDY_ROWS.format(study="*"))):
-        if "." in path.stem:  # not rows of runs
+    paths = [path for path in sorted(REFERENCE.glob(STUDY_ROWS.format(study="*"))) if "." not in path.stem]
+    for path in sorted(paths, key=lambda path: path.stem != study.name):  # its own rows first
+        if also and not (REFERENCE / also.format(study=path.stem)).is_file():
             continue
         with open(path, newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.DictReader(file)):

@@ -81,14 +81,14 @@ def test_interval_of_t_covers_as_often_as_it_says_and_the_bootstrap_does_not():
 
 def test_pooled_noise_does_not_contain_the_effect_of_seeds():
     rng = np.random.default_rng(1)
-    noises = [Blocks.of(drawn(rng)).noise ** 2 for _ in range(400)]
+    noises = [Blocks(drawn(rng)).noise ** 2 for _ in range(400)]
     assert math.sqrt(float(np.mean(noises))) == pytest.approx(0.02, rel=0.05)
 
 
 def test_noise_of_two_designs_is_that_of_their_difference():
     first, second = runs([4.1, 4.3, 4.2]), runs([4.0, 4.1, 4.25])
     pair = paired_difference(first, second)
-    blocks = Blocks.of({"first": first, "second": second})
+    blocks = Blocks({"first": first, "second": second})
     found = blocks.contrast({"first": 1, "second": -1})
     assert blocks.noise * math.sqrt(2) == pytest.approx(pair.sd)
     assert (found.mean, found.low, found.high) == pytest.approx((pair.mean, pair.low, pair.high))
@@ -98,29 +98,61 @@ def test_noise_of_two_designs_is_that_of_their_difference():
 def test_intervals_against_one_reference_hold_together():
     rng, wrong = np.random.default_rng(2), 0
     for _ in range(600):
-        wrong += any(found.separated for found in Blocks.of(drawn(rng)).against("d0").values())
+        wrong += any(found.separated for found in Blocks(drawn(rng)).against("d0").values())
     assert wrong / 600 == pytest.approx(0.05, abs=0.025)
 
 
 def test_a_contrast_keeps_its_sign_and_its_size():
     losses = {"a": runs([4.0, 4.2, 4.1]), "b": runs([4.5, 4.7, 4.6]), "c": runs([4.4, 4.6, 4.5])}
-    found = Blocks.of(losses).contrast({"a": -1, "b": 0.5, "c": 0.5})
+    found = Blocks(losses).contrast({"a": -1, "b": 0.5, "c": 0.5})
     assert found.mean == pytest.approx(0.45)
     with pytest.raises(ValueError, match="sum to zero"):
-        Blocks.of(losses).contrast({"a": 1})
+        Blocks(losses).contrast({"a": 1})
 
 
-def test_blocks_take_the_seeds_that_all_designs_have():
-    blocks = Blocks.of({"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {1: 2.5, 2: 3.5}})
-    assert blocks.seeds == (1, 2)
-    with pytest.raises(ValueError, match="two common seeds"):
-        Blocks.of({"a": {0: 1.0}, "b": {1: 1.0}})
+def test_designs_may_lack_seeds_that_others_have():
+    """The effect of a seed that one design lacks is known from the others, so it does not enter the difference."""
+    losses = {"a": {0: 1.0, 1: 2.0, 2: 7.0}, "b": {0: 1.5, 1: 2.5}, "c": {0: 3.0, 1: 4.0, 2: 9.0}}
+    blocks = Blocks(losses)
+    found = blocks.difference("b", "a")
+    assert (found.mean, found.n) == (pytest.approx(0.5), 2)
+    assert blocks.noise == pytest.approx(0, abs=1e-12)
+    assert blocks.degrees_of_freedom == 8 - 5
+    assert np.isnan(blocks.residuals[1, 2])
+    alone = Blocks({"a": losses["a"], "b": losses["b"], "once": {0: 5.0}})
+    assert alone.designs == ("a", "b")
+
+
+def test_more_common_seeds_narrow_a_difference():
+    rng = np.random.default_rng(6)
+    losses = drawn(rng, designs=6, seeds=10)
+    few = losses | {"d1": {seed: losses["d1"][seed] for seed in range(3)}}
+    assert Blocks(losses).difference("d1", "d0").half_width < 0.7 * Blocks(few).difference("d1", "d0").half_width
+
+
+def test_intervals_cover_as_often_as_they_say_if_seeds_are_missing():
+    rng, covered = np.random.default_rng(7), 0
+    for _ in range(800):
+        losses = drawn(rng)
+        losses["d1"] = {seed: losses["d1"][seed] for seed in range(3)}
+        covered += not Blocks(losses).difference("d1", "d0").separated
+    assert covered / 800 == pytest.approx(0.95, abs=0.025)
+
+
+def test_too_few_runs_are_refused():
+    for losses in ({}, {"a": {0: 1.0, 1: 2.0}}, {"a": {0: 1.0}, "b": {0: 1.0}}, {"a": {0: 1, 1: 2}, "b": {2: 1, 3: 2}}):
+        with pytest.raises(ValueError, match="two common seeds"):
+            Blocks(losses)
+        assert Blocks.if_enough(losses) is None
+    apart = Blocks({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.1, 1: 2.2}, "c": {2: 1.0, 3: 2.0}})
+    with pytest.raises(ValueError, match="share seeds"):
+        apart.difference("a", "c")
 
 
 def test_a_design_with_more_noise_stands_out():
     rng = np.random.default_rng(3)
     losses = drawn(rng, designs=6, seeds=8) | {"wild": runs(4 + rng.normal(0, 0.3, 8))}
-    spread = Blocks.of(losses).spread
+    spread = Blocks(losses).spread
     assert max(spread, key=spread.__getitem__) == "wild"
     assert spread["wild"] > 2 * sorted(spread.values())[-2]
 

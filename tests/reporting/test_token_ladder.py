@@ -98,5 +98,29 @@ def test_a_ladder_has_the_rungs_that_every_design_reached():
     found = Ladder.of(rows, "paper", "small")
     assert found.tokens == (100,)
     assert found.losses["ddl-cc"] == ({0: 5.0, 1: 4.9},)
-    assert found.noise == (pytest.approx(0.1 / math.sqrt(2)), 2)
     assert found.gap("ddl-cc", 0).mean == pytest.approx(0.0)
+
+
+def test_the_noise_of_a_gap_is_pooled_over_the_rungs_and_pairs_seeds():
+    losses = {
+        "baseline": ({0: 5.0, 1: 5.2, 2: 5.1}, {0: 4.0, 1: 4.2}, {0: 3.0}),
+        "ddl-cc": ({0: 4.9, 1: 5.12, 2: 5.0}, {0: 3.9, 1: 4.08}, {0: 2.8}),
+    }
+    found = Ladder((1, 2, 4), losses)
+    first, _, top = (found.gap("ddl-cc", rung) for rung in range(3))
+    assert (first.mean, first.n) == (pytest.approx(0.28 / 3), 3)
+    squares = np.var([0.1, 0.08, 0.1]) * 3 + np.var([0.1, 0.12]) * 2
+    assert first.sd == pytest.approx(math.sqrt(squares / 3))
+    assert (top.mean, top.n) == (pytest.approx(0.2), 1)
+    assert top.sd == pytest.approx(first.sd)  # one seed, and the noise of the other rungs
+    own, shared, freedom = found.noise
+    assert own == pytest.approx(first.sd / math.sqrt(2))
+    assert freedom == 3
+    assert shared == pytest.approx(0.12, abs=0.03)
+
+
+def test_tokens_outside_the_rungs_have_no_worth():
+    found = ladder({"baseline": power(0.0, 5.0, 0.3)}, noise=0.0)
+    gain = Estimate(0.1, 0.0, 0.2, 0.1, 3)
+    assert found.worth(gain, TOKENS[0] // 2) is None
+    assert found.worth(gain, 2 * TOKENS[-1]) is None

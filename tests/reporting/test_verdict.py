@@ -50,17 +50,20 @@ def test_a_cause_must_beat_every_alternative():
     assert judge_cause(wide | {"no erase": between(-0.02, 0.05)}).outcome is Outcome.INCONCLUSIVE
     contradicted = judge_cause(wide | {"no erase": between(-0.03, MARGIN / 2)})
     assert contradicted.outcome is Outcome.NOT_SUPPORTED
-    assert "no erase" in contradicted.why
+    assert contradicted.why == "as good without it, within 0.01 nats: no erase"
+    beaten = judge_cause(wide | {"no erase": between(-0.03, -0.01)})
+    assert (beaten.outcome, beaten.why) == (Outcome.NOT_SUPPORTED, "better without it: no erase")
 
 
-def test_a_trade_off_is_judged_on_the_front():
-    cheap, dear = Priced(between(4.4, 4.5), 1.0), Priced(between(4.2, 4.3), 2.0)
-    assert judge_trade_off("dear", {"cheap": cheap, "dear": dear}).outcome is Outcome.DIRECTION_ONLY
-    worse = Priced(between(4.6, 4.7), 2.0)
-    assert judge_trade_off("worse", {"cheap": cheap, "worse": worse}).outcome is Outcome.NOT_SUPPORTED
-    assert judge_trade_off("cheap", {"cheap": cheap, "worse": worse}).outcome is Outcome.SUPPORTED
+def test_a_trade_off_is_lost_to_a_better_design_that_costs_no_more():
+    better, worse = between(-0.2, -0.1), between(0.1, 0.2)
+    lost = judge_trade_off(2.0, {"cheap": Priced(better, 1.0), "cheaper": Priced(between(-0.4, -0.3), 0.5)})
+    assert (lost.outcome, lost.why) == (Outcome.NOT_SUPPORTED, "better for no more FLOPs: cheaper and 1 more")
+    assert judge_trade_off(2.0, {"dear": Priced(better, 3.0)}).outcome is Outcome.DIRECTION_ONLY
+    assert judge_trade_off(2.0, {"cheap": Priced(worse, 1.0)}).outcome is Outcome.DIRECTION_ONLY
+    assert judge_trade_off(2.0, {"dear": Priced(worse, 3.0)}).outcome is Outcome.SUPPORTED
 
 
-def test_overlapping_losses_do_not_dominate():
-    one, other = Priced(between(4.2, 4.4), 1.0), Priced(between(4.3, 4.5), 1.0)
-    assert judge_trade_off("other", {"one": one, "other": other}).outcome is Outcome.DIRECTION_ONLY
+def test_designs_within_the_noise_do_not_decide_a_trade_off():
+    assert judge_trade_off(2.0, {"cheap": Priced(between(-0.1, 0.01), 1.0)}).outcome is Outcome.DIRECTION_ONLY
+    assert judge_trade_off(2.0, {"dear": Priced(between(-0.01, 0.1), 3.0)}).outcome is Outcome.DIRECTION_ONLY
