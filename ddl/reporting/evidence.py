@@ -153,14 +153,14 @@ def counted(estimate: Estimate) -> str:
 def lead(gain: Estimate) -> str:
     """What a gain over the baseline says."""
     if not gain.separated:
-        return f"is level with the baseline within the noise (gain {counted(gain)})"
+        return f"is level with the baseline within the noise (gain {gain.shown()} nats, n = {gain.n})"
     return f"leads the baseline by {counted(gain)}" if gain.mean > 0 else f"trails it by {counted(gain.negated())}"
 
 
 def apart(difference: Estimate) -> str:
     """How far one design ends from another, e.g. "0.04 ± 0.01 nats (n = 5) below"."""
     if not difference.separated:
-        return f"within the noise (difference {counted(difference)}) of"
+        return f"within the noise (difference {difference.shown('+')} nats, n = {difference.n}) of"
     return f"{counted(difference.negated())} below" if difference.mean < 0 else f"{counted(difference)} above"
 
 
