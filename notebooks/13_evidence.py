@@ -32,7 +32,7 @@ from ddl.reporting.figures import label, look, save_figure
 from ddl.reporting.judged_claims import FAIR, PAPER, SCALE, committed_verdicts, of_runs
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import RUN, at_best_rate, losses, read_inside, read_study
-from ddl.reporting.seed_statistics import best_rate, detectable, over_seeds, paired_difference
+from ddl.reporting.seed_statistics import best_rate, coverage, detectable, over_seeds, paired_difference
 from ddl.reporting.table_format import count
 
 set_style()
@@ -132,18 +132,7 @@ pd.DataFrame(spread).round(3).set_index(["size", "backbone"])
 # How often does an interval of nominally 95 % cover the truth with so few seeds? A simulation with normal noise:
 
 # %%
-rng = np.random.default_rng(0)
-covered = {}
-for n in (3, 5, 10):
-    draws = rng.standard_normal((2000, n))
-    intervals = [over_seeds(list(values)) for values in draws]
-    picked = rng.integers(0, n, (len(draws), 500, n))
-    means = np.take_along_axis(draws[:, None, :], picked, axis=2).mean(axis=2)
-    low, high = np.quantile(means, [0.025, 0.975], axis=1)
-    covered[f"{n} seeds"] = {
-        "Student's t": f"{np.mean([each.low <= 0 <= each.high for each in intervals]):.1%}",
-        "percentile bootstrap": f"{np.mean((low <= 0) & (high >= 0)):.1%}",
-    }
+covered = {f"{n} seeds": {name: f"{share:.1%}" for name, share in coverage(n).items()} for n in (3, 5, 10)}
 pd.DataFrame(covered)
 
 # %% [markdown]

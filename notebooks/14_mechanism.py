@@ -398,11 +398,11 @@ pd.DataFrame(beside).set_index(["size", "design", "change"])
 # %%
 inside = read_inside("inside")
 whole = inside[(inside["kind"] == "intervention") & (inside["place"] == "all")]
-beside = []
+over = []
 for (backbone, variant, change), group in whole.groupby(["backbone", "variant", "name"], sort=False):
     own = rows[rows["backbone"] == backbone]
     other = retrained(own, "small", variant, COUNTERPARTS.get((change, variant)))
-    beside.append(
+    over.append(
         {
             "backbone": load_backbones()[backbone].label,
             "design": load_variants()[variant].label,
@@ -413,7 +413,7 @@ for (backbone, variant, change), group in whole.groupby(["backbone", "variant", 
             "its seeds": other.estimate.n if other.estimate else DASH,
         }
     )
-pd.DataFrame(beside).set_index(["backbone", "design", "change"]) if beside else "not run"
+pd.DataFrame(over).set_index(["backbone", "design", "change"]) if over else "not run"
 
 # %% [markdown]
 # What the rules do after training, per sublayer: the mean gate, the share of the erase term in the update, and the

@@ -28,7 +28,7 @@ IN_ORDER = [
         "lm-eval",
     ),
 ]
-STUDY = ["point", "collect"]
+STUDY = ["point", "collect", "inside"]
 VISIBLE = [*([name] for name in IN_ORDER if name != "lm-eval"), *(["study", name] for name in STUDY)]
 
 

@@ -289,6 +289,7 @@ DEFAULTS = {
         "grad_clip": 1.0,
         "embedding_rate_factor": 1.0,
     },
+    "Study": {"inside": False},
 }
 
 

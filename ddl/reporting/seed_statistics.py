@@ -4,8 +4,8 @@ Seeds are blocks: all designs of a study run with the same seeds, so they see th
 from the same backbone weights. Differences between designs are therefore taken seed by seed. The inference is about
 other seeds; the validation documents are a fixed set.
 
-The headline interval is Student's t. A percentile bootstrap is too narrow with few seeds; the tests measure how often
-each covers the truth.
+The headline interval is Student's t. A percentile bootstrap is too narrow with few seeds; `coverage` measures how often
+each contains the truth.
 """
 
 import math
@@ -83,6 +83,20 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
 def paired_difference(losses: Losses, reference: Losses, level: float = LEVEL) -> Estimate:
     """Mean of `losses` minus `reference` over the seeds that both have, with its t-interval."""
     return over_seeds([losses[seed] - reference[seed] for seed in sorted(losses.keys() & reference.keys())], level)
+
+
+def coverage(n: int, repetitions: int = 2000, resamples: int = 500) -> dict[str, float]:
+    """How often intervals of nominally `LEVEL` from n normal values contain their true mean, by simulation."""
+    rng = np.random.default_rng(SEED)
+    values = rng.standard_normal((repetitions, n))
+    found = [over_seeds(row.tolist()) for row in values]
+    picked = rng.integers(0, n, (repetitions, resamples, n))
+    means = np.take_along_axis(values[:, None, :], picked, axis=2).mean(axis=2)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    return {
+        "Student's t": float(np.mean([each.low <= 0 <= each.high for each in found])),
+        "percentile bootstrap": float(np.mean((low <= 0) & (high >= 0))),
+    }
 
 
 class Blocks:

@@ -157,7 +157,8 @@ def test_initial_weights_depend_on_the_seed_and_have_the_papers_spread():
     model, other = LanguageModel(config, seed=0), LanguageModel(config, seed=1)
     block, d = model.blocks[0], config.width
     assert not torch.equal(block.mlp.out.weight, other.blocks[0].mlp.out.weight)
-    assert model.embedding.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.embedding.weight.std().item() == pytest.approx(config.embedding_std, rel=0.02)
+    assert load_scale("paper").model("medium", "ddl-cc").embedding_std == 0.02
     assert block.attention.qkv.weight.std().item() == pytest.approx(0.5 / d**0.5, rel=0.02)
     assert block.mlp.out.weight.std().item() == pytest.approx(0.5 / d**0.5 / config.layers**0.5, rel=0.02)
 

@@ -25,7 +25,7 @@ def random():
 
 
 def laptop_model(variant, **settings):
-    config = load_scale("laptop").model("medium", variant)
+    config = dataclasses.replace(load_scale("laptop"), backbone="paper").model("medium", variant)
     plain = {"kernels": "reference", "state_memory": "stored"}  # every module is called, so that hooks see it
     return LanguageModel(dataclasses.replace(config, **plain, **settings)).double()
 

@@ -52,7 +52,7 @@ def test_loss_table_has_the_rows_and_columns_of_table_3(folder: Path) -> None:
     wanted += [f"Published: {size} {name}" for size in ("Small", "Medium") for name in columns[:2]]
     assert [name for name in table if ": " in name] == wanted
     assert table.loc[0, "Published: Small valid loss"] == "2.8543"
-    assert table.loc[0, "Ours (laptop scale): Small valid loss"] == "4.41"
+    assert table.loc[0, "Ours (laptop scale): Small valid loss"] == "4.410"
     assert table["Ours (laptop scale): Small minus baseline"].tolist()[:2] == ["", "-0.04"]
 
 
@@ -152,7 +152,7 @@ def test_latex_is_escaped_marked_and_has_equal_rows(folder: Path) -> None:
     table = write_table(loss_table(Results(folder)), folder, "table3", "50% of d_v & more", "a_b")
     tex = (folder / "tables/table3.tex").read_text()
     assert r"\caption{50\% of $d_v$ \& more}" in tex
-    assert r"\textbf{4.29}" in tex
+    assert r"\textbf{4.290}" in tex
     assert r"\textbf{2.8299}" in tex
     rows = [line for line in tex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert {row.replace(r"\&", "").count("&") for row in rows} == {10}

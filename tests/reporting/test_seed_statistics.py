@@ -8,8 +8,8 @@ from scipy import stats
 
 from ddl.reporting.seed_statistics import (
     Blocks,
-    Estimate,
     best_rate,
+    coverage,
     detectable,
     dunnett_critical,
     holm,
@@ -17,19 +17,6 @@ from ddl.reporting.seed_statistics import (
     p_value,
     paired_difference,
 )
-
-
-def percentile_bootstrap(values, rng, resamples):
-    """The mean with the percentile interval of its bootstrap."""
-    means = rng.choice(values, (resamples, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(values.mean(), low, high, values.std(ddof=1), len(values))
-
-
-def coverage(interval, n, repetitions, rng):
-    """How often an interval from n normal values covers their true mean."""
-    found = [interval(rng.standard_normal(n)) for _ in range(repetitions)]
-    return np.mean([estimate.low <= 0 <= estimate.high for estimate in found])
 
 
 def runs(losses):
@@ -72,11 +59,10 @@ def test_pairing_removes_the_effect_of_seeds_and_uses_common_seeds_only():
 
 
 def test_interval_of_t_covers_as_often_as_it_says_and_the_bootstrap_does_not():
-    rng = np.random.default_rng(0)
-    for n in (3, 5, 10):
-        assert coverage(over_seeds, n, 4000, rng) == pytest.approx(0.95, abs=0.015)
-    assert coverage(lambda values: percentile_bootstrap(values, rng, 500), 3, 1500, rng) < 0.85
-    assert coverage(lambda values: percentile_bootstrap(values, rng, 500), 5, 1500, rng) < 0.90
+    found = {n: coverage(n) for n in (3, 5, 10)}
+    assert [each["Student's t"] for each in found.values()] == pytest.approx([0.95] * 3, abs=0.015)
+    assert found[3]["percentile bootstrap"] < 0.85
+    assert found[5]["percentile bootstrap"] < 0.90
 
 
 def test_pooled_noise_does_not_contain_the_effect_of_seeds():

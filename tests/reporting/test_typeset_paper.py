@@ -99,14 +99,14 @@ def test_paper_is_a_pdf_and_the_same_bytes_every_time(results: Path, tmp_path: P
 
 def test_a_changed_result_changes_the_text(results: Path, tmp_path: Path) -> None:
     before = text_of(results, tmp_path)
-    assert "4.41" in before
-    assert "7.78" not in before
+    assert "4.410" in before
+    assert "7.778" not in before
     file = results / "evals/small/baseline/seed0/validation.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"val_loss": 7.7777}))
     after = text_of(build(results), tmp_path)
-    assert "7.78" in after
-    assert "3.49 nats below the baseline" in after  # 7.7777 - 4.2900
-    assert "3.49" not in before
+    assert "7.778" in after
+    assert "3.488 nats below the baseline" in after  # 7.7777 - 4.2900
+    assert "3.488" not in before
 
 
 def test_the_prose_follows_the_sign_of_the_result(results: Path, tmp_path: Path) -> None:
