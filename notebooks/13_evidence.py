@@ -413,7 +413,7 @@ pd.DataFrame(table).set_index(["backbone", "design", "model"]) if table else "no
 # %% [markdown]
 # ## Verdicts
 #
-# The rules were committed before the runs of designs and controls, with three exceptions, which
+# The rules were committed before the runs of designs and controls, with the exceptions that
 # `ddl/reporting/judged_claims.py` lists. *Supported*: the interval of the gain is above zero, and its size, as a factor
 # of tokens, reaches half of the published one. *Direction only*: above zero, but smaller, or not comparable. *Not
 # supported*: any gain is below 0.01 nats, or below zero. *Not testable here*: the interval contains zero, and the

@@ -18,6 +18,7 @@ from ddl.reporting.judged_claims import (
     SCALE,
     committed_verdicts,
     of_runs,
+    pooled,
     published_gains,
 )
 from ddl.reporting.main_effects import Effect, Primary, main_effects, primary_comparisons
@@ -91,14 +92,12 @@ def shown_p(p: float) -> str:
 def finding(size: str = SIZE) -> Finding:
     """What the committed rows of the studies say about one size."""
     rows = pd.concat([rows_if_any(DESIGNS), rows_if_any(CONTROLS)])
-    runs = {backbone: of_runs(rows, size, backbone) for backbone in (PAPER, FAIR)}
-    blocks = {backbone: Blocks.if_enough(found) for backbone, found in runs.items()}
-    before, after = (runs[backbone].get(BASELINE, {}) for backbone in (PAPER, FAIR))
-    fair = blocks[FAIR]
+    paper, fair = (pooled(rows, size, backbone) for backbone in (PAPER, FAIR))
+    before, after = (of_runs(rows, size, backbone).get(BASELINE, {}) for backbone in (PAPER, FAIR))
     return Finding(
         size,
-        gains(blocks[PAPER]),
-        gains(blocks[FAIR]),
+        gains(paper),
+        gains(fair),
         paired_difference(before, after) if len(before.keys() & after.keys()) > 1 else None,
         main_effects(fair),
         primary_comparisons(fair),

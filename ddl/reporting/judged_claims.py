@@ -1,10 +1,11 @@
 """Which comparison of which runs decides each claim of the paper, and the verdicts that follow.
 
 The rules (`ddl.reporting.verdict`) and the list of claims were committed before the runs of the six designs and the
-controls. Three things came later, when some of these rows were known: the size of a gain is compared in tokens, the
-trade-off is judged by FLOPs, and the normalised branch with EC is a rival of DDL-CC, to which the runs of its two parts
-had pointed. Every claim about losses is judged twice for each size: with the backbone of the paper, and with the
-repaired one. All designs run at the rate of the scale. Intervals that decide one claim hold together (Dunnett).
+controls. Four things came later, when some of these rows were known: the size of a gain is compared in tokens, the
+trade-off is judged by FLOPs, the normalised branch with EC is a rival of DDL-CC, to which the runs of its two parts had
+pointed, and noise is pooled over the designs of `POOLED` only. Every claim about losses is judged twice for each size:
+with the backbone of the paper, and with the repaired one. All designs run at the rate of the scale. Intervals that decide
+one claim hold together (Dunnett).
 """
 
 import math
@@ -18,6 +19,7 @@ import pandas as pd
 from ddl.config import SIZES, Scale, load_scale, load_variants
 from ddl.files import finite, write_json
 from ddl.layout import BASELINE
+from ddl.reporting.main_effects import PARTS
 from ddl.reporting.read_results import Results, published
 from ddl.reporting.read_studies import RUN, by_design, rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, Losses, detectable
@@ -53,6 +55,12 @@ GAINS = (
 CAUSES = {
     "ddl-dv1": ("write-only", "normalised-branch", "dynamic-strength"),
     "ddl-cc": ("write-only-cc", "baseline-equal-parameters", "baseline-ec", "normalised-branch-ec"),
+}
+# The designs whose noise is pooled: those of the claims and of the main effects. Other controls may be much noisier.
+POOLED = {
+    *(design for gain in GAINS for design in (gain.better, gain.worse)),
+    *(rival for rivals in CAUSES.values() for rival in rivals),
+    *(design for pairs in PARTS.values() for pair in pairs for design in pair),
 }
 TRADE_OFF = "ddl-cc"  # the design that the paper says has the best trade-off
 ELSEWHERE = (
@@ -110,6 +118,11 @@ def of_runs(rows: pd.DataFrame, size: str, backbone: str) -> dict[str, Losses]:
     return {variant: losses for (_, variant), losses in by_design(own).items() if losses}
 
 
+def pooled(rows: pd.DataFrame, size: str, backbone: str) -> Blocks | None:
+    """The fit of the designs in `POOLED`; None if there are too few runs."""
+    return Blocks.if_enough({slug: runs for slug, runs in of_runs(rows, size, backbone).items() if slug in POOLED})
+
+
 def judge_gain(
     gain: Gain, blocks: Blocks | None, published_gain: float, ladder: Ladder, tokens: int
 ) -> tuple[Estimate | None, Estimate | None, Verdict]:
@@ -152,7 +165,7 @@ def judge_rule(design: str, blocks: Blocks | None) -> tuple[Estimate | None, Ver
 
 
 def judge_cost(blocks: Blocks | None, flops: Mapping[str, float]) -> Verdict:
-    """The verdict on the trade-off between the loss and the FLOPs per token, among all designs with several seeds.
+    """The verdict on the trade-off between the loss and the FLOPs per token, among the designs that are compared.
 
     Args:
         flops: design -> FLOPs per token; designs without are left out.
@@ -183,7 +196,7 @@ def judged_claims(designs: pd.DataFrame, controls: pd.DataFrame, ladder: pd.Data
         counted = rows[rows["size"] == size].dropna(subset=["flops_per_token"])
         flops = dict(zip(counted["variant"], counted["flops_per_token"].astype(float), strict=True))
         for backbone in (PAPER, FAIR):
-            blocks, tokens = Blocks.if_enough(of_runs(rows, size, backbone)), longest(rows, size, backbone)
+            blocks, tokens = pooled(rows, size, backbone), longest(rows, size, backbone)
             rungs = Ladder.of(ladder[ladder["variant"] == BASELINE], backbone, size)
             for gain in GAINS:
                 expected = gains[gain.better, gain.worse]
