@@ -4,8 +4,8 @@ The rules (`ddl.reporting.verdict`) and the list of claims were committed before
 controls. Four things came later, when some of these rows were known: the size of a gain is compared in tokens, the
 trade-off is judged by FLOPs, the normalised branch with EC is a rival of DDL-CC, to which the runs of its two parts had
 pointed, and noise is pooled over the designs of `POOLED` only. Every claim about losses is judged twice for each size:
-with the backbone of the paper, and with the repaired one. All designs run at the rate of the scale. Intervals that decide
-one claim hold together (Dunnett).
+with the backbone of the paper, and with the repaired one. All designs run at the rate of the scale. Intervals that
+decide one claim hold together (Dunnett).
 """
 
 import math
