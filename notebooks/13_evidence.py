@@ -42,6 +42,7 @@ names = ("noise", "repairs", "designs", "controls", "ladder", "learning-rate", "
 noise, repairs, designs, controls, ladder, *others = (read_study(name, studies) for name in names)
 findings = {size: finding(size) for size in ("small", "medium")}
 DDL = "ddl-cc"
+MARGIN = 0.05  # nats beside the lowest and the highest mean; wider intervals are cut
 
 
 def runs_of(rows, **wanted):
@@ -87,12 +88,15 @@ for axes, (size, compared) in zip(panels[0], ordered.items(), strict=False):
         axes.errorbar(difference.mean, place, xerr=difference.half_width, **style)
     axes.set_yticks(range(len(compared)), [f"{label(labels[slug])} ({compared[slug].n})" for slug in compared])
     axes.set_ylim(len(compared) - 0.4, -0.6)
+    means = [difference.mean for difference in compared.values()]
+    axes.set_xlim(min([0, *means]) - MARGIN, max([0, *means]) + MARGIN)
     axes.axvline(0, color="black", linewidth=1)
     axes.set(title=size.capitalize(), xlabel="Loss minus that of the baseline (nats)")
 save_figure(figure, results, "controls")
 
 # %% [markdown]
-# In brackets: the seeds. Intervals are Student's t of seed-by-seed differences (95 %), each for itself.
+# In brackets: the seeds. Intervals are Student's t of seed-by-seed differences (95 %), each for itself. Those of two
+# seeds are so wide that the panel cuts them.
 #
 # ## How much does another seed change?
 #
