@@ -142,10 +142,10 @@ pd.DataFrame(covered)
 # %% [markdown]
 # ## How strong can the baseline be made?
 #
-# The embedding starts with a root mean square of 0.02 per feature. The first rewrite of DDL adds a vector of length 1,
-# whatever the sublayer returns, and so sets the scale of the state. The baseline has no such help. The following
-# repairs change one or two things outside the residual rule. They are tried at several learning rates, with half of the
-# usual steps and one seed, which is used in no comparison of designs.
+# The paper does not state how the embedding starts; what is called its recipe here takes the public code's small start.
+# The first rewrite of DDL adds a vector of length 1, whatever the sublayer returns, and so sets the scale of the state.
+# The baseline has no such help. The following repairs change one or two things outside the residual rule. They are
+# tried at several learning rates, with half of the usual steps and one seed, which is used in no comparison of designs.
 
 # %% alt="Validation loss against learning rate for each repair of the baseline"
 tuning = repairs[repairs["seed"] == repairs["seed"].min()]

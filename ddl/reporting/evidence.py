@@ -44,9 +44,7 @@ class Finding:
     repair: Estimate | None  # what the baseline gains by the repaired backbone
     effects: list[Effect]  # of the parts of DDL, on the repaired backbone
     primary: list[Primary]
-    noises: dict[
-        str, float
-    ]  # design -> standard deviation of a run on the repaired backbone, the seed's effect removed
+    noises: dict[str, float]  # design -> deviation of a run, the seed's effect removed, on the repaired backbone
 
     @property
     def closed(self) -> tuple[float, float, float] | None:
@@ -212,7 +210,7 @@ def climbs(size: str = SIZE) -> list[Climb]:
             continue
         top, last = predictions(ladder.below(len(ladder.tokens) - 1), ladder.tokens[-1]), predictions(ladder, tokens)
         for design in top:
-            gaps = [(place, ladder.gap(design, place)) for place in range(len(ladder.tokens))]
+            gaps = [(place, ladder.gap(design, place)) for place in ladder.rungs]
             rungs = [Rung(ladder.tokens[at], gap, ladder.worth(gap, ladder.tokens[at])) for at, gap in gaps if gap]
             exponent = decay_of_gap(ladder, design)
             published = gains.get((design, BASELINE))

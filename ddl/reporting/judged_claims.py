@@ -51,7 +51,7 @@ GAINS = (
     Gain("no-ec-isolates-ec", "EC lowers the loss of DDL-CC", "ddl-cc", "ddl-cc-noec"),
     Gain("no-ec-isolates-ec", "EC lowers the loss of DDL-TC", "ddl-tc", "ddl-tc-noec"),
 )
-# For the claim that the delta rule causes a gain, not what comes with it: design -> designs that have all but the rule.
+# For the claim that the delta rule causes a gain, not what comes with it: design -> its rivals without the rule.
 CAUSES = {
     "ddl-dv1": ("write-only", "normalised-branch", "dynamic-strength"),
     "ddl-cc": ("write-only-cc", "baseline-equal-parameters", "baseline-ec", "normalised-branch-ec"),

@@ -35,7 +35,7 @@ def finding_part() -> str:
 
 
 def verdicts_part() -> str:
-    """The claims about losses with the verdicts for both sizes on the fair backbone, then those about the rest."""
+    """The claims about losses with the verdicts for both sizes on the repaired backbone, then those about the rest."""
     _, judged = committed_verdicts(load_scale(SCALE))
     lines = [
         "| claim | *paper: small* | here: small | verdict | *paper: medium* | here: medium | verdict |",
