@@ -14,7 +14,7 @@ from typing import Any
 from ddl.config import Study
 from ddl.files import atomic
 from ddl.layout import POINT_MECHANISM, REFERENCE, STUDY_INSIDE, Point
-from ddl.studies.rows import StudyError, committed
+from ddl.studies.rows import StudyError, committed, divergence
 
 COLUMNS = ("run", "kind", "name", "place", "value")
 GRADIENTS, INTERVENTIONS, SUBLAYERS = "gradient", "intervention", "sublayer"
@@ -63,7 +63,7 @@ def collect_inside(study: Study, results: Path, reuse: bool = False, partial: bo
     """Write the table of a study; arguments as of `ddl.studies.rows.collect`.
 
     Returns:
-        The number of runs in it.
+        The number of runs that it covers; a run that diverged has no rows in it.
 
     Raises:
         StudyError: the study does not look inside, or a run is missing and `partial` is not set.
@@ -80,7 +80,7 @@ def collect_inside(study: Study, results: Path, reuse: bool = False, partial: bo
     for number, point in enumerate(present):
         folder = results / point.folder
         if (folder / POINT_MECHANISM / "interventions.json").is_file():
-            found = [*gradients(folder), *interventions(folder), *sublayers(folder)]
+            found = [] if divergence(folder) else [*gradients(folder), *interventions(folder), *sublayers(folder)]
             rows += [dict(zip(COLUMNS, (number, *entry[:3], f"{entry[3]:.4g}"), strict=True)) for entry in found]
             runs.add(number)
         elif point in kept:
@@ -102,12 +102,12 @@ def reusable(study: Study) -> dict[Point, list[dict[str, Any]]]:
     """Committed tables of the runs of a study, whichever study they were measured for: run -> its rows."""
     tables: dict[str, dict[int, list[dict[str, Any]]]] = {}
     found = {}
-    for point, (_, name, number) in committed(study, also=STUDY_INSIDE).items():
+    for point, (row, name, number) in committed(study, also=STUDY_INSIDE).items():
         if name not in tables:
             tables[name] = {}
             with open(REFERENCE / STUDY_INSIDE.format(study=name), newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    tables[name].setdefault(int(row["run"]), []).append(dict(row))
-        if number in tables[name]:
-            found[point] = tables[name][number]
+                for entry in csv.DictReader(file):
+                    tables[name].setdefault(int(entry["run"]), []).append(dict(entry))
+        if number in tables[name] or row["reason"]:
+            found[point] = tables[name].get(number, [])
     return found

@@ -70,6 +70,12 @@ def committed(study: Study, also: str = "") -> dict[Point, tuple[dict[str, str],
     return found
 
 
+def divergence(run: Path) -> str:
+    """Why a run has no weights, if it is a run of a study that diverged; otherwise empty."""
+    row = run / "point.json"
+    return str(json.loads(row.read_text(encoding="utf-8"))["reason"]) if row.is_file() else ""
+
+
 def collect(study: Study, results: Path, reuse: bool = False, partial: bool = False) -> int:
     """Write the rows of a study and their losses by document to `results/studies/`.
 

@@ -1,10 +1,12 @@
 """What a study keeps of the insides of its models."""
 
 import csv
+import json
 
 import pytest
 
-from ddl.config import Grid, Study, load_study, study_names
+from ddl.config import Grid, Study, load_scale, load_study, study_names
+from ddl.evaluation.mechanism import measure_run
 from ddl.files import write_json
 from ddl.layout import POINT_MECHANISM
 from ddl.reporting.read_studies import read_inside
@@ -59,6 +61,24 @@ def test_a_missing_measurement_is_named_unless_the_study_is_collected_in_part(st
     with pytest.raises(StudyError, match=r"ddl-cc/.*/mechanism/interventions\.json: not found"):
         collect_inside(study, tmp_path)
     assert collect_inside(study, tmp_path, partial=True) == 1
+
+
+def test_a_run_that_diverged_has_no_numbers_and_stops_nothing(study, tmp_path, monkeypatch):
+    write_insides(study, tmp_path)
+    folder = tmp_path / study.points()[0].folder
+    row = json.loads((folder / "point.json").read_text())
+    write_json(
+        folder / "point.json", row | {"val_loss": None, "val_loss_stderr": None, "reason": "diverged: loss is nan"}
+    )
+    (folder / "documents.safetensors").unlink()
+    measure_run(load_scale("smoke"), folder, tmp_path / "no data", folder / POINT_MECHANISM)
+    collect(study, tmp_path)
+    assert collect_inside(study, tmp_path) == 2
+    assert {row["run"] for row in read(tmp_path / "studies/mine.inside.csv")} == {"1"}
+    for each in (module, rows_module):
+        monkeypatch.setattr(each, "REFERENCE", tmp_path)
+    (tmp_path / "results/studies").mkdir(parents=True)
+    assert collect_inside(study, tmp_path / "results", reuse=True) == 2
 
 
 def test_a_study_that_does_not_look_inside_is_refused(tmp_path):
