@@ -374,7 +374,7 @@ rule point_mechanism:
         gpu=recipe("gpus"),
         mem_mb=4000,
     params:
-        code=code_identity("ddl.evaluation.mechanism"),
+        code=code_identity("ddl.studies.inside", "ddl.evaluation.mechanism"),
         settings=settings("evaluation"),
     message:
         "mechanism of study point {wildcards.size}/{wildcards.backbone}/{wildcards.variant}, seed {wildcards.seed} ({wildcards.scale})"

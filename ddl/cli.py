@@ -449,9 +449,9 @@ def mechanism(scale: Scale, data: Path, run: Path, out: Path) -> None:
     The rules are observed at the end and at every snapshot of the run. Each is then changed at test time, e.g. its gate
     closed, and the loss (nats) of each validation document measured.
     """
-    from ddl.evaluation.mechanism import measure_run
+    from ddl.studies.inside import look_inside
 
-    measure_run(scale, run, data, out)
+    look_inside(scale, run, data, out)
 
 
 @commands.command()

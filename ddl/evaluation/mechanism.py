@@ -29,7 +29,6 @@ from ddl.model.language_model import LanguageModel
 from ddl.model.residual import Rule
 from ddl.model.run_files import load_model, snapshot_steps
 from ddl.provenance import provenance
-from ddl.studies.rows import divergence
 
 QUANTILES = (0.05, 0.5, 0.95)
 BINS = 40  # of a gate's histogram over [0, 2]
@@ -295,8 +294,6 @@ def spread_sequences(data: TokenSequences, tokens: int) -> np.ndarray:
 def measure_run(scale: Scale, run: Path, data: Path, out: Path) -> None:
     """Observe a run and its snapshots, intervene in it, and write mechanism.json and interventions.json.
 
-    A run of a study that diverged has no weights: both files then hold the reason only.
-
     Args:
         data: results/<scale>/data.
 
@@ -304,11 +301,6 @@ def measure_run(scale: Scale, run: Path, data: Path, out: Path) -> None:
         DataError, ModelFileError, TokenizerError, EvaluationError: data or run are missing, damaged or do not match.
     """
     started = time.monotonic()
-    if reason := divergence(run):
-        for name in ("mechanism.json", "interventions.json"):
-            write_json(out / name, {"reason": reason, "provenance": provenance()})
-        print(f"{run}: {reason}")
-        return
     torch.set_num_threads(scale.training.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     split = TokenSequences(data / "manifest.json", "val", scale.sequence_length)

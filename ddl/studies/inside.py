@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ddl.config import Study
-from ddl.files import atomic
+from ddl.config import Scale, Study
+from ddl.files import atomic, write_json
 from ddl.layout import POINT_MECHANISM, REFERENCE, STUDY_INSIDE, Point
+from ddl.provenance import provenance
 from ddl.studies.rows import StudyError, committed, divergence
 
 COLUMNS = ("run", "kind", "name", "place", "value")
@@ -57,6 +58,19 @@ def sublayers(run: Path) -> Iterator[tuple[str, str, str, float]]:
             for name in OBSERVED:
                 if row.get(name) is not None:
                     yield SUBLAYERS, name, str(row["sublayer"]), float(row[name])
+
+
+def look_inside(scale: Scale, run: Path, data: Path, out: Path) -> None:
+    """`measure_run`; a run of a study that diverged has no weights, and both files then hold the reason only."""
+    from ddl.evaluation.mechanism import measure_run
+
+    reason = divergence(run)
+    if not reason:
+        return measure_run(scale, run, data, out)
+    for name in ("mechanism.json", "interventions.json"):
+        write_json(out / name, {"reason": reason, "provenance": provenance()})
+    print(f"{run}: {reason}")
+    return None
 
 
 def collect_inside(study: Study, results: Path, reuse: bool = False, partial: bool = False) -> int:

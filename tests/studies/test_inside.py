@@ -6,13 +6,12 @@ import json
 import pytest
 
 from ddl.config import Grid, Study, load_scale, load_study, study_names
-from ddl.evaluation.mechanism import measure_run
 from ddl.files import write_json
 from ddl.layout import POINT_MECHANISM
 from ddl.reporting.read_studies import read_inside
 from ddl.studies import inside as module
 from ddl.studies import rows as rows_module
-from ddl.studies.inside import collect_inside
+from ddl.studies.inside import collect_inside, look_inside
 from ddl.studies.rows import StudyError, collect
 from tests.studies.test_rows import write_points
 
@@ -71,7 +70,7 @@ def test_a_run_that_diverged_has_no_numbers_and_stops_nothing(study, tmp_path, m
         folder / "point.json", row | {"val_loss": None, "val_loss_stderr": None, "reason": "diverged: loss is nan"}
     )
     (folder / "documents.safetensors").unlink()
-    measure_run(load_scale("smoke"), folder, tmp_path / "no data", folder / POINT_MECHANISM)
+    look_inside(load_scale("smoke"), folder, tmp_path / "no data", folder / POINT_MECHANISM)
     collect(study, tmp_path)
     assert collect_inside(study, tmp_path) == 2
     assert {row["run"] for row in read(tmp_path / "studies/mine.inside.csv")} == {"1"}
