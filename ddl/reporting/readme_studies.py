@@ -48,12 +48,11 @@ def verdicts_part() -> str:
             cells += [published, row.shown + (f" (n = {row.seeds})" if row.seeds else ""), row.verdict]
         lines.append(f"| {' | '.join(cells)} |")
     elsewhere = [f"{row.claim}: {row.verdict}, because {row.why}." for row in judged if not row.backbone]
-    label = load_backbones()[FAIR].label
     return "\n".join(
         [
             *lines,
             "",
-            f"Gains in nats, positive if the claim's design is better, with the repaired backbone ({label}); for the "
+            "Gains in nats, positive if the claim's design is better, with the repaired embedding; for the "
             "rule as cause, the smallest gain over its rivals without the rule. "
             + " ".join(elsewhere)
             + " `verdict.json` has all rows and reasons, also on the paper's recipe.",
