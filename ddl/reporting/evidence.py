@@ -24,6 +24,7 @@ from ddl.reporting.judged_claims import (
 from ddl.reporting.main_effects import Effect, Primary, main_effects, primary_comparisons
 from ddl.reporting.read_studies import rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, paired_difference
+from ddl.reporting.table_format import count
 from ddl.reporting.token_ladder import Ladder, Prediction, decay_of_gap, predictions
 
 EXPANDED, SCALAR, WRITE_ONLY, SIMPLE = "ddl-cc", "ddl-dv1", "write-only-cc", "normalised-branch-ec"
@@ -45,6 +46,7 @@ class Finding:
     effects: list[Effect]  # of the parts of DDL, on the repaired backbone
     primary: list[Primary]
     noises: dict[str, float]  # design -> deviation of a run, the seed's effect removed, on the repaired backbone
+    longest: tuple[int, dict[str, Estimate]] | None  # most tokens of a ladder -> gains there, on the repaired backbone
 
     @property
     def closed(self) -> tuple[float, float, float] | None:
@@ -73,6 +75,8 @@ class Finding:
                 for each in self.primary
             ],
             "closed": self.closed,
+            "longest": self.longest
+            and {"tokens": self.longest[0], "gains": {slug: shown(gain) for slug, gain in self.longest[1].items()}},
         }
 
 
@@ -100,7 +104,17 @@ def finding(size: str = SIZE) -> Finding:
         main_effects(fair),
         primary_comparisons(fair),
         fair.spread if fair else {},
+        longest(rows_if_any(LADDER), size),
     )
+
+
+def longest(rows: pd.DataFrame, size: str) -> tuple[int, dict[str, Estimate]] | None:
+    """The highest rung of the ladder with the repaired backbone, and the gain of each design there."""
+    ladder = Ladder.of(rows, FAIR, size)
+    if len(ladder.tokens) < 2 or BASELINE not in ladder.losses:
+        return None
+    gaps = {slug: ladder.gap(slug, len(ladder.tokens) - 1) for slug in ladder.losses if slug != BASELINE}
+    return ladder.tokens[-1], {slug: gap for slug, gap in gaps.items() if gap}
 
 
 def gains(blocks: Blocks | None) -> dict[str, Estimate]:
@@ -138,6 +152,19 @@ def sentences(found: Finding) -> list[str]:
         said.append(
             "A baseline with normalised sublayer outputs and DDL's embedding convolution, and no delta rule, ends "
             f"{apart(simple)} {expanded}."
+        )
+    if found.longest and EXPANDED in found.longest[1]:
+        tokens, gains = found.longest
+        names = {
+            EXPANDED: expanded,
+            SCALAR: labels[SCALAR],
+            WRITE_ONLY: "without the erase term",
+            SIMPLE: "that baseline",
+        }
+        parts = [f"{gains[key].shown('+')} ({name}, n = {gains[key].n})" for key, name in names.items() if key in gains]
+        said.append(
+            f"With {count(tokens)} training tokens instead of {count(load_scale(SCALE).tokens)}, the gains over the "
+            f"baseline are, in nats: {', '.join(parts)}."
         )
     return said
 

@@ -28,8 +28,9 @@ def rows(backbone, means, seeds):
 def studies(monkeypatch):
     """Replace the committed studies by made-up rows."""
 
-    def write(designs, controls):
-        frames = {"designs": designs, "controls": controls}
+    def write(designs, controls, ladder=None):
+        empty = designs.iloc[:0]
+        frames = {"designs": designs, "controls": controls, "ladder": empty if ladder is None else ladder}
         monkeypatch.setattr(evidence, "rows_if_any", lambda study: frames[study])
 
     return write
@@ -83,6 +84,20 @@ def test_the_sentences_follow_the_signs(studies, after, said, not_said):
     text = " ".join(sentences(finding()))
     assert said in text
     assert not_said not in text
+
+
+def test_the_gains_at_the_most_tokens_are_said(studies):
+    designs = pd.concat(
+        [rows(PAPER, {"baseline": 4.9, "ddl-cc": 4.3}, 5), rows(FAIR, {"baseline": 4.2, "ddl-cc": 4.14}, 3)]
+    )
+    low, high = (rows(FAIR, {"baseline": base, "ddl-cc": base - gain}, 2) for base, gain in ((4.5, 0.1), (3.7, 0.3)))
+    studies(designs, designs.iloc[:0], pd.concat([low, high.assign(tokens=4096)]))
+    found = finding()
+    tokens, gains = found.longest
+    assert (tokens, list(gains), gains["ddl-cc"].n) == (4096, ["ddl-cc"], 2)
+    assert gains["ddl-cc"].mean == pytest.approx(0.3, abs=0.01)
+    assert "the gains over the baseline are, in nats: +0.3" in sentences(found)[-1]
+    json.dumps(found.as_json(), allow_nan=False)
 
 
 def test_a_ladder_is_read_only_with_enough_rungs(monkeypatch):
