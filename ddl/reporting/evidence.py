@@ -63,6 +63,8 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """The finding as JSON types, each estimate also as it is printed."""
+        labels = {slug: variant.label for slug, variant in load_variants().items()}
+        tokens, gains = self.longest or (0, {})
         return {
             "size": self.size,
             "paper": {slug: shown(gain) for slug, gain in self.paper.items()},
@@ -76,7 +78,7 @@ class Finding:
             ],
             "closed": self.closed,
             "longest": self.longest
-            and {"tokens": self.longest[0], "gains": {slug: shown(gain) for slug, gain in self.longest[1].items()}},
+            and {"tokens": tokens, "gains": [{"label": labels[slug]} | shown(gain) for slug, gain in gains.items()]},
         }
 
 
