@@ -46,7 +46,7 @@ class Finding:
     effects: list[Effect]  # of the parts of DDL, on the repaired backbone
     primary: list[Primary]
     noises: dict[str, float]  # design -> deviation of a run, the seed's effect removed, on the repaired backbone
-    longest: tuple[int, dict[str, Estimate]] | None  # most tokens of a ladder -> gains there, on the repaired backbone
+    longest: "Longest | None"
 
     @property
     def closed(self) -> tuple[float, float, float] | None:
@@ -64,7 +64,6 @@ class Finding:
     def as_json(self) -> dict[str, Any]:
         """The finding as JSON types, each estimate also as it is printed."""
         labels = {slug: variant.label for slug, variant in load_variants().items()}
-        tokens, gains = self.longest or (0, {})
         return {
             "size": self.size,
             "paper": {slug: shown(gain) for slug, gain in self.paper.items()},
@@ -78,7 +77,10 @@ class Finding:
             ],
             "closed": self.closed,
             "longest": self.longest
-            and {"tokens": tokens, "gains": [{"label": labels[slug]} | shown(gain) for slug, gain in gains.items()]},
+            and {
+                "tokens": self.longest.tokens,
+                "gains": [{"label": labels[slug]} | shown(gain) for slug, gain in self.longest.fair.items()],
+            },
         }
 
 
@@ -110,13 +112,34 @@ def finding(size: str = SIZE) -> Finding:
     )
 
 
-def longest(rows: pd.DataFrame, size: str) -> tuple[int, dict[str, Estimate]] | None:
-    """The highest rung of the ladder with the repaired backbone, and the gain of each design there."""
-    ladder = Ladder.of(rows, FAIR, size)
-    if len(ladder.tokens) < 2 or BASELINE not in ladder.losses:
+@dataclass(frozen=True)
+class Longest:
+    """The runs with the most tokens: gains over the baseline with the paper's backbone and with the repaired one."""
+
+    tokens: int
+    paper: dict[str, Estimate]  # empty if the ladder on this backbone ends lower
+    fair: dict[str, Estimate]
+
+    @property
+    def closed(self) -> float | None:
+        """The share of DDL-CC's mean gain that the repaired backbone removes."""
+        before, after = self.paper.get(EXPANDED), self.fair.get(EXPANDED)
+        return 1 - after.mean / before.mean if before and after and before.low > 0 else None
+
+
+def longest(rows: pd.DataFrame, size: str) -> Longest | None:
+    """The highest rung of the ladder with the repaired backbone; None if it has a single one, or no baseline."""
+    tops = {}
+    for backbone in (PAPER, FAIR):
+        ladder = Ladder.of(rows, backbone, size)
+        if len(ladder.tokens) > 1 and BASELINE in ladder.losses:
+            gaps = {slug: ladder.gap(slug, len(ladder.tokens) - 1) for slug in ladder.losses if slug != BASELINE}
+            tops[backbone] = ladder.tokens[-1], {slug: gap for slug, gap in gaps.items() if gap}
+    if FAIR not in tops:
         return None
-    gaps = {slug: ladder.gap(slug, len(ladder.tokens) - 1) for slug in ladder.losses if slug != BASELINE}
-    return ladder.tokens[-1], {slug: gap for slug, gap in gaps.items() if gap}
+    tokens, fair = tops[FAIR]
+    same = PAPER in tops and tops[PAPER][0] == tokens
+    return Longest(tokens, tops[PAPER][1] if same else {}, fair)
 
 
 def gains(blocks: Blocks | None) -> dict[str, Estimate]:
@@ -133,10 +156,14 @@ def sentences(found: Finding) -> list[str]:
     if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
         return ["The runs that tell where the gain comes from have not been done."]
     expanded, closed = labels[EXPANDED], found.closed
+    usual, top = count(load_scale(SCALE).tokens), found.longest
+    later = ""
+    if top and top.closed is not None:
+        later = f", and {share(top.closed)} of it after {count(top.tokens)}"
     if closed and closed[1] > 0:
-        most = "most" if closed[1] > 0.5 else "part"
         said = [
-            f"On the paper's recipe, {most} of {expanded}'s lead in our small runs comes from the initial embedding."
+            f"After {usual} tokens, {share(closed[1])} of {expanded}'s lead on the paper's recipe comes from the "
+            f"initial embedding{later}."
         ]
     else:
         said = [f"The lead of {expanded} in our small runs does not come from the initial embedding."]
@@ -155,20 +182,22 @@ def sentences(found: Finding) -> list[str]:
             "A baseline with normalised sublayer outputs and DDL's embedding convolution, and no delta rule, ends "
             f"{apart(simple)} {expanded}."
         )
-    if found.longest and EXPANDED in found.longest[1]:
-        tokens, gains = found.longest
-        names = {
-            EXPANDED: expanded,
-            SCALAR: labels[SCALAR],
-            WRITE_ONLY: "without the erase term",
-            SIMPLE: "that baseline",
-        }
-        parts = [f"{gains[key].shown('+')} ({name}, n = {gains[key].n})" for key, name in names.items() if key in gains]
+    if top and EXPANDED in top.fair:
+        names = {SCALAR: labels[SCALAR], WRITE_ONLY: "without the erase term", SIMPLE: "that baseline"}
+        parts = [f"{top.fair[key].shown('+')} ({name})" for key, name in names.items() if key in top.fair]
+        recipe = f", on the paper's recipe by {counted(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
         said.append(
-            f"With {count(tokens)} training tokens instead of {count(load_scale(SCALE).tokens)}, the gains over the "
-            f"baseline are, in nats: {', '.join(parts)}."
+            f"After {count(top.tokens)} tokens {expanded} leads by {counted(top.fair[EXPANDED])}{recipe}; the other "
+            f"gains with the larger embedding are then {', '.join(parts)}."
+            if top.fair[EXPANDED].separated
+            else f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}."
         )
     return said
+
+
+def share(part: float) -> str:
+    """A share in words."""
+    return "most" if part > 0.5 else "part" if part > 0.15 else "hardly any"
 
 
 def counted(estimate: Estimate) -> str:

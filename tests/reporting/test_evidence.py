@@ -90,14 +90,23 @@ def test_the_gains_at_the_most_tokens_are_said(studies):
     designs = pd.concat(
         [rows(PAPER, {"baseline": 4.9, "ddl-cc": 4.3}, 5), rows(FAIR, {"baseline": 4.2, "ddl-cc": 4.14}, 3)]
     )
-    low, high = (rows(FAIR, {"baseline": base, "ddl-cc": base - gain}, 2) for base, gain in ((4.5, 0.1), (3.7, 0.3)))
-    studies(designs, designs.iloc[:0], pd.concat([low, high.assign(tokens=4096)]))
+    rungs = [
+        rows(backbone, {"baseline": 4.5 - tokens / 4096, "ddl-cc": 4.5 - tokens / 4096 - gain}, 2).assign(tokens=tokens)
+        for backbone, gains in ((PAPER, (0.6, 0.32)), (FAIR, (0.1, 0.3)))
+        for tokens, gain in zip((1024, 4096), gains, strict=True)
+    ]
+    studies(designs, designs.iloc[:0], pd.concat(rungs))
     found = finding()
-    tokens, gains = found.longest
-    assert (tokens, list(gains), gains["ddl-cc"].n) == (4096, ["ddl-cc"], 2)
-    assert gains["ddl-cc"].mean == pytest.approx(0.3, abs=0.01)
-    assert "the gains over the baseline are, in nats: +0.3" in sentences(found)[-1]
+    assert (found.longest.tokens, list(found.longest.fair), found.longest.fair["ddl-cc"].n) == (4096, ["ddl-cc"], 2)
+    assert found.longest.fair["ddl-cc"].mean == pytest.approx(0.3, abs=0.01)
+    assert found.longest.closed == pytest.approx(1 - 0.30 / 0.32, abs=0.05)
+    first, *_, last = sentences(found)
+    assert "most of DDL-CC's lead" in first
+    assert "and hardly any of it after 4.10 K" in first
+    assert "After 4.10 K tokens DDL-CC leads by 0.3" in last
     json.dumps(found.as_json(), allow_nan=False)
+    studies(designs, designs.iloc[:0], pd.concat(rungs[2:]))
+    assert finding().longest.closed is None
 
 
 def test_a_ladder_is_read_only_with_enough_rungs(monkeypatch):
