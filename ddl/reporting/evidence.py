@@ -1,6 +1,7 @@
 """What the committed studies found about the gain, as numbers for the paper, the README and notebook 13."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -119,6 +120,7 @@ class Longest:
     tokens: int
     paper: dict[str, Estimate]  # empty if the ladder on this backbone ends lower
     fair: dict[str, Estimate]
+    rivals: dict[str, Estimate]  # design -> its loss minus that of DDL-CC, on the repaired backbone
 
     @property
     def closed(self) -> float | None:
@@ -129,17 +131,23 @@ class Longest:
 
 def longest(rows: pd.DataFrame, size: str) -> Longest | None:
     """The highest rung of the ladder with the repaired backbone; None if it has a single one, or no baseline."""
-    tops = {}
-    for backbone in (PAPER, FAIR):
-        ladder = Ladder.of(rows, backbone, size)
-        if len(ladder.tokens) > 1 and BASELINE in ladder.losses:
-            gaps = {slug: ladder.gap(slug, len(ladder.tokens) - 1) for slug in ladder.losses if slug != BASELINE}
-            tops[backbone] = ladder.tokens[-1], {slug: gap for slug, gap in gaps.items() if gap}
-    if FAIR not in tops:
+    paper, fair = (Ladder.of(rows, backbone, size) for backbone in (PAPER, FAIR))
+    if len(fair.tokens) < 2 or BASELINE not in fair.losses:
         return None
-    tokens, fair = tops[FAIR]
-    same = PAPER in tops and tops[PAPER][0] == tokens
-    return Longest(tokens, tops[PAPER][1] if same else {}, fair)
+    same = paper.tokens[-1:] == fair.tokens[-1:] and BASELINE in paper.losses
+    rivals = [slug for slug in (WRITE_ONLY, SIMPLE) if {slug, EXPANDED} <= fair.losses.keys()]
+    return Longest(
+        fair.tokens[-1],
+        top_gaps(paper, paper.losses) if same else {},
+        top_gaps(fair, fair.losses),
+        {slug: gap.negated() for slug, gap in top_gaps(fair, rivals, EXPANDED).items()},
+    )
+
+
+def top_gaps(ladder: Ladder, designs: Iterable[str], base: str = BASELINE) -> dict[str, Estimate]:
+    """Loss of `base` minus that of each other design at the highest rung."""
+    gaps = {slug: ladder.gap(slug, len(ladder.tokens) - 1, base) for slug in designs if slug != base}
+    return {slug: gap for slug, gap in gaps.items() if gap}
 
 
 def gains(blocks: Blocks | None) -> dict[str, Estimate]:
@@ -183,14 +191,12 @@ def sentences(found: Finding) -> list[str]:
             f"{apart(simple)} {expanded}."
         )
     if top and EXPANDED in top.fair:
-        names = {SCALAR: labels[SCALAR], WRITE_ONLY: "without the erase term", SIMPLE: "that baseline"}
-        parts = [f"{top.fair[key].shown('+')} ({name})" for key, name in names.items() if key in top.fair]
-        recipe = f", on the paper's recipe by {counted(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
+        recipe = f", and on the paper's recipe {lead(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
+        names = {WRITE_ONLY: "the same design without the erase term", SIMPLE: "that baseline"}
+        rivals = [f"{name} ends {apart(top.rivals[slug])} it" for slug, name in names.items() if slug in top.rivals]
         said.append(
-            f"After {count(top.tokens)} tokens {expanded} leads by {counted(top.fair[EXPANDED])}{recipe}; the other "
-            f"gains with the larger embedding are then {', '.join(parts)}."
-            if top.fair[EXPANDED].separated
-            else f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}."
+            f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}{recipe}"
+            f"{'; ' if rivals else ''}{' and '.join(rivals)}."
         )
     return said
 

@@ -96,14 +96,14 @@ class Ladder:
                 found.append([[losses[rung][seed] for seed in seeds] for losses in self.losses.values()])
         return found
 
-    def gap(self, design: str, rung: int) -> Estimate | None:
-        """Loss of the baseline minus that of the design, seed by seed; None without a common seed.
+    def gap(self, design: str, rung: int, base: str = BASELINE) -> Estimate | None:
+        """Loss of the baseline, or of the design `base`, minus that of a design; None without a common seed.
 
         The interval uses the standard deviation of this difference over all rungs.
         """
         differences = [
-            [base[seed] - own[seed] for seed in sorted(base.keys() & own.keys())]
-            for base, own in zip(self.losses[BASELINE], self.losses[design], strict=True)
+            [other[seed] - own[seed] for seed in sorted(other.keys() & own.keys())]
+            for other, own in zip(self.losses[base], self.losses[design], strict=True)
         ]
         if not differences[rung]:
             return None

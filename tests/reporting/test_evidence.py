@@ -103,10 +103,16 @@ def test_the_gains_at_the_most_tokens_are_said(studies):
     first, *_, last = sentences(found)
     assert "most of DDL-CC's lead" in first
     assert "and hardly any of it after 4.10 K" in first
-    assert "After 4.10 K tokens DDL-CC leads by 0.3" in last
+    assert last.startswith("After 4.10 K tokens DDL-CC leads the baseline by 0.3")
+    assert "ends" not in last  # no rival was run
     json.dumps(found.as_json(), allow_nan=False)
     studies(designs, designs.iloc[:0], pd.concat(rungs[2:]))
     assert finding().longest.closed is None
+    rival = [rung.assign(variant="write-only-cc", val_loss=rung["val_loss"] + 0.05) for rung in rungs[2:]]
+    rival = [rung[rung["seed"].duplicated()] for rung in rival]  # DDL-CC's rows, 0.05 above
+    studies(designs, designs.iloc[:0], pd.concat([*rungs, *rival]))
+    assert finding().longest.rivals["write-only-cc"].mean == pytest.approx(0.05, abs=1e-6)
+    assert "the same design without the erase term ends 0.05" in sentences(finding())[-1]
 
 
 def test_a_ladder_is_read_only_with_enough_rungs(monkeypatch):
