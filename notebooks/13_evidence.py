@@ -34,6 +34,7 @@ from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import RUN, at_best_rate, losses, read_inside, read_study
 from ddl.reporting.seed_statistics import best_rate, coverage, detectable, over_seeds, paired_difference
 from ddl.reporting.table_format import count
+from ddl.reporting.token_ladder import Ladder
 
 set_style()
 labels = {slug: variant.label for slug, variant in load_variants().items()}
@@ -386,6 +387,18 @@ table = [
     for rung in climb.rungs
 ]
 pd.DataFrame(table).set_index(["backbone", "design", "tokens"]) if table else "not run"
+
+# %% [markdown]
+# The designs that decide what carries the gain, at every rung with the repaired embedding: their loss minus that of
+# DDL-CC, with the noise pooled over the rungs. Positive: DDL-CC is better.
+
+# %%
+rungs, rivals = Ladder.of(ladder, FAIR, "small"), {}
+for slug in rungs.losses.keys() - {DDL}:
+    gaps = [rungs.gap(DDL, place, slug) for place in rungs.rungs]
+    if all(gaps):
+        rivals[labels[slug]] = [f"{gap.shown('+')} ({gap.n})" for gap in gaps]
+pd.DataFrame(rivals, index=[count(tokens) for tokens in rungs.tokens]).sort_index(axis=1) if rivals else "not run"
 
 # %% [markdown]
 # All runs of the ladder share one learning rate. The best one may fall as training gets longer, and not by the same

@@ -7,7 +7,7 @@ from ddl.reporting.judged_claims import CONTROLS, FAIR, SCALE, committed_verdict
 from ddl.reporting.keep_reference import REFERENCE
 from ddl.reporting.read_studies import DESIGN, rows_if_any
 from ddl.reporting.seed_statistics import Losses, best_rate, over_seeds, paired_difference
-from ddl.reporting.table_format import DASH
+from ddl.reporting.table_format import DASH, count
 
 RATES = "learning-rate"  # the study of learning rates
 STUDIES = (REFERENCE / "studies").relative_to(ROOT)
@@ -52,8 +52,8 @@ def verdicts_part() -> str:
         [
             *lines,
             "",
-            "Gains in nats, positive if the claim's design is better, with the repaired embedding; for the "
-            "rule as cause, the smallest gain over its rivals without the rule. "
+            f"Gains in nats after {count(load_scale(SCALE).tokens)} tokens, positive if the claim's design is better, "
+            "with the repaired embedding; for the rule as cause, the smallest gain over its rivals without the rule. "
             + " ".join(elsewhere)
             + " `verdict.json` has all rows and reasons, also on the paper's recipe.",
         ]
