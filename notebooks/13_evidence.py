@@ -423,12 +423,21 @@ pd.DataFrame(table).set_index("tokens").fillna("–") if table else "not run"
 
 # %% [markdown]
 # How well the models do: the gap at the highest rung, predicted from the lower ones, beside what was measured, whose
-# own noise comes on top. Then the gap at the paper's number of tokens, predicted from all rungs, beside the published
-# one. **Tokens, corpus, vocabulary and size of the models all differ there: a check of consistency, not evidence.** The
-# exponent is that of a power law of the gap. With an exponent above 0.5 the gap is a matter of the first steps, and
-# says nothing about the paper's scale. A dash: the gap is not surely above zero at every rung.
+# own noise comes on top. Only where the pooled prediction of that rung holds does the next column predict the gap at
+# the paper's number of tokens, from all rungs, beside the published one. **Tokens, corpus, vocabulary and size of the
+# models all differ there: a check of consistency, not evidence.** The exponent is that of a power law of the gap:
+# negative if the gap grows. With an exponent above 0.5 the gap is a matter of the first steps, and says nothing about
+# the paper's scale. A dash there: the gap is not surely above zero at every rung.
 
 # %%
+if found:
+    missed = [f"{labels[climb.design]} ({backbones[climb.backbone].label})" for climb in found if not climb.holds]
+    display(
+        Markdown(
+            f"The models miss the highest rung of {len(missed)} of {len(found)} ladders"
+            f"{': ' if missed else ''}{', '.join(missed)}. No prediction is made from these."
+        )
+    )
 table = [
     {
         "backbone": backbones[climb.backbone].label,
@@ -436,7 +445,9 @@ table = [
         "model": model,
         "top rung, predicted": f"{top.gap:.3f} ({top.low:.3f} to {top.high:.3f})",
         "measured": climb.rungs[-1].gap.shown("+"),
-        "at the paper's tokens, predicted": f"{last.gap:.3f} ({last.low:.3f} to {last.high:.3f})",
+        "at the paper's tokens, predicted": f"{last.gap:.3f} ({last.low:.3f} to {last.high:.3f})"
+        if climb.holds
+        else "–",
         "published": "–" if climb.published_gain is None else f"{climb.published_gain:.4f}",
         "exponent": "–"
         if climb.exponent is None

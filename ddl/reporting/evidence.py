@@ -251,15 +251,25 @@ class Climb:
     published_tokens: dict[str, Prediction]  # model -> the gap at the paper's number of tokens
     published_gain: float | None
 
+    @property
+    def holds(self) -> bool:
+        """Whether the intervals of the predicted and of the measured gap at the highest rung meet.
+
+        If they do not, the models miss a rung that is near, and say nothing about the paper's number of tokens.
+        """
+        predicted, measured = self.top["all"], self.rungs[-1].gap
+        return predicted.low <= measured.high and predicted.high >= measured.low
+
     def as_json(self) -> dict[str, Any]:
-        """The gaps as JSON types, each also as it is printed."""
+        """The gaps as JSON types, each also as it is printed; without predictions for the paper if none hold."""
         return {
+            "holds": self.holds,
             "backbone": self.backbone,
             "design": self.design,
             "rungs": [{"tokens": r.tokens, "factor": r.factor, "said": lead(r.gap)} | shown(r.gap) for r in self.rungs],
             "exponent": self.exponent and asdict(self.exponent),
             "top": {model: asdict(found) for model, found in self.top.items()},
-            "published_tokens": {model: asdict(found) for model, found in self.published_tokens.items()},
+            "published_tokens": {m: asdict(found) for m, found in self.published_tokens.items() if self.holds},
             "published_gain": self.published_gain,
         }
 

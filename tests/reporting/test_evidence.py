@@ -129,7 +129,21 @@ def test_a_ladder_is_read_only_with_enough_rungs(monkeypatch):
     assert np.exp(climb.rungs[0].worth.mean) == pytest.approx(2 ** (0.1 / 0.3), rel=0.1)
     assert climb.top["all"].low < 0.1 < climb.top["all"].high
     assert climb.published_gain == pytest.approx(0.0214)
+    assert climb.holds
+    assert "all" in climb.as_json()["published_tokens"]
     json.dumps(climb.as_json(), allow_nan=False)
+
+
+def test_a_ladder_whose_top_is_missed_predicts_nothing(monkeypatch):
+    gaps = (0.1, 0.08, 0.07, 0.4)  # it falls, then grows
+    rungs = [
+        rows(FAIR, {"baseline": 5 - 0.3 * rung, "ddl-cc": 5 - 0.3 * rung - gap}, 3).assign(tokens=2**rung * 1024)
+        for rung, gap in enumerate(gaps)
+    ]
+    monkeypatch.setattr(evidence, "rows_if_any", lambda study: pd.concat(rungs))
+    (climb,) = climbs()
+    assert not climb.holds
+    assert climb.as_json()["published_tokens"] == {}
 
 
 def test_verdicts_are_written_for_a_scale_even_if_it_has_no_studies(tmp_path):
