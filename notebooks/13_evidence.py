@@ -346,27 +346,32 @@ pd.DataFrame(table).set_index(["size", "comparison"]) if table else "not run"
 
 # %% alt="Validation loss, and gap to the baseline, against training tokens, with the predicted gap of the highest rung"
 found = climbs()
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 4.2), layout="constrained")
 for (backbone, variant), group in ladder.groupby(["backbone", "variant"], sort=False):
     means = group.groupby("tokens")["val_loss"].mean()
-    style = look(variant) | {"fillstyle": "full" if backbone == PAPER else "none"}
-    left.plot(means.index, means, label=f"{label(labels[variant])}, {backbones[backbone].label}", **style)
-for climb in found:
+    fill = {"fillstyle": "full" if backbone == PAPER else "none"}
+    shown = {"label": label(labels[variant])} if backbone == FAIR else {}
+    left.plot(means.index, means, **look(variant) | fill, **shown)
+top_rung = max((climb.rungs[-1].tokens for climb in found), default=1)
+for place, climb in enumerate(found):
     style = look(climb.design) | {"fillstyle": "full" if climb.backbone == PAPER else "none", "capsize": 2}
     gaps = [rung.gap for rung in climb.rungs]
     widths = [gap.half_width if math.isfinite(gap.half_width) else math.nan for gap in gaps]
     tokens = np.array([rung.tokens for rung in climb.rungs])
     right.errorbar(tokens, [gap.mean for gap in gaps], yerr=widths, **style)
     top = climb.top["all"]
-    band = {"color": look(climb.design)["color"], "alpha": 0.25, "linewidth": 8}
-    right.plot([tokens[-1] * 1.12] * 2, [top.low, top.high], solid_capstyle="butt", **band)
+    band = {"color": look(climb.design)["color"], "alpha": 0.4, "linewidth": 4, "solid_capstyle": "butt"}
+    right.plot([top_rung * 1.12 * 1.06**place] * 2, [top.low, top.high], **band)
 for axes in (left, right):
+    rungs = sorted(ladder["tokens"].unique())
     axes.set_xscale("log")
+    axes.set_xticks(rungs, [count(tokens) for tokens in rungs])
+    axes.minorticks_off()
     axes.set(xlabel="Training tokens")
 left.set(ylabel="Validation loss (nats/token)")
-right.set(ylabel="Loss of the baseline minus the design's (nats)")
+right.set(ylabel="Gap to the baseline (nats)")
 right.axhline(0, color="black", linewidth=1)
-left.legend(frameon=False, fontsize=7)
+figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 save_figure(figure, results, "ladder")
 
 # %% [markdown]
