@@ -27,7 +27,7 @@ from IPython.display import Markdown, display
 
 from ddl.config import load_backbones, load_scale, load_variants, paper_variants
 from ddl.layout import BASELINE
-from ddl.reporting.evidence import climbs, finding, sentences, shown_p
+from ddl.reporting.evidence import climbs, finding, other_size, sentences, shown_p
 from ddl.reporting.figures import label, look, save_figure
 from ddl.reporting.judged_claims import FAIR, PAPER, SCALE, committed_verdicts, of_runs
 from ddl.reporting.notebook_style import set_style
@@ -54,7 +54,7 @@ def runs_of(rows, **wanted):
 
 
 # %%
-first, *rest = sentences(findings["small"])
+first, *rest = [*sentences(findings["small"]), *other_size(findings["medium"])]
 Markdown(f"**{first}** {' '.join(rest)} ± is the half-width of a 95 % interval over n seeds.")
 
 # %% [markdown]

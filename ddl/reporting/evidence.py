@@ -201,6 +201,17 @@ def sentences(found: Finding) -> list[str]:
     return said
 
 
+def other_size(found: Finding) -> list[str]:
+    """What the runs of another size say, in one sentence or none; it follows `sentences` of the first size."""
+    labels = {slug: variant.label for slug, variant in load_variants().items()}
+    if EXPANDED not in found.fair:
+        return []
+    rivals = {WRITE_ONLY: "without the erase term it", SIMPLE: "the baseline with normalised outputs and EC"}
+    ends = [f"{name} ends {apart(gap)} that" for slug, name in rivals.items() if (gap := found.against(slug))]
+    said = f"The {found.size} {labels[EXPANDED]} {lead(found.fair[EXPANDED])} with the larger embedding"
+    return [f"{said}{'; ' if ends else ''}{' and '.join(ends)}."]
+
+
 def share(part: float) -> str:
     """A share in words."""
     return "most" if part > 0.5 else "part" if part > 0.15 else "hardly any"
@@ -297,7 +308,7 @@ def evidence() -> dict[str, Any]:
     _, judged = committed_verdicts(load_scale(SCALE))
     found = finding()
     return found.as_json() | {
-        "sentences": sentences(found),
+        "sentences": [*sentences(found), *other_size(finding("medium"))],
         "ladder": [climb.as_json() for climb in climbs()],
         "verdicts": [claim.as_json() for claim in judged],
     }

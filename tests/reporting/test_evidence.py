@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ddl.reporting import evidence
-from ddl.reporting.evidence import climbs, finding, sentences
+from ddl.reporting.evidence import climbs, finding, other_size, sentences
 from ddl.reporting.judged_claims import FAIR, PAPER, write_verdicts
 from ddl.reporting.read_results import ResultsError
 
@@ -155,3 +155,15 @@ def test_verdicts_are_written_for_a_scale_even_if_it_has_no_studies(tmp_path):
     assert {claim["verdict"] for claim in written["claims"]} == {"not testable here"}
     with pytest.raises(ResultsError):
         write_verdicts(tmp_path / "nowhere")
+
+
+def test_another_size_is_said_in_one_sentence(studies):
+    means = {"baseline": 4.06, "ddl-cc": 3.97, "write-only-cc": 3.97, "normalised-branch-ec": 3.92}
+    fair = rows(FAIR, means, 3).assign(size="medium")
+    studies(fair.iloc[:0], fair)
+    (said,) = other_size(finding("medium"))
+    assert said.startswith("The medium DDL-CC leads the baseline by 0.09")
+    assert "the baseline with normalised outputs and EC ends 0.05" in said
+    assert "(n = 3) below that" in said
+    studies(fair.iloc[:0], fair.iloc[:0])
+    assert other_size(finding("medium")) == []
