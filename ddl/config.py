@@ -26,6 +26,18 @@ SCALES_DIR = ROOT / "config" / "scales"
 STUDIES_DIR = ROOT / "config" / "studies"
 SHOTS = (0, 1)  # demonstrations per prompt: 0 in Tables 7 and 8, 1 in Tables 1 and 2
 SIZES = ("small", "medium")
+SCALAR_RULES = ("additive", "normalised", "additive-erase", "highway", "norm-preserving", "laurel-rw", "laurel-lr")
+# Setting of a part of a design -> the setting that chooses the part, and the choices that read it.
+NEEDED_BY = {
+    "erase": ("residual", ("delta",)),
+    "write": ("residual", ("delta",)),
+    "branch_norm": ("residual", ("normalised",)),
+    "branch_gain": ("residual", ("normalised",)),
+    "highway_gate": ("residual", ("highway",)),
+    "laurel_rank": ("residual", ("laurel-lr",)),
+    "first_state_weight": ("reader", ("first-state",)),
+    "sources_every": ("reader", ("depth-attention", "added-depth-attention")),
+}
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
 
 
@@ -66,6 +78,13 @@ class ModelConfig:
     branch_norm: Literal["length", "rms"] = "length"  # what is 1 for the normalised output: its length or its rms
     branch_gain: Literal["scalar", "vector"] = "scalar"  # a learned gain per sublayer, or per feature of each sublayer
     mlp_extra: int = 0  # hidden units added to every MLP
+    # Rival designs.
+    reader: str = "compressor"  # a key of ddl.model.readers.READERS: what a sublayer reads from the state
+    highway_gate: Literal["scalar", "vector"] = "scalar"
+    laurel_rank: int = 0
+    first_state_weight: float = 0.0  # initial weight of the embedding for the reader "first-state"
+    sources_every: int = 1  # depth attention: number of sublayers whose outputs are summed to one source
+    value_residual: bool = False  # attention's values are mixed with those of the first block
     # The backbone (Sec. 4.1).
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
@@ -105,7 +124,9 @@ class ModelConfig:
             raise ConfigError(f"gate_init: expected a gate in [0, {self.gate_limit:g}], found {self.gate_init}")
         if self.value_channels == 1 and self.compressor != "none":
             raise ConfigError(f"compressor: {self.compressor!r} needs value_channels > 1, found 1")
-        if self.value_channels > 1 and self.compressor == "none":
+        if self.reader != "compressor" and self.compressor != "none":
+            raise ConfigError(f"compressor: expected 'none' with reader {self.reader!r}, found {self.compressor!r}")
+        if self.value_channels > 1 and self.compressor == "none" and self.reader == "compressor":
             raise ConfigError(
                 f"compressor: expected 'tc', 'cc', 'mean' or 'dynamic' with value_channels = {self.value_channels}"
             )
@@ -130,12 +151,13 @@ class ModelConfig:
                     raise ConfigError(
                         f"state_memory: 'rebuilt' overwrites the state, which {name} {unfit!r} still needs"
                     )
-        if self.residual in ("additive", "normalised", "additive-erase") and self.value_channels > 1:
+        if self.residual in SCALAR_RULES and self.value_channels > 1:
             raise ConfigError(f"value_channels: the {self.residual} rule has a scalar state, expected 1")
-        readers = {"erase": "delta", "write": "delta", "branch_norm": "normalised", "branch_gain": "normalised"}
-        for name, rule in readers.items():
-            if getattr(self, name) != getattr(type(self), name) and self.residual != rule:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} needs residual {rule!r}, found {self.residual!r}")
+        for name, (part, expected) in NEEDED_BY.items():
+            if getattr(self, name) != getattr(type(self), name) and (found := getattr(self, part)) not in expected:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)!r} needs {part} {' or '.join(map(repr, expected))}, found {found!r}"
+                )
         if self.erase == "own" and self.gate == "fixed":
             raise ConfigError("erase: 'own' needs a learned gate, found gate 'fixed'")
 
@@ -501,13 +523,13 @@ class Variant:
 
     The family says where a design appears. `paper` and `own` designs are trained by the workflow and are in every table
     and figure; what is compared with published numbers is limited to `paper`. A `control` varies one choice of a
-    `paper` design for a study and is trained only if it is named.
+    `paper` design, and a `rival` is the design of another paper; both are for studies and trained only if named.
     """
 
     slug: str
     label: str
     model: dict[str, Any]
-    family: Literal["paper", "own", "control"] = "own"
+    family: Literal["paper", "own", "control", "rival"] = "own"
     published: str = ""  # name in paper/published, for the family `paper`
 
     def __post_init__(self) -> None:
@@ -546,7 +568,7 @@ class Scale:
     @cached_property
     def variants(self) -> dict[str, Variant]:
         """The designs of the scale's runs, tables and figures, in the order of the tables."""
-        return {slug: variant for slug, variant in load_variants().items() if variant.family != "control"}
+        return {slug: variant for slug, variant in load_variants().items() if variant.family in ("paper", "own")}
 
     @cached_property
     def recipe(self) -> TrainConfig:

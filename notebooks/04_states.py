@@ -29,8 +29,9 @@ from IPython.display import Markdown
 from torch import nn
 
 from ddl.config import ConfigError, ModelConfig, from_mapping, load_scale, paper_variants
+from ddl.model.expanded_state import COMPRESSORS, Expand
 from ddl.model.language_model import Block, LanguageModel, parameter_count
-from ddl.model.residual import COMPRESSORS, Delta, Expand, Gate, MLPDirection, Value, make_rule
+from ddl.model.residual import Delta, Gate, MLPDirection, Value, make_rule
 from ddl.ops.compress import compress_channels, compress_tokens
 from ddl.ops.expand import expand_embedding, repeat_embedding
 from ddl.ops.rewrite import rewrite_reference

@@ -29,8 +29,9 @@ def flops_per_token(config: ModelConfig) -> Flops:
     counted = [flops for flops in rules if flops is not None]
     if len(counted) < len(rules):
         return Flops(backbone, None)
-    readouts = (len(rules) + 1) * model.compress.flops()  # one per sublayer, and the final one
-    return Flops(backbone, sum(counted) + readouts + model.expand.flops())
+    reads = sum(reader.flops(model.compress.flops()) for reader in model.readers())
+    values = 3 * d * (config.layers - 1) if config.value_residual else 0
+    return Flops(backbone, sum(counted) + reads + values + model.expand.flops())
 
 
 def state_bytes_per_token(config: ModelConfig, bytes_per_number: int) -> dict[str, int]:

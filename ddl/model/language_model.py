@@ -1,8 +1,8 @@
 """The language model of the paper (Sec. 3, 4.1), in one file for all variants.
 
-The model is a decoder-only, pre-norm transformer. Each sublayer compresses the residual state to width d, processes it
-with attention or SwiGLU, and passes its output to the residual rule, which rewrites the state. The baseline is the same
-model with a vector as its state and addition as its rule.
+The model is a decoder-only, pre-norm transformer. A reader gives each sublayer its input of width d from the residual
+state, in the paper's designs by a compressor. Attention or SwiGLU processes it, and passes its output to the residual
+rule, which rewrites the state. The baseline is the same model with a vector as its state and addition as its rule.
 """
 
 import hashlib
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ddl.config import ConfigError, ModelConfig
 from ddl.model.cache import BlockCache, Cache, KeyValues
-from ddl.model.residual import COMPRESSORS, Expand, Rule, make_rule
+from ddl.model.expanded_state import COMPRESSORS, Expand
+from ddl.model.readers import Reader, make_reader
+from ddl.model.residual import Rule, ZeroLinear, make_rule
 from ddl.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from ddl.ops.dispatch import runs_triton
 from ddl.ops.fused_rewrite import Rebuilding
@@ -32,16 +34,28 @@ class OutputProjection(nn.Linear):
     """The last matrix of a sublayer; its initial values are smaller, because the state sums all sublayer outputs."""
 
 
-class Attention(nn.Module):
-    """Causal multi-head attention; queries and keys are rotated by position and then RMS-normalised."""
+class FirstValues:
+    """The values of the first attention sublayer, for later ones in the same forward pass."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self) -> None:
+        self.v: Tensor | None = None
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; queries and keys are rotated by position and then RMS-normalised.
+
+    With a value residual (Zhou et al., 2024), the values of later blocks are a v + b v_first, with (a, b) starting at
+    (1, 0).
+    """
+
+    def __init__(self, config: ModelConfig, mixes_values: bool = False) -> None:
         super().__init__()
         self.heads, self.head_dim = config.heads, config.head_dim
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = OutputProjection(config.width, config.width, bias=False)
         self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
         self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.value_weights = nn.Parameter(torch.tensor([1.0, 0.0])) if mixes_values else None
 
     def forward(
         self,
@@ -49,11 +63,25 @@ class Attention(nn.Module):
         rotation: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         past: KeyValues | None = None,
+        first: FirstValues | None = None,
     ) -> Tensor:
-        """(B, T, d) -> (B, T, d); `mask` replaces the causal mask, `past` holds keys and values of earlier tokens."""
+        """(B, T, d) -> (B, T, d).
+
+        Args:
+            mask: replaces the causal mask.
+            past: keys and values of earlier tokens.
+            first: values of the first block, which stores them there; None without a value residual.
+        """
         B, T, d = c.shape
         q, k, v = self.qkv(c).view(B, T, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # each [B, H, T, d/H]
         q, k = self.query_norm(rotate(q, rotation)).to(v.dtype), self.key_norm(rotate(k, rotation)).to(v.dtype)
+        if self.value_weights is not None:
+            assert first is not None
+            assert first.v is not None
+            a, b = self.value_weights.to(v.dtype)
+            v = a * v + b * first.v
+        elif first is not None:
+            first.v = v
         if past is not None:
             k, v = past.extend(k, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and (past is None or T > 1))
@@ -75,30 +103,38 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """An attention and an MLP sublayer with a shared compressor; each compresses, processes and rewrites the state."""
+    """An attention and an MLP sublayer with a shared compressor; each reads, processes and rewrites the state.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: the model settings.
+        index: number of the block, from 0.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.compress = COMPRESSORS[config.compressor](config)
+        self.attention_reader = make_reader(config, 2 * index)
         self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, mixes_values=config.value_residual and index > 0)
         self.attention_rule = make_rule(config)
+        self.mlp_reader = make_reader(config, 2 * index + 1)
         self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
         self.mlp_rule = make_rule(config)
 
     def forward(
         self,
-        X: Tensor,
+        X: Any,
         rotation: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         cache: BlockCache | None = None,
-    ) -> Tensor:
+        first: FirstValues | None = None,
+    ) -> Any:
         """State -> state."""
-        x_in = self.compress(X, cache and cache.attention_input)
+        x_in, X = self.attention_reader(X, self.compress, cache and cache.attention_input)
         c = self.attention_norm(x_in)
-        X = self.attention_rule(X, x_in, c, self.attention(c, rotation, mask, cache and cache.attention))
-        x_in = self.compress(X, cache and cache.mlp_input)
+        X = self.attention_rule(X, x_in, c, self.attention(c, rotation, mask, cache and cache.attention, first))
+        x_in, X = self.mlp_reader(X, self.compress, cache and cache.mlp_input)
         c = self.mlp_norm(x_in)
         return self.mlp_rule(X, x_in, c, self.mlp(c))
 
@@ -120,13 +156,19 @@ class LanguageModel(nn.Module):
             torch.default_generator.manual_seed(seed)
             self.embedding = nn.Embedding(config.vocab_size, config.width)
             self.expand = Expand(config)
-            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
             self.compress = COMPRESSORS[config.compressor](config)
+            self.reader = make_reader(config, 2 * config.layers)
             self.norm = RMSNorm(config.width, eps=config.norm_eps)
             if config.logit_scale:
                 self.logit_scale = nn.Parameter(torch.ones(1))
-        self.fused = self.compress.fused and all(rule.fused for rule in self.rules())
+        plain = type(self.reader) is Reader and not config.value_residual
+        self.fused = plain and self.compress.fused and all(rule.fused for rule in self.rules())
         self.init_matrices(seed)
+
+    def readers(self) -> list[Reader]:
+        """The readers of the sublayers in order, and that of the readout."""
+        return [module for module in self.modules() if isinstance(module, Reader)]
 
     def rules(self) -> list[Rule]:
         """The residual rules, one per sublayer, in order."""
@@ -134,17 +176,25 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_matrices(self, seed: int) -> None:
-        """Matrices are N(0, (0.5/sqrt(d))^2), output projections that / sqrt(layers), the embedding N(0, 0.02^2)."""
+        """Matrices are N(0, (0.5/sqrt(d))^2), output projections that / sqrt(layers), the embedding N(0, 0.02^2).
+
+        Layers of the class `ZeroLinear` are zero.
+        """
         config = self.config
         if self.embedding.weight.is_meta:
             return  # `without_numbers` builds shapes only
-        outputs = {id(module.weight) for module in self.modules() if isinstance(module, OutputProjection)}
+        outputs, zeros = (
+            {id(module.weight) for module in self.modules() if isinstance(module, kind)}
+            for kind in (OutputProjection, ZeroLinear)
+        )
         for name, weight in self.named_matrices():
             std = config.matrix_std_factor / config.width**0.5
             if weight is self.embedding.weight:
                 std = config.embedding_std
             elif id(weight) in outputs:
                 std *= config.output_std_factor / config.layers**0.5
+            elif id(weight) in zeros:
+                std = 0.0
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)
@@ -187,9 +237,12 @@ class LanguageModel(nn.Module):
         X = self.expand(x, cache and cache.embedding)
         if self.fused and cache is None:
             return self.fused_hidden(X, rotation)
+        first = FirstValues() if self.config.value_residual else None
+        state = self.blocks[0].attention_reader.begin(X)  # type: ignore[union-attr, operator]
         for i, block in enumerate(self.blocks):
-            X = block(X, rotation, mask, cache and cache.blocks[i])
-        return self.scaled(self.norm(self.compress(X, cache and cache.readout)))
+            state = block(state, rotation, mask, cache and cache.blocks[i], first)
+        x_in, _ = self.reader(state, self.compress, cache and cache.readout)
+        return self.scaled(self.norm(x_in))
 
     def fused_hidden(self, X: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Run the blocks and the readout, with everything between two sublayers fused into one operation."""

@@ -2,33 +2,51 @@
 
 A rule is a module built from a `ModelConfig`. It maps (X, x_in, c, h) to the next state:
 
-    X     the state, (B, T, d) for a scalar state, (B, T, d, d_v) for an expanded one
-    x_in  (B, T, d), the compressed state that the sublayer reads (Compress)
+    X     the state, (B, T, d) for a scalar state, (B, T, d, d_v) for an expanded one, or what else its reader hands on
+    x_in  (B, T, d), what the sublayer reads of the state (ddl.model.readers)
     c     (B, T, d), RMSNorm(x_in), the input of the sublayer
     h     (B, T, d), the output of the sublayer
 
 To add a rule, write a subclass of `Rule` with this `forward`, one line in `RULES` and one entry in
 config/variants.yaml. The rest of the package learns about a rule through the attributes and methods of `Rule`, whose
-defaults are safe for any rule. `Expand` and the compressors count their FLOPs in the same way.
+defaults are safe for any rule.
 """
 
 import abc
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddl.config import ConfigError, ModelConfig
-from ddl.model.cache import Window
-from ddl.ops.compress import channel_taps, compress, compress_reference, token_taps
 from ddl.ops.dispatch import saved_dtype
-from ddl.ops.expand import expand_embedding, expand_reference, repeat_embedding
 from ddl.ops.fused_rewrite import Rebuilding, fused_rewrite, fused_rewrite_in_place
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 
 GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: a gate can start close to 0 or 2 and is still trainable
+
+
+class Streams(NamedTuple):
+    """A state of several streams, and how strongly the output of the sublayer is added to each of them.
+
+    state: (B, T, d, n). weights: (n,), or (B, T, n) if every token has its own.
+    """
+
+    state: Tensor
+    weights: Tensor
+
+
+class Sums(NamedTuple):
+    """Sums of sublayer outputs, and earlier tensors that readers have kept; all tensors are (B, T, d).
+
+    running: each rule adds its sublayer's output to every one of them; None is an empty sum.
+    kept: no rule changes them.
+    """
+
+    running: tuple[Tensor | None, ...]
+    kept: tuple[Tensor, ...]
 
 
 class Rule(nn.Module, abc.ABC):
@@ -38,6 +56,7 @@ class Rule(nn.Module, abc.ABC):
     (`LanguageModel.init_matrices`); the constructor initialises all other parameters.
     """
 
+    takes: ClassVar[type] = Tensor  # the type of X: Tensor, Streams or Sums
     fp32: ClassVar[tuple[str, ...]] = ()  # submodules that stay in fp32 when the model is converted to bf16
     fused = False  # whether the rule has `rewrite_and_read`, which also computes the input of the next sublayer
 
@@ -46,8 +65,8 @@ class Rule(nn.Module, abc.ABC):
         return None
 
     @abc.abstractmethod
-    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
-        """The next state, with the shape of X."""
+    def forward(self, X: Any, x_in: Tensor, c: Tensor, h: Tensor) -> Any:
+        """The next state; if X is a tensor, it has the shape of X."""
 
 
 class Additive(Rule):
@@ -205,11 +224,148 @@ class Delta(Rule):
         return k.to(X.dtype), self.value(x_in, c, h).to(X.dtype), self.gate(c).to(X.dtype)
 
 
+class Highway(Rule):
+    """A gated mean of state and output, X' = (1 - t) X + t h with t = sigmoid(W c + b) (Srivastava et al., 2015).
+
+    With `highway_gate: vector`, every feature has its own gate.
+    """
+
+    fp32 = ("gate",)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.gate_limit > 1:
+            raise ConfigError(f"gate_limit: a highway's gate is at most 1, found {config.gate_limit}")
+        self.width = config.width
+        self.gate = Gate(config, config.width if config.highway_gate == "vector" else 1)
+
+    def flops(self) -> int:
+        return 3 * self.width + self.gate.flops()
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        state, t = X.to(saved_dtype(X)), self.gate(c)
+        return (state + (t if t.dim() == 3 else t.unsqueeze(-1)) * (h - state)).to(X.dtype)
+
+
+class NormPreserving(Rule):
+    """A highway with fixed gates that keeps the norm of uncorrelated parts, X' = a X + b h / rms(h).
+
+    b = sigmoid(g / 0.3) and a = sqrt(1 - b^2), at least sqrt(0.001), with one g per feature that starts at 0.
+    """
+
+    TEMPERATURE, SMALLEST = 0.3, 1e-3
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width, self.eps = config.width, config.norm_eps
+        self.gain = nn.Parameter(torch.zeros(config.width))
+
+    def flops(self) -> int:
+        return 6 * self.width  # normalisation, two products and a sum
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        wide = saved_dtype(X)
+        b = torch.sigmoid(self.gain.to(wide) / self.TEMPERATURE)
+        a = (1 - b.square()).clamp(min=self.SMALLEST).sqrt()
+        return (a * X.to(wide) + b * F.rms_norm(h.to(wide), h.shape[-1:], eps=self.eps)).to(X.dtype)
+
+
+class LaurelWeights(Rule):
+    """LAuReL-RW, X' = a h + b X with two learned numbers that start at 1 (Menghani et al., 2025)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        self.weights = nn.Parameter(torch.ones(2))
+
+    def flops(self) -> int:
+        return 3 * self.width
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        a, b = self.weights.to(saved_dtype(X))
+        return (a * h + b * X).to(X.dtype)
+
+
+class LaurelLowRank(Rule):
+    """LAuReL-LR, X' = h + X + U V X with a product U V of rank `laurel_rank` (Menghani et al., 2025).
+
+    U starts at zero, so that the rule starts as addition.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.laurel_rank < 1:
+            raise ConfigError(f"laurel_rank: expected a positive integer, found {config.laurel_rank}")
+        self.width = config.width
+        self.down = nn.Linear(config.width, config.laurel_rank, bias=False)
+        self.up = ZeroLinear(config.laurel_rank, config.width, bias=False)
+
+    def flops(self) -> int:
+        return 2 * self.width + linear_flops(self)
+
+    def forward(self, X: Tensor, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        return (h + X + self.up(self.down(X))).to(X.dtype)
+
+
+class AddToStreams(Rule):
+    """Add the output to every stream, H'_j = H_j + w_j h; the reader gives the weights w."""
+
+    takes = Streams
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width, self.streams, self.eps = config.width, config.value_channels, config.direction_eps
+
+    def flops(self) -> int:
+        return 2 * self.width * self.streams
+
+    def forward(self, X: Streams, x_in: Tensor, c: Tensor, h: Tensor) -> Tensor:
+        wide = saved_dtype(X.state)
+        return add_outer(X.state.to(wide), self.write(h.to(wide)), X.weights.to(wide)).to(X.state.dtype)
+
+    def write(self, h: Tensor) -> Tensor:
+        """What is added, (B, T, d)."""
+        return h
+
+
+class AddNormalisedToStreams(AddToStreams):
+    """H'_j = H_j + w_j h / |h|: the write of the delta rule with weights from the reader (control)."""
+
+    def flops(self) -> int:
+        return super().flops() + 3 * self.width
+
+    def write(self, h: Tensor) -> Tensor:
+        return normalize_direction(h, self.eps)
+
+
+class Carry(Rule):
+    """Addition for readers that keep earlier tensors: the output is added to each running sum."""
+
+    takes = Sums
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width = config.width
+
+    def flops(self) -> int:
+        return self.width
+
+    def forward(self, X: Sums, x_in: Tensor, c: Tensor, h: Tensor) -> Sums:
+        return X._replace(running=tuple(h if sum_ is None else sum_ + h for sum_ in X.running))
+
+
 RULES: dict[str, type[Rule]] = {
     "additive": Additive,
     "normalised": Normalised,
     "additive-erase": AdditiveErase,
     "delta": Delta,
+    "highway": Highway,
+    "norm-preserving": NormPreserving,
+    "laurel-rw": LaurelWeights,
+    "laurel-lr": LaurelLowRank,
+    "streams": AddToStreams,
+    "normalised-streams": AddNormalisedToStreams,
+    "carry": Carry,
 }
 
 
@@ -233,18 +389,22 @@ class FixedGate(nn.Module):
         return torch.full(c.shape[:-1], self.beta, dtype=saved_dtype(c), device=c.device)
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that the model starts at zero."""
+
+
 class Gate(nn.Module):
     """beta = 2 sigmoid(Linear(c)), or 2 sigmoid(Linear(tanh(Linear(c)))), with logits in fp32 or wider (App. A.2).
 
-    `gate_limit` replaces the 2.
+    `gate_limit` replaces the 2. A gate can have several outputs.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, outputs: int = 1) -> None:
         super().__init__()
         self.limit = config.gate_limit
         features = config.gate_hidden if config.gate == "mlp" else config.width
         self.hidden = nn.Linear(config.width, features, bias=False) if config.gate == "mlp" else None
-        self.logit = nn.Linear(features, 1)
+        self.logit = nn.Linear(features, outputs)
         share = min(max(config.gate_init / self.limit, 1e-12), 1 - 1e-12)
         bias = min(max(math.log(share / (1 - share)), -GATE_LOGIT_LIMIT), GATE_LOGIT_LIMIT)
         nn.init.constant_(self.logit.bias, bias)
@@ -253,7 +413,7 @@ class Gate(nn.Module):
         return linear_flops(self)
 
     def forward(self, c: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T) in (0, limit)."""
+        """(B, T, d) -> (B, T), or (B, T, outputs) with several outputs, in (0, limit)."""
         with torch.autocast(c.device.type, enabled=False):
             c = c.to(self.logit.weight.dtype)  # this weight stays in fp32 when the model computes in bf16
             if self.hidden is not None:
@@ -304,154 +464,6 @@ class MLPDirection(nn.Module):
         return self.down(F.silu(self.up(X)))
 
 
-class Expand(nn.Module):
-    """Maps the embedding to the state: unchanged, repeated, or by the embedding convolution EC (App. A.3).
-
-    On a scalar state, EC has one output channel: a short causal convolution over tokens (control).
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.value_channels = config.value_channels
-        self.convolve = expand_reference if config.kernels == "reference" else expand_embedding
-        self.kernel = None
-        if config.embed_conv:
-            self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.embed_conv_kernel))
-
-    def flops(self) -> int:
-        return 0 if self.kernel is None else 2 * self.kernel.numel()
-
-    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
-        """(B, T, d) -> (B, T, d) if d_v = 1, else (B, T, d, d_v); `window` holds the embeddings before x."""
-        if self.kernel is None:
-            return x if self.value_channels == 1 else repeat_embedding(x, self.value_channels)
-        kernel = self.kernel.to(x.dtype)
-        if window is None:
-            X = self.convolve(x, kernel)
-        else:
-            before = kernel.shape[-1] - 1
-            X = self.convolve(window.extend(x, before), kernel)[:, before:]
-        return X.squeeze(-1) if self.value_channels == 1 else X
-
-
-class NoCompressor(nn.Module):
-    """The compressor of a scalar state: the readout is the state."""
-
-    fused = True  # whether `Rule.rewrite_and_read` can compute it, from its taps
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-
-    def flops(self) -> int:
-        return 0
-
-    def taps(self) -> None:
-        """None: there are no taps."""
-
-    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
-        return X
-
-
-class Compressor(nn.Module, abc.ABC):
-    """(B, T, d, d_v) -> (B, T, d), x_in[t,i] = sum_s sum_j taps[s,j,i] X[t-s,i,j]; subclasses define `taps`."""
-
-    fused = True
-    kernel: nn.Parameter  # each entry costs one multiply-add per token
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.compress = compress_reference if config.kernels == "reference" else compress
-
-    def flops(self) -> int:
-        return 2 * self.kernel.numel()
-
-    @abc.abstractmethod
-    def taps(self) -> Tensor:
-        """The taps (K, d_v, d)."""
-
-    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
-        """(B, T, d, d_v) -> (B, T, d); `window` holds the states before X."""
-        taps = self.taps().to(X.dtype)
-        before = taps.shape[0] - 1
-        if window is None or before == 0:
-            return self.compress(X, taps)
-        X = window.extend(X.mT, before).mT  # features are innermost in memory, so join in that layout
-        return self.compress(X, taps)[:, before:]
-
-
-class TokenCompressor(Compressor):
-    """TC: starts as the mean over the value channels (identity taps, read vector 1 / d_v)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.kernel = nn.Parameter(identity_taps(config.width, config.value_channels, config.compressor_kernel))
-        self.read = nn.Parameter(torch.full((config.value_channels,), 1 / config.value_channels))
-
-    def taps(self) -> Tensor:
-        return token_taps(self.kernel, self.read)
-
-
-class ChannelCompressor(Compressor):
-    """CC: starts as the mean over the value channels."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.kernel = nn.Parameter(torch.full((config.width, config.value_channels), 1 / config.value_channels))
-
-    def taps(self) -> Tensor:
-        return channel_taps(self.kernel)
-
-
-class MeanCompressor(nn.Module):
-    """The mean over the value channels, without parameters (control)."""
-
-    fused = False
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.state_size = config.width * config.value_channels
-
-    def flops(self) -> int:
-        return 2 * self.state_size  # as many as CC: a weighted sum whose weights are fixed
-
-    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
-        """(B, T, d, d_v) -> (B, T, d)."""
-        return X.mean(dim=-1)
-
-
-class DynamicCompressor(MeanCompressor):
-    """x_in = sum_j a_j X_j with one weight per token and value channel, a = 1 / d_v + W RMSNorm(mean_j X_j) (control).
-
-    The norm has no weight. W starts at zero, so x_in starts as the mean. The weights are computed in fp32 or wider.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.eps = config.norm_eps
-        self.map = nn.Parameter(torch.zeros(config.value_channels, config.width))  # no matrix that the model draws
-
-    def flops(self) -> int:
-        return 3 * super().flops()  # the mean, the map and the weighted sum
-
-    def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
-        """(B, T, d, d_v) -> (B, T, d)."""
-        wide = saved_dtype(X)
-        with torch.autocast(X.device.type, enabled=False):
-            mean = super().forward(X).to(wide)
-            change = F.linear(F.rms_norm(mean, mean.shape[-1:], eps=self.eps), self.map.to(wide))
-            weights = 1 / X.shape[-1] + change
-            return (X.to(wide) * weights.unsqueeze(-2)).sum(-1).to(X.dtype)
-
-
-COMPRESSORS: dict[str, type[NoCompressor] | type[Compressor] | type[MeanCompressor]] = {
-    "none": NoCompressor,
-    "tc": TokenCompressor,
-    "cc": ChannelCompressor,
-    "mean": MeanCompressor,
-    "dynamic": DynamicCompressor,
-}
-
-
 def make_rule(config: ModelConfig) -> Rule:
     """Build the rule that `config.residual` names, for one sublayer.
 
@@ -471,10 +483,3 @@ def add_outer(X: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def linear_flops(module: nn.Module) -> int:
     """FLOPs per token of all linear layers in a module."""
     return sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
-
-
-def identity_taps(width: int, channels: int, taps: int) -> Tensor:
-    """A kernel (d, d_v, K) that passes the current token through: tap 0 is one, the others are zero."""
-    kernel = torch.zeros(width, channels, taps)
-    kernel[..., 0] = 1.0
-    return kernel

@@ -17,6 +17,7 @@ from transformers.utils import can_return_tuple
 from ddl.config import ModelConfig, from_mapping, to_mapping
 from ddl.model.cache import Cache
 from ddl.model.language_model import LanguageModel
+from ddl.model.readers import Reader
 from ddl.model.residual import Rule
 from ddl.model.run_files import TRANSFORMERS_KEYS, ModelFileError, read_settings
 
@@ -91,8 +92,11 @@ class DDLForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: DDLConfig) -> None:
         super().__init__(config)
         self.model = LanguageModel(config.settings())
-        rules = [(name, module) for name, module in self.model.named_modules() if isinstance(module, Rule)]
+        named = list(self.model.named_modules())
+        rules = [(name, module) for name, module in named if isinstance(module, Rule)]
+        readers = [name for name, module in named if isinstance(module, Reader) and [*module.parameters()]]
         self._keep_in_fp32_modules_strict = {f"{name}.{part}." for name, rule in rules for part in rule.fp32}
+        self._keep_in_fp32_modules_strict |= {f"{name}." for name in readers}
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

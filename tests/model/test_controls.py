@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ddl.config import load_scale, load_variants
+from ddl.model.expanded_state import COMPRESSORS, Expand
 from ddl.model.flops import flops_per_token
 from ddl.model.language_model import LanguageModel, parameter_count
-from ddl.model.residual import COMPRESSORS, Expand, make_rule
+from ddl.model.residual import make_rule
 from ddl.model.run_files import load_model, save_model
 from ddl.model.transformers_model import DDLForCausalLM
 from tests.model.test_generate import NEAR, in_parts

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from ddl.config import ModelConfig, from_mapping, load_scale, load_variants
 from ddl.layout import ROOT
+from ddl.model.expanded_state import ChannelCompressor, TokenCompressor
 from ddl.model.language_model import LanguageModel, rotary, rotate
-from ddl.model.residual import ChannelCompressor, Gate, TokenCompressor
+from ddl.model.residual import Gate
 from ddl.ops.compress import compress_channels, compress_reference, token_taps
 from ddl.ops.rewrite import normalize_direction
 

@@ -5,16 +5,8 @@ import math
 import pytest
 import torch
 
-from ddl.model.residual import (
-    Additive,
-    ChannelCompressor,
-    Delta,
-    Expand,
-    Gate,
-    MLPDirection,
-    TokenCompressor,
-    Value,
-)
+from ddl.model.expanded_state import ChannelCompressor, Expand, TokenCompressor
+from ddl.model.residual import Additive, Delta, Gate, MLPDirection, Value
 
 MLP = {"direction": "mlp", "value_input": "output"}
 
