@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddl.config import SHOTS, SIZES, Scale, Study, load_scale, load_study
+from ddl.config import FAMILIES, SHOTS, SIZES, Scale, Study, load_scale, load_study
 from ddl.errors import UserError
 
 if TYPE_CHECKING:
@@ -481,11 +481,19 @@ def cost(scale: Scale, size: str, out: Path) -> None:
 
 @commands.command()
 @of_scale
-def describe(scale: Scale) -> None:
-    """Print parameters, FLOPs and state bytes of each model."""
+@click.option(
+    "--family",
+    type=click.Choice(FAMILIES),
+    multiple=True,
+    default=("paper", "own"),
+    show_default=True,
+    help="Family of designs; can be repeated.",
+)
+def describe(scale: Scale, family: tuple[str, ...]) -> None:
+    """Print parameters, FLOPs and residual state of each design."""
     from ddl.model.flops import describe
 
-    click.echo(describe(scale))
+    click.echo(describe(scale, family))
 
 
 @commands.command()

@@ -25,6 +25,7 @@ BACKBONES_FILE = ROOT / "config" / "backbones.yaml"
 SCALES_DIR = ROOT / "config" / "scales"
 STUDIES_DIR = ROOT / "config" / "studies"
 SHOTS = (0, 1)  # demonstrations per prompt: 0 in Tables 7 and 8, 1 in Tables 1 and 2
+FAMILIES = ("paper", "own", "control", "rival")  # of designs, see `Variant`
 SIZES = ("small", "medium")
 SCALAR_RULES = ("additive", "normalised", "additive-erase", "highway", "norm-preserving", "laurel-rw", "laurel-lr")
 # Setting of a part of a design -> the setting that chooses the part, and the choices that read it.

@@ -22,7 +22,7 @@ from ddl.config import Scale
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.tokenizer import end_of_text_id, load_tokenizer
 from ddl.evaluation.interventions import intervene
-from ddl.evaluation.model_check import check_model
+from ddl.evaluation.model_check import EvaluationError, check_model
 from ddl.evaluation.rule_parts import Inputs, carry, direction, has_part, watched, write
 from ddl.files import write_json
 from ddl.model.language_model import LanguageModel
@@ -306,6 +306,11 @@ def measure_run(scale: Scale, run: Path, data: Path, out: Path) -> None:
     split = TokenSequences(data / "manifest.json", "val", scale.sequence_length)
     model, settings = plain_model(run, None, device), scale.evaluation
     check_model(scale, model, split.vocab_size, data)
+    if any(rule.takes is not Tensor for rule in model.rules()):
+        raise EvaluationError(
+            f"{run}: expected a design whose rules change one tensor, found reader {model.config.reader!r}, with which "
+            "the state is several"
+        )
     chosen = spread_sequences(split, settings.mechanism_tokens)
     inputs, targets = split.batch(chosen)
     final = json.loads((run / "summary.json").read_text(encoding="utf-8"))["steps"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddl.config import ModelConfig
 from ddl.model.cache import Window
 from ddl.ops.compress import channel_taps, compress, compress_reference, token_taps
-from ddl.ops.dispatch import saved_dtype
+from ddl.ops.dispatch import saved_dtype, without_autocast
 from ddl.ops.expand import expand_embedding, expand_reference, repeat_embedding
 
 
@@ -148,7 +148,7 @@ class DynamicCompressor(MeanCompressor):
     def forward(self, X: Tensor, window: Window | None = None) -> Tensor:
         """(B, T, d, d_v) -> (B, T, d)."""
         wide = saved_dtype(X)
-        with torch.autocast(X.device.type, enabled=False):
+        with without_autocast(X):
             mean = super().forward(X).to(wide)
             change = F.linear(F.rms_norm(mean, mean.shape[-1:], eps=self.eps), self.map.to(wide))
             weights = 1 / X.shape[-1] + change

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ddl.config import ConfigError, ModelConfig
 from ddl.model.cache import Window
 from ddl.model.residual import RULES, Streams, Sums
-from ddl.ops.dispatch import saved_dtype
+from ddl.ops.dispatch import saved_dtype, without_autocast
 
 MIX_EPS = 1e-6  # mHC, iHC: added to sigmoids, and to sums before they divide
 SINKHORN_ROUNDS = 20
@@ -160,7 +160,7 @@ class DepthAttention(Reader):
         if len(sources) == 1:
             return sources[0]
         wide = saved_dtype(sources[0])
-        with torch.autocast(sources[0].device.type, enabled=False):
+        with without_autocast(sources[0]):
             query = self.query.to(wide)
             logits = torch.stack([F.rms_norm(v.to(wide), v.shape[-1:], eps=self.eps) @ query for v in sources])
             weights = torch.softmax(logits, dim=0).unsqueeze(-1)
@@ -242,7 +242,7 @@ class HyperConnections(StreamReader):
         if self.is_readout:
             return X.sum(-1), X
         wide = saved_dtype(X)
-        with torch.autocast(X.device.type, enabled=False):
+        with without_autocast(X):
             H = X.mT.to(wide)  # (B, T, n, d), contiguous
             N = F.rms_norm(H, H.shape[-1:], self.norm_weight.to(wide), self.eps) if self.generated else None
             mixed = self.coefficients("read_and_mix", N, wide).mT @ H  # (B, T, 1 + n, d)
@@ -301,7 +301,7 @@ class IdentityMixing(StreamReader):
 
     def forward(self, X: Tensor, compress: Any, window: Window | None = None) -> tuple[Tensor, Any]:
         wide = saved_dtype(X)
-        with torch.autocast(X.device.type, enabled=False):
+        with without_autocast(X):
             H = X.mT.to(wide)
             u = F.rms_norm(H.flatten(-2), (H.shape[-1] * H.shape[-2],), eps=self.eps)
             sizes = list(self.sizes.values())

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddl.config import ConfigError, ModelConfig
-from ddl.ops.dispatch import saved_dtype
+from ddl.ops.dispatch import saved_dtype, without_autocast
 from ddl.ops.fused_rewrite import Rebuilding, fused_rewrite, fused_rewrite_in_place
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
 
@@ -414,7 +414,7 @@ class Gate(nn.Module):
 
     def forward(self, c: Tensor) -> Tensor:
         """(B, T, d) -> (B, T), or (B, T, outputs) with several outputs, in (0, limit)."""
-        with torch.autocast(c.device.type, enabled=False):
+        with without_autocast(c):
             c = c.to(self.logit.weight.dtype)  # this weight stays in fp32 when the model computes in bf16
             if self.hidden is not None:
                 c = torch.tanh(self.hidden(c))

@@ -1,6 +1,8 @@
 """Common code of all operations: choice of device code, precision of the arithmetic, and checks of arguments."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,11 @@ def runs_triton(tensor: Tensor) -> bool:
 def saved_dtype(state: Tensor) -> torch.dtype:
     """The dtype of arithmetic on a state and of values saved for its backward pass: fp64 for fp64, otherwise fp32."""
     return torch.float64 if state.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations compute in the dtype of their arguments; tensors without numbers need none."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], state: Tensor) -> None:

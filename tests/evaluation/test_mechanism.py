@@ -252,6 +252,13 @@ def test_a_run_is_observed_at_every_snapshot_and_at_the_end(trained, tmp_path):
     assert sum(losses["loss"]) / sum(losses["tokens"]) == pytest.approx(summary["val_loss"], rel=0.02)
 
 
+def test_a_state_of_several_tensors_is_refused(trained, tmp_path):
+    assert Run(tiny_scale(), "small", "ihc", 0, trained / "data/manifest.json", tmp_path / "run").train()
+    with pytest.raises(EvaluationError, match="found reader 'identity-mixing', with which the state is several"):
+        measure_run(tiny_scale(), tmp_path / "run", trained / "data", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_of_another_scale_is_refused(trained, tmp_path):
     with pytest.raises(EvaluationError, match="sequences of 8 tokens"):
         measure_run(dataclasses.replace(tiny_scale(), sequence_length=8), trained / "run", trained / "data", tmp_path)
