@@ -33,7 +33,10 @@ def read_study(name: str, folder: str | Path = REFERENCE) -> pd.DataFrame:
     if not path.is_file():
         raise StudyRowsError(f"{path}: not found: `snakemake --cores all study --config study={name}` writes it")
     return pd.read_csv(
-        path, dtype={"reason": str}, keep_default_na=False, na_values={"val_loss": [""], "flops_per_token": [""]}
+        path,
+        dtype={"reason": str},
+        keep_default_na=False,
+        na_values={name: [""] for name in ("val_loss", "flops_per_token", "stream_cosine")},
     )
 
 

@@ -18,6 +18,7 @@ from ddl.config import Scale
 from ddl.data.sequences import TokenSequences
 from ddl.data.tokenizer import end_of_text_id, load_tokenizer
 from ddl.evaluation.run import validation_loss
+from ddl.evaluation.stream_cosine import stream_cosine
 from ddl.files import write_json
 from ddl.layout import Point
 from ddl.model.language_model import parameter_count
@@ -26,6 +27,8 @@ from ddl.provenance import provenance
 from ddl.training.checkpoints import Stale
 from ddl.training.errors import NotFiniteError
 from ddl.training.run import Run
+
+STREAM_SEQUENCES = 64  # of the validation split, for the similarity of streams
 
 
 def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "refuse") -> bool:
@@ -39,7 +42,7 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
     except NotFiniteError as error:
         reason = f"diverged: {str(error).partition(';')[0]}"
         run.say(reason)
-    losses: dict[str, Any] = {"val_loss": None, "val_loss_stderr": None}
+    losses: dict[str, Any] = dict.fromkeys(("val_loss", "val_loss_stderr", "stream_cosine"))
     if run.processes.leads:
         if not reason:
             sequences = TokenSequences(data, "val", scale.sequence_length)
@@ -48,6 +51,8 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
             model = load_model(out, run.processes.device)  # in one piece, even if several processes trained it
             losses, documents = validation_loss(model, sequences, batch_tokens, dtype, end_of_text)
             documents.save(out / "documents.safetensors")
+            first, _ = sequences.batch(range(min(STREAM_SEQUENCES, len(sequences))))
+            losses["stream_cosine"] = stream_cosine(model, first.to(run.processes.device))
         source = provenance()
         write_json(
             out / "point.json",
@@ -62,6 +67,7 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
                 "seed": point.seed,
                 "val_loss": losses["val_loss"],
                 "val_loss_stderr": losses["val_loss_stderr"],
+                "stream_cosine": losses["stream_cosine"],
                 "params": parameter_count(run.config)["total"],
                 "seconds": run.progress.seconds,
                 "reason": reason,

@@ -33,6 +33,7 @@ REFERENCES = {
     "ddl-dv1-ec": ("ddl-dv1", {"embed_conv"}),
     "baseline-equal-parameters": ("baseline", {"mlp_extra"}),
     "baseline-equal-flops": ("baseline", {"mlp_extra"}),
+    "baseline-wider": ("baseline", {"mlp_extra"}),
     "write-only": ("ddl-dv1", {"erase"}),
     "write-only-cc": ("ddl-cc", {"erase"}),
     "separate-gates": ("ddl-dv1", {"erase"}),
@@ -312,6 +313,11 @@ def test_wider_baselines_reach_ddl_cc_with_the_fewest_units_that_do_at_both_size
         enough.append(cost(one_less) >= target)
         assert cost(wider) - target < 0.01 * target
     assert not all(enough)
+
+
+def test_the_wider_baseline_has_as_many_parameters_as_mhc_at_the_medium_size():
+    counts = [parameter_count(load_scale("laptop").model("medium", slug))["total"] for slug in ("baseline-wider", "mhc")]
+    assert 0 <= counts[0] - counts[1] < 3 * 128 * 4  # one hidden unit in every block
 
 
 @pytest.mark.parametrize("variant", CONTROLS)
