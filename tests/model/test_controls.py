@@ -316,7 +316,9 @@ def test_wider_baselines_reach_ddl_cc_with_the_fewest_units_that_do_at_both_size
 
 
 def test_the_wider_baseline_has_as_many_parameters_as_mhc_at_the_medium_size():
-    counts = [parameter_count(load_scale("laptop").model("medium", slug))["total"] for slug in ("baseline-wider", "mhc")]
+    counts = [
+        parameter_count(load_scale("laptop").model("medium", slug))["total"] for slug in ("baseline-wider", "mhc")
+    ]
     assert 0 <= counts[0] - counts[1] < 3 * 128 * 4  # one hidden unit in every block
 
 
