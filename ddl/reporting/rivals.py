@@ -1,0 +1,105 @@
+"""Residual designs of several papers side by side, from the rows of the study `rivals`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ddl.config import load_scale
+from ddl.layout import BASELINE, REFERENCE
+from ddl.reporting.judged_claims import FAIR, SCALE, of_runs
+from ddl.reporting.read_studies import rows_if_any
+from ddl.reporting.seed_statistics import Blocks, Estimate, holm, over_seeds, p_value
+
+STUDY = "rivals"
+SPEEDS = REFERENCE / "designs.csv"  # rows of benchmarks/designs.py
+STRONG = "normalised-branch-ec"  # the strongest baseline of the controls
+COSTS = ("params", "flops_per_token")
+WIDER = (BASELINE, "baseline-equal-parameters", "baseline-equal-flops", "baseline-wider")  # hidden units 0, 9, 16, 66
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One design at one size. Differences are in nats, negative if the design is better; None for too few runs."""
+
+    slug: str
+    loss: Estimate
+    diverged: int  # runs without a loss
+    params: int
+    flops: float  # per token; NaN if the rule does not count them
+    stream_cosine: float  # between two streams at the readout, mean over seeds; NaN for one stream
+    over_baseline: Estimate | None
+    p: float | None  # of that difference, adjusted for all designs by Holm's method
+    over_strong: Estimate | None
+    at_equal_params: Estimate | None  # minus a baseline with a wider MLP, interpolated between two that were run
+    at_equal_flops: Estimate | None
+
+
+def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
+    """All designs of the study at one size and the shared learning rate, from the lowest loss to the highest."""
+    every = rows_if_any(STUDY) if rows is None else rows
+    shared = load_scale(SCALE).training.learning_rate
+    own = every[(every["size"] == size) & (every["backbone"] == FAIR) & (every["learning_rate"] == shared)]
+    losses = of_runs(own, size, FAIR)
+    blocks = Blocks.if_enough(losses)
+    params, flops = ({str(k): float(v) for k, v in own.groupby("variant")[name].first().items()} for name in COSTS)
+    cosines = own.groupby("variant")["stream_cosine"].mean() if "stream_cosine" in own else pd.Series(dtype=float)
+    differences = blocks_against(blocks, BASELINE)
+    strong = blocks_against(blocks, STRONG)
+    freedom = blocks.degrees_of_freedom if blocks else 0
+    adjusted = holm({slug: p_value(each, freedom) for slug, each in differences.items()})
+    found = [
+        Compared(
+            slug,
+            over_seeds(list(runs.values())),
+            int(own[own["variant"] == slug]["val_loss"].isna().sum()),
+            int(params[slug]),
+            flops[slug],
+            float(cosines.get(slug, math.nan)),
+            differences.get(slug),
+            adjusted.get(slug),
+            strong.get(slug),
+            beyond_width(blocks, params, slug),
+            beyond_width(blocks, flops, slug),
+        )
+        for slug, runs in losses.items()
+    ]
+    return sorted(found, key=lambda each: each.loss.mean)
+
+
+def blocks_against(blocks: Blocks | None, reference: str) -> dict[str, Estimate]:
+    """Every other design minus `reference`, each interval for itself; empty if there are too few runs."""
+    if not blocks or reference not in blocks.designs:
+        return {}
+    return {slug: blocks.difference(slug, reference) for slug in blocks.designs if slug != reference}
+
+
+def beyond_width(blocks: Blocks | None, costs: Mapping[str, float], slug: str) -> Estimate | None:
+    """Loss of a design minus that of a baseline that costs as much, with an MLP as wide as needed.
+
+    The baseline is interpolated linearly between the two widths around the cost. None if the design costs more than the
+    widest baseline, or one of the three was not run.
+    """
+    if not blocks or slug in WIDER or not {slug, BASELINE} <= set(blocks.designs) or not math.isfinite(costs[slug]):
+        return None
+    widths = sorted((width for width in WIDER if width in blocks.designs), key=costs.__getitem__)
+    places = [costs[width] for width in widths]
+    if not places[0] <= costs[slug] <= places[-1]:
+        return None
+    above = max(int(np.searchsorted(places, costs[slug])), 1)
+    if above == len(places):
+        return None
+    share = (costs[slug] - places[above - 1]) / (places[above] - places[above - 1])
+    return blocks.contrast({slug: 1.0, widths[above - 1]: share - 1, widths[above]: -share})
+
+
+def speeds(size: str) -> pd.DataFrame:
+    """The newest measured step times, with columns variant, kernels, ms and ratio; empty if none were measured."""
+    columns = ["variant", "kernels", "ms", "ratio"]
+    if not SPEEDS.is_file():
+        return pd.DataFrame(columns=columns)
+    rows = pd.read_csv(SPEEDS)
+    rows = rows[(rows["scale"] == SCALE) & (rows["size"] == size)].sort_values("utc", kind="stable")
+    return rows.drop_duplicates(["variant", "kernels"], keep="last")[columns]

@@ -1,0 +1,102 @@
+"""The comparison of residual designs, from made-up rows."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ddl.config import load_scale, load_study, load_variants
+from ddl.reporting import rivals
+from ddl.reporting.judged_claims import FAIR
+from ddl.reporting.rivals import WIDER, compared, speeds
+
+MEANS = {
+    "baseline": 4.2,
+    "baseline-equal-flops": 4.18,
+    "baseline-wider": 4.08,
+    "normalised-branch-ec": 4.05,
+    "ihc": 4.1,
+}
+PARAMS = {
+    "baseline": 1000,
+    "baseline-equal-flops": 1100,
+    "baseline-wider": 1600,
+    "normalised-branch-ec": 1000,
+    "ihc": 1350,
+}
+
+
+def rows(seeds=4, cosine=0.5):
+    noise = np.random.default_rng(0).normal(0, 0.003, (len(MEANS), seeds))
+    shared = load_scale("laptop").training.learning_rate
+    return pd.DataFrame(
+        [
+            {
+                "size": "small",
+                "backbone": FAIR,
+                "variant": slug,
+                "steps": 512,
+                "tokens": 1024,
+                "learning_rate": shared,
+                "seed": seed,
+                "val_loss": mean + 0.1 * seed + noise[place, seed],
+                "params": PARAMS[slug],
+                "flops_per_token": 2.0 * PARAMS[slug],
+                "stream_cosine": cosine if slug == "ihc" else math.nan,
+            }
+            for place, (slug, mean) in enumerate(MEANS.items())
+            for seed in range(seeds)
+        ]
+    )
+
+
+def test_designs_are_compared_with_both_baselines_from_the_lowest_loss():
+    found = compared("small", rows())
+    assert [each.slug for each in found] == sorted(MEANS, key=MEANS.__getitem__)
+    ihc = next(each for each in found if each.slug == "ihc")
+    assert ihc.over_baseline.mean == pytest.approx(-0.1, abs=0.006)
+    assert ihc.over_strong.mean == pytest.approx(0.05, abs=0.006)
+    assert ihc.p < 1e-6
+    assert (ihc.loss.n, ihc.params, ihc.stream_cosine, ihc.diverged) == (4, 1350, 0.5, 0)
+    assert next(each for each in found if each.slug == "baseline").over_baseline is None
+
+
+def test_a_design_is_compared_with_a_baseline_as_expensive():
+    ihc = next(each for each in compared("small", rows()) if each.slug == "ihc")
+    # 1,350 parameters are in the middle between two widened baselines with losses 4.18 and 4.08
+    assert ihc.at_equal_params.mean == pytest.approx(4.1 - 4.13, abs=0.006)
+    assert ihc.at_equal_flops.mean == pytest.approx(ihc.at_equal_params.mean)
+    frame = rows()
+    frame.loc[frame["variant"] == "ihc", "params"] = 2000  # more than the widest baseline has
+    ihc = next(each for each in compared("small", frame) if each.slug == "ihc")
+    assert ihc.at_equal_params is None
+    assert ihc.at_equal_flops is not None
+
+
+def test_diverged_runs_are_counted_and_few_runs_are_no_comparison():
+    frame = rows()
+    frame.loc[(frame["variant"] == "ihc") & (frame["seed"] == 3), "val_loss"] = math.nan
+    ihc = next(each for each in compared("small", frame) if each.slug == "ihc")
+    assert (ihc.diverged, ihc.loss.n) == (1, 3)
+    (single, *_) = compared("small", rows(seeds=1))
+    assert (single.over_baseline, single.p) == (None, None)
+    assert compared("medium", rows()) == []
+
+
+def test_the_newest_speed_of_a_design_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "SPEEDS", tmp_path / "designs.csv")
+    assert speeds("small").empty
+    columns = ["scale", "size", "variant", "kernels", "ms", "ratio", "utc"]
+    values = [
+        ["laptop", "small", "ihc", "reference", ms, 0.8, utc] for ms, utc in ((200, "2026-01-02"), (100, "2026-01-01"))
+    ]
+    pd.DataFrame(values, columns=columns).to_csv(rivals.SPEEDS, index=False)
+    assert speeds("small")["ms"].tolist() == [200]
+
+
+def test_every_rival_and_every_width_of_the_baseline_is_in_the_study():
+    designs = {point.variant for point in load_study("rivals").points()}
+    assert {slug for slug, variant in load_variants().items() if variant.family == "rival"} | set(WIDER) <= designs
+    tuned = {point.variant for point in load_study("rivals-rates").points()}
+    assert tuned == {slug for slug, variant in load_variants().items() if variant.family == "rival"}
