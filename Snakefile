@@ -65,6 +65,7 @@ NOTEBOOKS = list(DRAWN)
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - {*DRAWN, STUDY})
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
 NOISE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("noise.csv"))
+DESIGN_SPEEDS = [str(path) for path in [Path("results/reference/designs.csv")] if path.is_file()]
 REFERENCE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("*.csv"))
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))
 
@@ -629,6 +630,7 @@ READ = {
         interventions=every_run(f"{MECHANISM}/interventions.json"),
         studies=REFERENCE_ROWS,
     ),
+    "15_rivals": dict(rows=REFERENCE_ROWS, speeds=DESIGN_SPEEDS),
 }
 for notebook, results in READ.items():
 

@@ -1,0 +1,171 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # How do other residual streams compare?
+#
+# DDL is one of several designs that replace the residual addition. Each was published in its own training code. Here
+# they share backbone, data, order of the data, recipe and the repaired embedding, so that two designs differ in the
+# residual stream alone. The page `docs/residual-designs.md` gives all of them in one notation, what their papers
+# report, and what we expected before the runs. The rows are kept with the package.
+
+# %% tags=["parameters"]
+results = "results/laptop"
+studies = "results/reference"
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from ddl.config import load_scale, load_variants, paper_variants
+from ddl.layout import BASELINE
+from ddl.reporting.figures import label, look, save_figure
+from ddl.reporting.judged_claims import SCALE
+from ddl.reporting.notebook_style import set_style
+from ddl.reporting.read_studies import rows_if_any
+from ddl.reporting.rivals import STRONG, WIDER, compared, speeds
+from ddl.reporting.table_format import DASH, count
+
+set_style()
+variants = load_variants()
+labels = {slug: variant.label for slug, variant in variants.items()}
+found = {size: compared(size) for size in ("small", "medium")}
+found = {size: rows for size, rows in found.items() if any(each.over_baseline for each in rows)}
+MARGIN = 0.03  # nats beside the lowest and the highest mean; wider intervals are cut
+
+
+def color_of(slug):
+    """Designs of the paper have their colours, rivals are black, controls grey."""
+    return look(slug)["color"] if slug in paper_variants() else "black" if variants[slug].family == "rival" else "0.6"
+
+
+# %%
+said = []
+for size, rows in found.items():
+    rivals = [each for each in rows if variants[each.slug].family == "rival" and each.over_baseline]
+    better = [each for each in rivals if each.p < 0.05 and each.over_baseline.mean < 0]
+    strong = [each for each in better if each.over_strong and each.over_strong.high < 0]
+    said.append(
+        f"**{size.capitalize()}: {len(better)} of {len(rivals)} rival designs end below the baseline, and "
+        f"{len(strong)} below the baseline with normalised outputs and EC.**"
+    )
+Markdown(" ".join(said) if said else "The runs of this study have not been done.")
+
+# %% [markdown]
+# Each design's loss minus that of the baseline, from the lowest to the highest, with intervals from the noise pooled
+# over all designs (95 %, each for itself). Colours: the paper's designs; black: rivals; grey: baselines and controls.
+# The dotted line is the baseline with normalised outputs and EC.
+
+# %% alt="Loss of each residual design minus that of the baseline, with intervals, in order, one panel for each size"
+tallest = max((len(rows) for rows in found.values()), default=1)
+figure, panels = plt.subplots(
+    1,
+    max(len(found), 1),
+    figsize=(4.6 * max(len(found), 1), 0.9 + 0.22 * tallest),
+    layout="constrained",
+    squeeze=False,
+)
+for axes, (size, rows) in zip(panels[0], found.items(), strict=False):
+    shown = [each for each in rows if each.over_baseline]
+    for place, each in enumerate(shown):
+        difference = each.over_baseline
+        style = {"color": color_of(each.slug), "marker": "o", "markersize": 4, "capsize": 2}
+        axes.errorbar(difference.mean, place, xerr=difference.half_width, **style)
+        if each.slug == STRONG:
+            axes.axvline(difference.mean, color="0.4", linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(shown)), [f"{label(labels[each.slug])} ({each.loss.n})" for each in shown], fontsize=8)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    means = [each.over_baseline.mean for each in shown]
+    axes.set_xlim(min([0, *means]) - MARGIN, max([0, *means]) + MARGIN)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set(title=size.capitalize(), xlabel="Loss minus that of the baseline (nats)")
+save_figure(figure, results, "rivals")
+
+# %% [markdown]
+# In brackets: the seeds. The table adds the p-value of the difference, adjusted for the number of designs (Holm), the
+# difference to the stronger baseline, the difference to a baseline whose MLP is wide enough to cost as much, and how
+# alike the streams are at the readout: with a cosine of 1 they are one stream.
+
+# %%
+tables = []
+for size, rows in found.items():
+    measured = speeds(size).set_index(["variant", "kernels"])["ratio"] if len(speeds(size)) else {}
+    for each in rows:
+        plain, fused = measured.get((each.slug, "reference")), measured.get((each.slug, "auto"))
+        speed = DASH if plain is None else f"{plain:.2f}" + (f" (fused {fused:.2f})" if fused is not None else "")
+        tables.append(
+            {
+                "size": size,
+                "design": labels[each.slug],
+                "seeds": each.loss.n,
+                "diverged": each.diverged,
+                "minus the baseline": DASH if each.over_baseline is None else each.over_baseline.shown("+"),
+                "p": DASH if each.p is None else "< 0.001" if each.p < 0.001 else f"{each.p:.2g}",
+                "minus the strong baseline": DASH if each.over_strong is None else each.over_strong.shown("+"),
+                "at equal parameters": DASH if each.at_equal_params is None else each.at_equal_params.shown("+"),
+                "at equal FLOPs": DASH if each.at_equal_flops is None else each.at_equal_flops.shown("+"),
+                "parameters": count(each.params),
+                "MFLOP per token": f"{each.flops / 1e6:.3g}",
+                "speed": speed,
+                "stream cosine": DASH if math.isnan(each.stream_cosine) else f"{each.stream_cosine:.2f}",
+            }
+        )
+pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
+
+# %% [markdown]
+# *Speed* is the baseline's time of a training step over the design's, on one machine and thread, in plain PyTorch. Only
+# DDL has operations of its own; its speed with them is in brackets. A dash at equal cost: the design costs more than
+# the widest baseline that was run, or has no more parameters or operations than the baseline.
+#
+# Loss against cost: the lower left is better. The line joins the baselines with wider MLPs.
+
+# %% alt="Loss minus the baseline's against FLOPs per token and against time per step, one row of panels for each size"
+costs = {"FLOPs per token, baseline = 1": lambda size, each: each.flops, "Time per step, baseline = 1": None}
+figure, panels = plt.subplots(
+    max(len(found), 1), 2, figsize=(8.6, 3.2 * max(len(found), 1)), layout="constrained", squeeze=False
+)
+for row, (size, rows) in zip(panels, found.items(), strict=False):
+    measured = speeds(size)
+    times = {each.variant: 1 / each.ratio for each in measured.itertuples() if each.kernels == "reference"}
+    base = next(each for each in rows if each.slug == BASELINE)
+    flops = {each.slug: each.flops / base.flops for each in rows}
+    for axes, (title, places) in zip(row, zip(costs, (flops, times), strict=True), strict=True):
+        for each in rows:
+            if each.slug not in places or not (each.over_baseline or each.slug == BASELINE):
+                continue
+            mean = each.over_baseline.mean if each.over_baseline else 0.0
+            half = each.over_baseline.half_width if each.over_baseline else 0.0
+            style = {"color": color_of(each.slug), "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
+            axes.errorbar(places[each.slug], mean, yerr=half, **style)
+            if each.over_baseline and (each.p < 0.05 or variants[each.slug].family == "paper"):
+                near = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 6}
+                axes.annotate(label(labels[each.slug]), (places[each.slug], mean), **near)
+        wider = [(places[each.slug], each.over_baseline.mean if each.over_baseline else 0.0)
+                 for each in rows if each.slug in WIDER and each.slug in places]  # fmt: skip
+        if wider:
+            axes.plot(*np.array(sorted(wider)).T, color="0.6", linewidth=1)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(xlabel=title, ylabel="Loss minus the baseline's (nats)", title=size.capitalize())
+save_figure(figure, results, "rivals-cost")
+
+# %% [markdown]
+# ## Does the shared learning rate favour a design?
+#
+# Every rival at three rates with half of the steps and another seed: the loss by rate, and what the shared rate costs.
+
+# %%
+rates, shared = rows_if_any("rivals-rates"), load_scale(SCALE).training.learning_rate
+table = rates.pivot_table(index="variant", columns="learning_rate", values="val_loss", sort=False)
+if len(table):
+    table["lost at the shared rate"] = table[shared] - table.min(axis=1)
+    table.index = [labels[slug] for slug in table.index]
+table.round(3) if len(table) else "not run"
