@@ -64,6 +64,7 @@ class Mutation:
 FUSED, REWRITE, LEARNER = "ddl/ops/fused_rewrite_cpu.py", "ddl/ops/rewrite.py", "ddl/training/learner.py"
 COMPRESS, EXPAND, LOSS = "ddl/ops/compress.py", "ddl/ops/expand.py", "ddl/ops/cross_entropy.py"
 RULE, MODEL, CACHE = "ddl/model/residual.py", "ddl/model/language_model.py", "ddl/model/cache.py"
+EXPANDED, READER = "ddl/model/expanded_state.py", "ddl/model/readers.py"
 FUSED_KERNEL, REWRITE_KERNEL = "ddl/ops/fused_rewrite_triton.py", "ddl/ops/rewrite_triton.py"
 COMPRESS_KERNEL, EXPAND_KERNEL = "ddl/ops/compress_triton.py", "ddl/ops/expand_triton.py"
 LOSS_KERNEL = "ddl/ops/cross_entropy_triton.py"
@@ -234,19 +235,28 @@ MUTATIONS = [
     Mutation(RULE, "activation of the direction", "F.silu(self.up(X))", "F.relu(self.up(X))"),
     Mutation(RULE, "value's bias starts at zero", "self.linear.bias, config.value_bias_init", "self.linear.bias, 0.0"),
     Mutation(
-        RULE,
+        EXPANDED,
         "TC starts as a sum",
         "torch.full((config.value_channels,), 1 / config.value_channels)",
         "torch.full((config.value_channels,), 1.0)",
     ),
     Mutation(
-        RULE,
+        EXPANDED,
         "CC starts as a sum",
         "torch.full((config.width, config.value_channels), 1 / config.value_channels)",
         "torch.full((config.width, config.value_channels), 1.0)",
     ),
-    Mutation(RULE, "EC and TC start at the oldest token", "kernel[..., 0] = 1.0", "kernel[..., -1] = 1.0"),
+    Mutation(EXPANDED, "EC and TC start at the oldest token", "kernel[..., 0] = 1.0", "kernel[..., -1] = 1.0"),
     Mutation(RULE, "baseline subtracts", "return X + h", "return X - h"),
+    # The readers and rules of other designs.
+    Mutation(RULE, "closed highway takes the output", "* (h - state)).to", "* (state - h)).to"),
+    Mutation(RULE, "empty running sum stays empty", "h if sum_ is None else", "None if sum_ is None else"),
+    Mutation(READER, "x0 skip from the state", "b * first).to(x.dtype)", "b * x).to(x.dtype)"),
+    Mutation(READER, "DenseFormer keeps the weighted sums", "Sums((mean,), kept)", "Sums((mean,), (*kept[:-1], mean))"),
+    Mutation(READER, "depth attention completes blocks late", "if self.place % self.every or", "if self.place % 2 or"),
+    Mutation(READER, "every sublayer reads the first stream", "identity[:, place % n, None]", "identity[:, 0, None]"),
+    Mutation(READER, "mHC's matrix transposed", "(mix.mT @ H)", "(mix @ H)"),
+    Mutation(READER, "iHC writes half", '2 * torch.sigmoid(logits["write"])', 'torch.sigmoid(logits["write"])'),
     # The model around it.
     Mutation(MODEL, "epsilon of the norms", "self.weight.to(x.dtype), self.eps)", "self.weight.to(x.dtype), None)"),
     Mutation(
@@ -274,8 +284,8 @@ MUTATIONS = [
     Mutation(
         MODEL,
         "readout forgets the tokens in the cache",
-        "self.compress(X, cache and cache.readout)",
-        "self.compress(X)",
+        "self.reader(state, self.compress, cache and cache.readout)",
+        "self.reader(state, self.compress)",
     ),
     Mutation(
         MODEL,
@@ -465,14 +475,14 @@ MUTATIONS = [
     Mutation(
         FLOPS,
         "final readout is not counted",
-        "readouts = (len(rules) + 1)",
-        "readouts = len(rules)",
+        "for reader in model.readers())",
+        "for reader in model.readers()[:-1])",
     ),
     Mutation(
         FLOPS,
-        "one stored state per block, not per sublayer",
-        "state * 2 * config.layers",
-        "state * config.layers",
+        "memory of the smallest state, not the largest",
+        "Memory(max(live)",
+        "Memory(min(live)",
     ),
     # The run around the training step.
     Mutation(
@@ -735,7 +745,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     COMPRESS: ("tests/ops/test_ops.py", "tests/ops/test_fused_rewrite.py", "tests/model/test_language_model.py"),
     EXPAND: ("tests/ops/test_ops.py", "tests/ops/test_fused_rewrite.py"),
     LOSS: ("tests/ops/test_cross_entropy.py",),
-    RULE: ("tests/model/test_residual.py", "tests/model/test_language_model.py", "tests/model/test_generate.py"),
+    RULE: (
+        "tests/model/test_residual.py",
+        "tests/model/test_language_model.py",
+        "tests/model/test_generate.py",
+        "tests/model/test_rivals.py",
+    ),
+    EXPANDED: ("tests/model/test_residual.py", "tests/model/test_language_model.py", "tests/model/test_generate.py"),
+    READER: ("tests/model/test_rivals.py",),
     MODEL: ("tests/model/test_backbone.py", "tests/model/test_language_model.py", "tests/model/test_generate.py"),
     CACHE: ("tests/model/test_generate.py",),
     GENERATE: ("tests/model/test_generate.py",),
