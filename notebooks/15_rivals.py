@@ -52,7 +52,7 @@ def color_of(slug):
 said = []
 for size, rows in found.items():
     rivals = [each for each in rows if variants[each.slug].family == "rival" and each.over_baseline]
-    better = [each for each in rivals if each.p < 0.05 and each.over_baseline.mean < 0]
+    better = [each for each in rivals if each.is_better]
     strong = [each for each in better if each.over_strong and each.over_strong.high < 0]
     said.append(
         f"**{size.capitalize()}: {len(better)} of {len(rivals)} rival designs end below the baseline, and "
@@ -146,7 +146,7 @@ for row, (size, rows) in zip(panels, found.items(), strict=False):
             half = each.over_baseline.half_width if each.over_baseline else 0.0
             style = {"color": color_of(each.slug), "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
             axes.errorbar(places[each.slug], mean, yerr=half, **style)
-            if each.over_baseline and (each.p < 0.05 or variants[each.slug].family == "paper"):
+            if each.over_baseline and (each.is_better or variants[each.slug].family == "paper"):
                 near = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 6}
                 axes.annotate(label(labels[each.slug]), (places[each.slug], mean), **near)
         wider = [(places[each.slug], each.over_baseline.mean if each.over_baseline else 0.0)

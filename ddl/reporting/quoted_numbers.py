@@ -15,6 +15,7 @@ from ddl.reporting.evidence import evidence
 from ddl.reporting.figures import comparable, scale_note
 from ddl.reporting.judged_claims import FAIR
 from ddl.reporting.read_results import Record, Results, by_key, of_designs, published
+from ddl.reporting.rivals import rivals
 from ddl.reporting.seed_noise import (
     Rounded,
     noise_of,
@@ -61,6 +62,7 @@ def collect(results: Results) -> Record:
         "gains": {"ours": gained, "published": published_gains()},
         "published_counts": published_counts(),
         "evidence": evidence(),
+        "rivals": rivals(),
         "repaired": scale.backbone == FAIR,
         "evaluation": _evaluation(results),
         "provenance": _provenance(results),

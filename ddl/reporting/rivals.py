@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ddl.config import load_scale
+from ddl.config import SIZES, load_scale, load_variants
+from ddl.files import finite
 from ddl.layout import BASELINE, REFERENCE
 from ddl.reporting.judged_claims import FAIR, SCALE, of_runs
 from ddl.reporting.read_studies import rows_if_any
@@ -16,6 +18,7 @@ from ddl.reporting.seed_statistics import Blocks, Estimate, holm, over_seeds, p_
 STUDY = "rivals"
 SPEEDS = REFERENCE / "designs.csv"  # rows of benchmarks/designs.py
 STRONG = "normalised-branch-ec"  # the strongest baseline of the controls
+ALPHA = 0.05  # of the p-values adjusted for all designs
 COSTS = ("params", "flops_per_token")
 WIDER = (BASELINE, "baseline-equal-parameters", "baseline-equal-flops", "baseline-wider")  # hidden units 0, 9, 16, 66
 
@@ -35,6 +38,11 @@ class Compared:
     over_strong: Estimate | None
     at_equal_params: Estimate | None  # minus a baseline with a wider MLP, interpolated between two that were run
     at_equal_flops: Estimate | None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the design ends below the baseline, beyond the noise and the number of designs."""
+        return self.over_baseline is not None and self.over_baseline.mean < 0 and (self.p or 0.0) < ALPHA
 
 
 def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
@@ -93,6 +101,39 @@ def beyond_width(blocks: Blocks | None, costs: Mapping[str, float], slug: str) -
         return None
     share = (costs[slug] - places[above - 1]) / (places[above] - places[above - 1])
     return blocks.contrast({slug: 1.0, widths[above - 1]: share - 1, widths[above]: -share})
+
+
+def rivals() -> dict[str, Any]:
+    """The comparison at each size as JSON types, estimates as they are printed; a size without rivals is left out."""
+    variants = load_variants()
+    found = {}
+    for size in SIZES:
+        rows = [each for each in compared(size) if each.over_baseline]
+        others = [each for each in rows if variants[each.slug].family == "rival"]
+        if not others:
+            continue
+        better = [each for each in others if each.is_better]
+        found[size] = {
+            "designs": len(others),
+            "better": [variants[each.slug].label for each in better],
+            "better_than_strong": [
+                variants[each.slug].label for each in better if each.over_strong and each.over_strong.high < 0
+            ],
+            "rows": [
+                {
+                    "label": variants[each.slug].label,
+                    "family": variants[each.slug].family,
+                    "seeds": each.loss.n,
+                    "diverged": each.diverged,
+                    "over_baseline": each.over_baseline and each.over_baseline.shown("+"),
+                    "over_strong": each.over_strong and each.over_strong.shown("+"),
+                    "params": each.params,
+                    "flops": finite(each.flops),
+                }
+                for each in rows
+            ],
+        }
+    return found
 
 
 def speeds(size: str) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The comparison of residual designs, from made-up rows."""
 
+import json
 import math
 
 import numpy as np
@@ -100,3 +101,16 @@ def test_every_rival_and_every_width_of_the_baseline_is_in_the_study():
     assert {slug for slug, variant in load_variants().items() if variant.family == "rival"} | set(WIDER) <= designs
     tuned = {point.variant for point in load_study("rivals-rates").points()}
     assert tuned == {slug for slug, variant in load_variants().items() if variant.family == "rival"}
+
+
+def test_the_numbers_count_the_designs_that_beat_either_baseline(monkeypatch):
+    monkeypatch.setattr(rivals, "rows_if_any", lambda study: rows())
+    found = rivals.rivals()
+    assert list(found) == ["small"]  # no run is medium
+    assert (found["small"]["designs"], found["small"]["better"]) == (1, ["iHC"])
+    assert found["small"]["better_than_strong"] == []
+    (row,) = (row for row in found["small"]["rows"] if row["label"] == "iHC")
+    assert row["over_baseline"].startswith("-0.1")
+    json.dumps(found, allow_nan=False)
+    monkeypatch.setattr(rivals, "rows_if_any", lambda study: rows()[rows()["variant"] != "ihc"])
+    assert rivals.rivals() == {}
