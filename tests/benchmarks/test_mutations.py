@@ -78,6 +78,7 @@ def test_what_never_ends_is_killed_and_named(tmp_path):
     ("file", "reason"),
     [
         ("ddl/ops/rewrite_triton.py", "kernels need a GPU"),
+        ("ddl/model/readers.py", "the derivations build no rival design"),
         ("ddl/reporting/statistics.py", "no derivation notebook imports this file"),
     ],
 )
