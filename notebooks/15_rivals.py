@@ -113,6 +113,7 @@ for size, rows in found.items():
                 "minus the strong baseline": DASH if each.over_strong is None else each.over_strong.shown("+"),
                 "at equal parameters": DASH if each.at_equal_params is None else each.at_equal_params.shown("+"),
                 "at equal FLOPs": DASH if each.at_equal_flops is None else each.at_equal_flops.shown("+"),
+                "at equal time": DASH if each.at_equal_time is None else each.at_equal_time.shown("+"),
                 "parameters": count(each.params),
                 "MFLOP per token": f"{each.flops / 1e6:.3g}",
                 "speed": speed,
@@ -123,8 +124,10 @@ pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
 
 # %% [markdown]
 # *Speed* is the baseline's time of a training step over the design's, on one machine and thread, in plain PyTorch. Only
-# DDL has operations of its own; its speed with them is in brackets. A dash at equal cost: the design costs more than
-# the widest baseline that was run, or has no more parameters or operations than the baseline.
+# DDL has operations of its own; its speed with them is in brackets. *At equal time* compares with a baseline that is
+# trained as long in plain PyTorch, and so with more tokens; its loss is interpolated between the complete runs of the
+# token ladder, which has small models only. A dash at equal cost: the design costs more than the widest baseline that
+# was run, or has no more parameters or operations than the baseline.
 #
 # Loss against cost: the lower left is better. The line joins the baselines with wider MLPs.
 

@@ -11,9 +11,10 @@ import pandas as pd
 from ddl.config import SIZES, load_scale, load_variants
 from ddl.files import finite
 from ddl.layout import BASELINE, REFERENCE
-from ddl.reporting.judged_claims import FAIR, SCALE, of_runs
+from ddl.reporting.judged_claims import FAIR, LADDER, SCALE, of_runs
 from ddl.reporting.read_studies import rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, holm, over_seeds, p_value
+from ddl.reporting.token_ladder import Ladder
 
 STUDY = "rivals"
 SPEEDS = REFERENCE / "designs.csv"  # rows of benchmarks/designs.py
@@ -38,6 +39,7 @@ class Compared:
     over_strong: Estimate | None
     at_equal_params: Estimate | None  # minus a baseline with a wider MLP, interpolated between two that were run
     at_equal_flops: Estimate | None
+    at_equal_time: Estimate | None  # minus the baseline with as many more tokens as it trains faster, in plain PyTorch
 
     @property
     def is_better(self) -> bool:
@@ -58,6 +60,10 @@ def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
     strong = blocks_against(blocks, STRONG)
     freedom = blocks.degrees_of_freedom if blocks else 0
     adjusted = holm({slug: p_value(each, freedom) for slug, each in differences.items()})
+    measured = speeds(size)
+    plain = measured[measured["kernels"] == "reference"]
+    ratios = dict(zip(plain["variant"], plain["ratio"].astype(float), strict=True))
+    usual, ladder = int(own["tokens"].max()) if len(own) else 0, Ladder.of(rows_if_any(LADDER), FAIR, size)
     found = [
         Compared(
             slug,
@@ -71,6 +77,7 @@ def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
             strong.get(slug),
             beyond_width(blocks, params, slug),
             beyond_width(blocks, flops, slug),
+            at_equal_time(differences.get(slug), ratios.get(slug), usual, ladder),
         )
         for slug, runs in losses.items()
     ]
@@ -101,6 +108,29 @@ def beyond_width(blocks: Blocks | None, costs: Mapping[str, float], slug: str) -
         return None
     share = (costs[slug] - places[above - 1]) / (places[above] - places[above - 1])
     return blocks.contrast({slug: 1.0, widths[above - 1]: share - 1, widths[above]: -share})
+
+
+def at_equal_time(difference: Estimate | None, ratio: float | None, tokens: int, ladder: Ladder) -> Estimate | None:
+    """A difference to the baseline, if the baseline had trained as long as the design and not for as many tokens.
+
+    The baseline's loss with more tokens is that of complete runs, interpolated linearly in the logarithm of the tokens.
+    None if its time, or a number of tokens as large, was not measured.
+
+    Args:
+        ratio: the baseline's time of a training step over the design's.
+        tokens: of the runs that `difference` compares.
+    """
+    if difference is None or ratio is None or BASELINE not in ladder.losses or len(ladder.tokens) < 2:
+        return None
+    more = tokens / ratio
+    if not ladder.tokens[0] <= min(tokens, more) <= max(tokens, more) <= ladder.tokens[-1]:
+        return None
+    curve = ladder.means[list(ladder.losses).index(BASELINE)]
+    here, there = np.interp(np.log([tokens, more]), np.log(ladder.tokens), curve)
+    gained = float(here - there)
+    return Estimate(
+        difference.mean + gained, difference.low + gained, difference.high + gained, difference.sd, difference.n
+    )
 
 
 def rivals() -> dict[str, Any]:

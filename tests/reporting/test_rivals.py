@@ -10,7 +10,9 @@ import pytest
 from ddl.config import load_scale, load_study, load_variants
 from ddl.reporting import rivals
 from ddl.reporting.judged_claims import FAIR
-from ddl.reporting.rivals import WIDER, compared, speeds
+from ddl.reporting.rivals import WIDER, at_equal_time, compared, speeds
+from ddl.reporting.seed_statistics import Estimate
+from ddl.reporting.token_ladder import Ladder
 
 MEANS = {
     "baseline": 4.2,
@@ -114,3 +116,15 @@ def test_the_numbers_count_the_designs_that_beat_either_baseline(monkeypatch):
     json.dumps(found, allow_nan=False)
     monkeypatch.setattr(rivals, "rows_if_any", lambda study: rows()[rows()["variant"] != "ihc"])
     assert rivals.rivals() == {}
+
+
+def test_a_slower_design_is_compared_with_a_baseline_of_more_tokens():
+    losses = tuple({0: loss, 1: loss} for loss in (4.6, 4.2, 3.8))
+    ladder = Ladder((500, 1000, 2000), {"baseline": losses})
+    difference = Estimate(-0.1, -0.12, -0.08, 0.01, 5)
+    found = at_equal_time(difference, 0.5, 1000, ladder)  # half as fast: the baseline gets 2,000 tokens
+    assert (found.mean, found.low, found.high) == pytest.approx((0.3, 0.28, 0.32))
+    assert at_equal_time(difference, 1.0, 1000, ladder).mean == pytest.approx(-0.1)
+    assert at_equal_time(difference, 2**-0.5, 1000, ladder).mean == pytest.approx(0.1)
+    assert at_equal_time(difference, 0.4, 1000, ladder) is None  # beyond the ladder
+    assert at_equal_time(difference, None, 1000, ladder) is None
