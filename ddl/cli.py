@@ -490,7 +490,7 @@ def cost(scale: Scale, size: str, out: Path) -> None:
     help="Family of designs; can be repeated.",
 )
 def describe(scale: Scale, family: tuple[str, ...]) -> None:
-    """Print parameters, FLOPs and residual state of each design."""
+    """Print parameters, FLOPs and state of each design."""
     from ddl.model.flops import describe
 
     click.echo(describe(scale, family))

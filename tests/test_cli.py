@@ -149,7 +149,7 @@ def test_any_other_exception_keeps_its_traceback(raised, monkeypatch):
 
 
 def fail(error: BaseException):
-    def describe(scale):
+    def describe(scale, families):
         raise error
 
     return describe

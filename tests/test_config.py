@@ -201,7 +201,7 @@ def test_an_unreadable_file_and_an_unknown_scale_are_named(scale_file, tmp_path)
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"family": "rivals"}, "here: mine.family: expected one of paper, own, control, found 'rivals'"),
+        ({"family": "rivals"}, "here: mine.family: expected one of paper, own, control, rival, found 'rivals'"),
         (
             {"family": "paper"},
             "here: mine.published: expected the name in paper/published for the family 'paper', found nothing",
@@ -262,6 +262,12 @@ DEFAULTS = {
         "branch_norm": "length",
         "branch_gain": "scalar",
         "mlp_extra": 0,
+        "reader": "compressor",
+        "highway_gate": "scalar",
+        "laurel_rank": 0,
+        "first_state_weight": 0.0,
+        "sources_every": 1,
+        "value_residual": False,
         "rope_base": 10_000.0,
         "norm_eps": 1e-5,
         "embedding_std": 0.02,
@@ -354,9 +360,12 @@ def test_an_unknown_scale_is_one_line(capsys):
     assert capsys.readouterr().err == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
 
 
-def test_describe_prints_a_row_for_every_design_at_every_scale(capsys):
-    for name in scale_names():
-        ddl("describe", "--scale", name)
+def test_describe_prints_a_row_for_every_design_of_the_families_and_the_baseline(capsys):
+    cases = [(name, [], ("paper", "own")) for name in scale_names()]
+    for name, arguments, families in [*cases, *(("smoke", ["--family", f], (f,)) for f in ("control", "rival"))]:
+        ddl("describe", "--scale", name, *arguments)
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("small", "medium"))]
-        scale = load_scale(name)
-        assert [tuple(row.split()[:2]) for row in rows] == [(size, v) for size in scale.sizes for v in load_variants()]
+        designs = [v for v, variant in load_variants().items() if variant.family in families or v == "baseline"]
+        assert [tuple(row.split()[:2]) for row in rows] == [
+            (size, v) for size in load_scale(name).sizes for v in designs
+        ]

@@ -52,6 +52,8 @@ def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
     every = rows_if_any(STUDY) if rows is None else rows
     shared = load_scale(SCALE).training.learning_rate
     own = every[(every["size"] == size) & (every["backbone"] == FAIR) & (every["learning_rate"] == shared)]
+    if own.empty:
+        return []
     losses = of_runs(own, size, FAIR)
     blocks = Blocks.if_enough(losses)
     params, flops = ({str(k): float(v) for k, v in own.groupby("variant")[name].first().items()} for name in COSTS)

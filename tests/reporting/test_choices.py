@@ -18,7 +18,7 @@ NOT_LISTED = {
     "listed as a setting of tokenizer or execution": {"model": "vocab_size state_dtype state_memory"},
     "not used by the designs of the paper": {
         "model": "direction_pool gate_hidden erase write branch_norm branch_gain mlp_extra output_std_factor "
-        "embedding_norm logit_scale",
+        "embedding_norm logit_scale reader highway_gate laurel_rank first_state_weight sources_every value_residual",
     },
     "no effect, or one on rounding": {
         "model": "kernels",
