@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddl.config import load_scale, load_variants
+from ddl.config import load_scale
 from ddl.layout import ROOT
 from tests.helpers.project import copy_project
 
@@ -90,7 +90,7 @@ def test_their_runs_are_planned_and_a_model_is_trained_on_the_corpus(extended, t
 
     described = run(extended, "ddl", "describe", "--scale", "mine")
     rows = {tuple(line.split()[:2]): line for line in described.splitlines() if line.startswith(("small", "medium"))}
-    assert len(rows) == 2 * (len(load_variants()) + 2)
+    assert len(rows) == 2 * (len(load_scale("smoke").variants) + 2)
     assert [key for key, line in rows.items() if "–" in line] == [("small", "gated"), ("medium", "gated")]
     assert "–: the rule 'gated' does not count its FLOPs" in described
 
