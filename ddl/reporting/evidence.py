@@ -33,6 +33,15 @@ RUNGS = 4  # the fewest that a ladder is fitted to: three, and one to predict
 SIZE = "small"  # most runs of the studies have this size
 
 
+def removed(paper: dict[str, Estimate], fair: dict[str, Estimate]) -> tuple[float, float, float] | None:
+    """The share of DDL-CC's gain that the repaired backbone removes, and the ends that both intervals allow."""
+    before, after = paper.get(EXPANDED), fair.get(EXPANDED)
+    if not before or not after or before.low <= 0:
+        return None
+    ends = [1 - gain / whole for gain in (after.low, after.high) for whole in (before.low, before.high)]
+    return 1 - after.mean / before.mean, min(ends), max(ends)
+
+
 @dataclass(frozen=True)
 class Finding:
     """Losses in nats, for one size: gains over the baseline with the paper's backbone and with the repaired one.
@@ -52,11 +61,7 @@ class Finding:
     @property
     def closed(self) -> tuple[float, float, float] | None:
         """The share of DDL-CC's gain that the repaired backbone removes, and the ends that both intervals allow."""
-        before, after = self.paper.get(EXPANDED), self.fair.get(EXPANDED)
-        if not before or not after or before.low <= 0:
-            return None
-        ends = [1 - gain / whole for gain in (after.low, after.high) for whole in (before.low, before.high)]
-        return 1 - after.mean / before.mean, min(ends), max(ends)
+        return removed(self.paper, self.fair)
 
     def against(self, rival: str) -> Estimate | None:
         """Loss of a rival of DDL-CC minus that of DDL-CC, on the repaired backbone."""
@@ -123,10 +128,9 @@ class Longest:
     rivals: dict[str, Estimate]  # design -> its loss minus that of DDL-CC, on the repaired backbone
 
     @property
-    def closed(self) -> float | None:
-        """The share of DDL-CC's mean gain that the repaired backbone removes."""
-        before, after = self.paper.get(EXPANDED), self.fair.get(EXPANDED)
-        return 1 - after.mean / before.mean if before and after and before.low > 0 else None
+    def closed(self) -> tuple[float, float, float] | None:
+        """The share of DDL-CC's gain that the repaired backbone removes, and the ends that both intervals allow."""
+        return removed(self.paper, self.fair)
 
 
 def longest(rows: pd.DataFrame, size: str) -> Longest | None:
@@ -166,11 +170,13 @@ def sentences(found: Finding) -> list[str]:
     expanded, closed = labels[EXPANDED], found.closed
     usual, top = count(load_scale(SCALE).tokens), found.longest
     later = ""
-    if top and top.closed is not None:
-        later = f", and {share(top.closed)} of it after {count(top.tokens)}"
+    if top and top.closed:
+        amount = "most" if top.closed[1] > 0.5 else "less than half" if top.closed[2] < 0.5 else ""
+        later = f", and {amount} of it after {count(top.tokens)}" if amount else ""
     if closed and closed[1] > 0:
+        most = "most" if closed[1] > 0.5 else "part"
         said = [
-            f"After {usual} tokens, {share(closed[1])} of {expanded}'s lead on the paper's recipe comes from the "
+            f"After {usual} tokens, {most} of {expanded}'s lead on the paper's recipe comes from the "
             f"initial embedding{later}."
         ]
     else:
@@ -196,7 +202,7 @@ def sentences(found: Finding) -> list[str]:
         rivals = [f"{name} ends {apart(top.rivals[slug])} it" for slug, name in names.items() if slug in top.rivals]
         said.append(
             f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}{recipe}"
-            f"{'; ' if rivals else ''}{' and '.join(rivals)}."
+            f"{'; ' if rivals else ''}{' and '.join(rivals)} (noise pooled over the numbers of tokens)."
         )
     return said
 
@@ -210,11 +216,6 @@ def other_size(found: Finding) -> list[str]:
     ends = [f"{name} ends {apart(gap)} that" for slug, name in rivals.items() if (gap := found.against(slug))]
     said = f"The {found.size} {labels[EXPANDED]} {lead(found.fair[EXPANDED])} with the larger embedding"
     return [f"{said}{'; ' if ends else ''}{' and '.join(ends)}."]
-
-
-def share(part: float) -> str:
-    """A share in words."""
-    return "most" if part > 0.5 else "part" if part > 0.15 else "hardly any"
 
 
 def counted(estimate: Estimate) -> str:

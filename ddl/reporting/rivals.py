@@ -21,7 +21,7 @@ SPEEDS = REFERENCE / "designs.csv"  # rows of benchmarks/designs.py
 STRONG = "normalised-branch-ec"  # the strongest baseline of the controls
 ALPHA = 0.05  # of the p-values adjusted for all designs
 COSTS = ("params", "flops_per_token")
-WIDER = (BASELINE, "baseline-equal-parameters", "baseline-equal-flops", "baseline-wider")  # hidden units 0, 9, 16, 66
+WIDER = (BASELINE, "baseline-equal-parameters", "baseline-equal-flops", "baseline-wider")  # ever wider MLPs
 
 
 @dataclass(frozen=True)
