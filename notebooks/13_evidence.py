@@ -28,7 +28,7 @@ from IPython.display import Markdown, display
 from ddl.config import load_backbones, load_scale, load_variants, paper_variants
 from ddl.layout import BASELINE
 from ddl.reporting.evidence import climbs, finding, other_size, sentences, shown_p
-from ddl.reporting.figures import label, look, save_figure
+from ddl.reporting.figures import label, look, ordering, save_figure
 from ddl.reporting.judged_claims import FAIR, PAPER, SCALE, committed_verdicts, of_runs
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import RUN, at_best_rate, losses, read_inside, read_study
@@ -43,7 +43,6 @@ names = ("noise", "repairs", "designs", "controls", "ladder", "ladder-rates", "l
 noise, repairs, designs, controls, ladder, ladder_rates, *others = (read_study(name, studies) for name in names)
 findings = {size: finding(size) for size in ("small", "medium")}
 DDL = "ddl-cc"
-MARGIN = 0.05  # nats beside the lowest and the highest mean; wider intervals are cut
 
 
 def runs_of(rows, **wanted):
@@ -74,25 +73,7 @@ for size in ("small", "medium"):
     }
     if compared:
         ordered[size] = dict(sorted(compared.items(), key=lambda item: item[1].mean))
-tallest = max((len(compared) for compared in ordered.values()), default=1)
-figure, panels = plt.subplots(
-    1,
-    max(len(ordered), 1),
-    figsize=(4.4 * max(len(ordered), 1), 0.9 + 0.24 * tallest),
-    layout="constrained",
-    squeeze=False,
-)
-for axes, (size, compared) in zip(panels[0], ordered.items(), strict=False):
-    for place, (slug, difference) in enumerate(compared.items()):
-        color = look(slug)["color"] if slug in paper_variants() else "0.45"
-        style = {"color": color, "marker": "o", "linestyle": "none", "capsize": 2}
-        axes.errorbar(difference.mean, place, xerr=difference.half_width, **style)
-    axes.set_yticks(range(len(compared)), [f"{label(labels[slug])} ({compared[slug].n})" for slug in compared])
-    axes.set_ylim(len(compared) - 0.4, -0.6)
-    means = [difference.mean for difference in compared.values()]
-    axes.set_xlim(min([0, *means]) - MARGIN, max([0, *means]) + MARGIN)
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set(title=size.capitalize(), xlabel="Loss minus that of the baseline (nats)")
+figure = ordering(ordered, margin=0.05)
 save_figure(figure, results, "controls")
 
 # %% [markdown]

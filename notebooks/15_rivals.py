@@ -26,9 +26,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from ddl.config import load_scale, load_variants, paper_variants
+from ddl.config import load_scale, load_variants
 from ddl.layout import BASELINE
-from ddl.reporting.figures import label, look, save_figure
+from ddl.reporting.figures import family_color, label, ordering, save_figure
 from ddl.reporting.judged_claims import SCALE
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import rows_if_any
@@ -40,13 +40,6 @@ variants = load_variants()
 labels = {slug: variant.label for slug, variant in variants.items()}
 found = {size: compared(size) for size in ("small", "medium")}
 found = {size: rows for size, rows in found.items() if any(each.over_baseline for each in rows)}
-MARGIN = 0.03  # nats beside the lowest and the highest mean; wider intervals are cut
-
-
-def color_of(slug):
-    """Designs of the paper have their colours, rivals are black, controls grey."""
-    return look(slug)["color"] if slug in paper_variants() else "black" if variants[slug].family == "rival" else "0.6"
-
 
 # %%
 said = []
@@ -66,28 +59,8 @@ Markdown(" ".join(said) if said else "The runs of this study have not been done.
 # The dotted line is the baseline with normalised outputs and EC.
 
 # %% alt="Loss of each residual design minus that of the baseline, with intervals, in order, one panel for each size"
-tallest = max((len(rows) for rows in found.values()), default=1)
-figure, panels = plt.subplots(
-    1,
-    max(len(found), 1),
-    figsize=(4.6 * max(len(found), 1), 0.9 + 0.22 * tallest),
-    layout="constrained",
-    squeeze=False,
-)
-for axes, (size, rows) in zip(panels[0], found.items(), strict=False):
-    shown = [each for each in rows if each.over_baseline]
-    for place, each in enumerate(shown):
-        difference = each.over_baseline
-        style = {"color": color_of(each.slug), "marker": "o", "markersize": 4, "capsize": 2}
-        axes.errorbar(difference.mean, place, xerr=difference.half_width, **style)
-        if each.slug == STRONG:
-            axes.axvline(difference.mean, color="0.4", linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(shown)), [f"{label(labels[each.slug])} ({each.loss.n})" for each in shown], fontsize=8)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    means = [each.over_baseline.mean for each in shown]
-    axes.set_xlim(min([0, *means]) - MARGIN, max([0, *means]) + MARGIN)
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set(title=size.capitalize(), xlabel="Loss minus that of the baseline (nats)")
+ordered = {size: {each.slug: each.over_baseline for each in rows if each.over_baseline} for size, rows in found.items()}
+figure = ordering(ordered, margin=0.03, dotted=STRONG)
 save_figure(figure, results, "rivals")
 
 # %% [markdown]
@@ -132,32 +105,32 @@ pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
 # Loss against cost: the lower left is better. The line joins the baselines with wider MLPs.
 
 # %% alt="Loss minus the baseline's against FLOPs per token and against time per step, one row of panels for each size"
-costs = {"FLOPs per token, baseline = 1": lambda size, each: each.flops, "Time per step, baseline = 1": None}
-figure, panels = plt.subplots(
-    max(len(found), 1), 2, figsize=(8.6, 3.2 * max(len(found), 1)), layout="constrained", squeeze=False
-)
-for row, (size, rows) in zip(panels, found.items(), strict=False):
-    measured = speeds(size)
-    times = {each.variant: 1 / each.ratio for each in measured.itertuples() if each.kernels == "reference"}
+panels = []  # size, title of the cost, slug -> cost
+for size, rows in found.items():
     base = next(each for each in rows if each.slug == BASELINE)
-    flops = {each.slug: each.flops / base.flops for each in rows}
-    for axes, (title, places) in zip(row, zip(costs, (flops, times), strict=True), strict=True):
-        for each in rows:
-            if each.slug not in places or not (each.over_baseline or each.slug == BASELINE):
-                continue
-            mean = each.over_baseline.mean if each.over_baseline else 0.0
-            half = each.over_baseline.half_width if each.over_baseline else 0.0
-            style = {"color": color_of(each.slug), "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
-            axes.errorbar(places[each.slug], mean, yerr=half, **style)
-            if each.over_baseline and (each.is_better or variants[each.slug].family == "paper"):
-                near = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 6}
-                axes.annotate(label(labels[each.slug]), (places[each.slug], mean), **near)
-        wider = [(places[each.slug], each.over_baseline.mean if each.over_baseline else 0.0)
-                 for each in rows if each.slug in WIDER and each.slug in places]  # fmt: skip
-        if wider:
-            axes.plot(*np.array(sorted(wider)).T, color="0.6", linewidth=1)
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(xlabel=title, ylabel="Loss minus the baseline's (nats)", title=size.capitalize())
+    panels.append((size, "FLOPs per token, baseline = 1", {each.slug: each.flops / base.flops for each in rows}))
+    measured = speeds(size)
+    if len(measured):
+        plain = measured[measured["kernels"] == "reference"]
+        panels.append(
+            (size, "Time per step, baseline = 1", dict(zip(plain["variant"], 1 / plain["ratio"], strict=True)))
+        )
+columns = min(max(len(panels), 1), 2)
+shape = {"figsize": (4.3 * columns, 3.2 * math.ceil(max(len(panels), 1) / columns)), "layout": "constrained"}
+figure, drawn = plt.subplots(math.ceil(max(len(panels), 1) / columns), columns, squeeze=False, **shape)
+for axes, (size, title, costs) in zip(drawn.flat, panels, strict=False):
+    losses = {each.slug: each.over_baseline for each in found[size] if each.over_baseline and each.slug in costs}
+    for slug, difference in losses.items():
+        style = {"color": family_color(slug), "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
+        axes.errorbar(costs[slug], difference.mean, yerr=difference.half_width, **style)
+        if difference.high < 0:
+            near = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 6}
+            axes.annotate(label(labels[slug]), (costs[slug], difference.mean), **near)
+    wider = [(costs[slug], losses[slug].mean if slug in losses else 0.0)
+             for slug in WIDER if slug in losses or slug == BASELINE]  # fmt: skip
+    axes.plot(*np.array(sorted(wider)).T, color="0.6", linewidth=1)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel=title, ylabel="Loss minus the baseline's (nats)", title=size.capitalize())
 save_figure(figure, results, "rivals-cost")
 
 # %% [markdown]

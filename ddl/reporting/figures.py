@@ -1,6 +1,6 @@
 """Shared parts of all figures: the style of each variant, loss curves, and saving in three formats."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from ddl.config import Scale, load_backbones, load_scale, load_variants
 from ddl.files import atomic
 from ddl.layout import BASELINE
 from ddl.reporting.read_results import Results, published
-from ddl.reporting.seed_statistics import over_seeds
+from ddl.reporting.seed_statistics import Estimate, over_seeds
 from ddl.reporting.table_format import count
 
 if TYPE_CHECKING:
@@ -52,6 +52,44 @@ def save_figure(figure: "Figure", results: str | Path, name: str) -> None:
     for kind in FORMATS:
         with atomic(Path(results) / "figures" / f"{name}.{kind}") as temporary:
             figure.savefig(temporary, format=kind, metadata=metadata[kind])
+
+
+def family_color(slug: str) -> str:
+    """The colour of a design among many: the paper's designs have their own, rivals are black, and controls grey."""
+    family = load_variants()[slug].family
+    return str(look(slug)["color"]) if family == "paper" else "black" if family == "rival" else "0.55"
+
+
+def ordering(panels: Mapping[str, Mapping[str, Estimate]], margin: float, dotted: str | None = None) -> "Figure":
+    """Draw the losses of designs minus the baseline's, with intervals, in the given order, one panel for each size.
+
+    Colours as from `family_color`. The number of seeds is in brackets.
+
+    Args:
+        panels: size -> slug -> difference in nats.
+        margin: nats beside the lowest and the highest mean that are shown; wider intervals are cut.
+        dotted: a design with a vertical line at its mean.
+    """
+    import matplotlib.pyplot as plt
+
+    variants, count_panels = load_variants(), max(len(panels), 1)
+    tallest = max((len(designs) for designs in panels.values()), default=1)
+    width, height = 4.6 * count_panels, 0.9 + 0.23 * tallest
+    figure, drawn = plt.subplots(1, count_panels, squeeze=False, figsize=(width, height), layout="constrained")
+    for axes, (size, designs) in zip(drawn[0], panels.items(), strict=False):
+        for place, (slug, difference) in enumerate(designs.items()):
+            style = {"color": family_color(slug), "marker": "o", "markersize": 4, "capsize": 2}
+            axes.errorbar(difference.mean, place, xerr=difference.half_width, **style)
+            if slug == dotted:
+                axes.axvline(difference.mean, color="0.4", linewidth=1, linestyle=":")
+        names = [f"{label(variants[slug].label)} ({difference.n})" for slug, difference in designs.items()]
+        axes.set_yticks(range(len(designs)), names, fontsize=8)
+        axes.set_ylim(len(designs) - 0.4, -0.6)
+        means = [0.0, *(difference.mean for difference in designs.values())]
+        axes.set_xlim(min(means) - margin, max(means) + margin)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set(title=size.capitalize(), xlabel="Loss minus that of the baseline (nats)")
+    return figure
 
 
 def label(text: str) -> str:

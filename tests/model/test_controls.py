@@ -10,10 +10,7 @@ from ddl.model.expanded_state import COMPRESSORS, Expand
 from ddl.model.flops import flops_per_token
 from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.residual import make_rule
-from ddl.model.run_files import load_model, save_model
-from ddl.model.transformers_model import DDLForCausalLM
-from tests.model.test_generate import NEAR, in_parts
-from tests.model.test_language_model import perturbed, random_ids
+from tests.model.test_language_model import perturbed
 
 CONTROLS = [slug for slug, variant in load_variants().items() if variant.family == "control"]
 GUARD = 1e-5  # direction_eps
@@ -353,60 +350,8 @@ def test_flops_and_parameters_of_a_control_are_those_of_its_formulas(tiny_config
 # Whole models.
 
 
-@pytest.mark.parametrize("lengths", [[1] * 16, [5, 1, 1, 7, 2]], ids=["tokens", "chunks"])
-@pytest.mark.parametrize("variant", CONTROLS)
-def test_decoding_in_parts_and_padding_on_the_left_change_no_logits(tiny_config, variant, lengths):
-    model = perturbed(LanguageModel(tiny_config(variant))).double().requires_grad_(False)
-    ids = random_ids(model.config)
-    torch.testing.assert_close(in_parts(model, ids, lengths), model(ids), **NEAR)
-    real = torch.arange(16) >= torch.tensor([[0], [3], [9]])
-    found = in_parts(model, ids.where(real, 7), lengths, real)
-    for row, mask, logits in zip(ids, real, found, strict=True):
-        torch.testing.assert_close(logits[mask], model(row[mask].unsqueeze(0))[0], **NEAR)
-
-
 @pytest.mark.parametrize("variant", CONTROLS)
 def test_only_plain_delta_rules_with_taps_are_fused(tiny_config, variant):
     config = tiny_config(variant)
     plain = config.residual == "delta" and (config.erase, config.write) == ("shared", "normalised")
     assert LanguageModel(config).fused == (plain and config.compressor not in ("mean", "dynamic"))
-
-
-@pytest.mark.parametrize("variant", CONTROLS)
-def test_a_control_shares_its_backbone_and_is_saved_and_loaded_bitwise(tiny_config, variant, tmp_path):
-    model, baseline = LanguageModel(tiny_config(variant), seed=3), LanguageModel(tiny_config("baseline"), seed=3)
-    weights = model.state_dict()
-    for name, weight in baseline.state_dict().items():
-        if "mlp" not in name or not model.config.mlp_extra:
-            assert torch.equal(weights[name], weight), name
-    save_model(perturbed(model), tmp_path)
-    loaded = load_model(tmp_path)
-    assert loaded.config == model.config
-    assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in weights.items())
-
-
-@pytest.mark.parametrize("variant", CONTROLS)
-def test_a_control_in_half_precision_keeps_its_gates_in_single(tiny_config, variant, tmp_path):
-    save_model(perturbed(LanguageModel(tiny_config(variant))), tmp_path)
-    model, ids = DDLForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16), torch.arange(10).reshape(1, 10)
-    kept = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
-    assert kept == {name for name, _ in model.named_parameters() if "gate.logit." in name}
-    low, high = (m.log_softmax(-1) for m in (model(ids).logits, load_model(tmp_path)(ids)))
-    assert (low - high).abs().mean() < 0.2
-
-
-@pytest.mark.parametrize("memory", ["stored", "rebuilt"])
-@pytest.mark.parametrize("variant", CONTROLS)
-def test_a_control_trains_with_the_execution_settings_of_the_paper_scale(tiny_config, variant, memory):
-    execution = dataclasses.asdict(load_scale("paper").execution)
-    config = tiny_config(variant, **execution | {"state_memory": memory})
-    model, ids = LanguageModel(config), random_ids(config)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
-    for _ in range(10):
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(model.loss(ids[:, :-1], ids[:, 1:]))
-        optimizer.zero_grad()
-        losses[-1].backward()
-        assert all(parameter.grad.any() for parameter in model.parameters())
-        optimizer.step()
-    assert losses[-1] < losses[0] - 0.5
