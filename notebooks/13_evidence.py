@@ -29,7 +29,7 @@ from ddl.config import load_backbones, load_scale, load_variants, paper_variants
 from ddl.layout import BASELINE
 from ddl.reporting.evidence import climbs, finding, other_size, sentences, shown_p
 from ddl.reporting.figures import label, look, ordering, save_figure
-from ddl.reporting.judged_claims import FAIR, PAPER, SCALE, committed_verdicts, of_runs
+from ddl.reporting.judged_claims import FAIR, PAPER, SCALE, committed_verdicts, of_runs, pooled
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import RUN, at_best_rate, losses, read_inside, read_study
 from ddl.reporting.seed_statistics import best_rate, coverage, detectable, over_seeds, paired_difference
@@ -65,20 +65,22 @@ Markdown(f"**{first}** {' '.join(rest)} ± is the half-width of a 95 % interval 
 ordered = {}
 for size in ("small", "medium"):
     found = of_runs(controls, size, FAIR)
-    base = found.get(BASELINE, {})
-    compared = {
-        slug: paired_difference(runs, base)
-        for slug, runs in found.items()
-        if slug != BASELINE and len(runs.keys() & base.keys()) > 1
-    }
+    base, blocks = found.pop(BASELINE, {}), pooled(controls, size, FAIR)
+    compared = {}
+    for slug, runs in found.items():
+        if blocks and {slug, BASELINE} <= set(blocks.designs):
+            compared[slug] = blocks.difference(slug, BASELINE)
+        elif len(runs.keys() & base.keys()) > 1:
+            compared[slug] = paired_difference(runs, base)
     if compared:
         ordered[size] = dict(sorted(compared.items(), key=lambda item: item[1].mean))
 figure = ordering(ordered, margin=0.05)
 save_figure(figure, results, "controls")
 
 # %% [markdown]
-# In brackets: the seeds. Intervals are Student's t of seed-by-seed differences (95 %), each for itself. Those of two
-# seeds are so wide that the panel cuts them.
+# In brackets: the seeds. The intervals (95 %, each for itself) pool the noise of the designs of the factorial below and
+# of the paper. Other designs have Student's t of their own differences, seed by seed; with two seeds it is so wide that
+# the panel cuts it.
 #
 # ## How much does another seed change?
 #
