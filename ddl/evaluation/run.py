@@ -33,6 +33,7 @@ from ddl.evaluation.lm_eval_tasks import open_tasks, prepare_environment, run_ta
 from ddl.evaluation.loglikelihood import BATCH_TOKENS, head
 from ddl.evaluation.model_check import check_model
 from ddl.evaluation.paper_benchmarks import FOLDER
+from ddl.evaluation.repeated_pairs import repeats_a_pair
 from ddl.files import atomic, write_json
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import load_model
@@ -51,11 +52,13 @@ def validation_loss(
 
     Returns:
         val_loss; val_loss_stderr, from the spread of the means of the sequences, assuming independent sequences;
-        val_perplexity; tokens, the number of predictions. And the documents, which the token `end_of_text` starts.
+        val_perplexity; repeated_loss and new_loss, for targets that repeat a pair of tokens of their sequence and for
+        the others, None if there are none; tokens, the number of predictions. And the documents, which the token
+        `end_of_text` starts.
     """
     device = model.embedding.weight.device
     rows = max(1, batch_tokens // data.sequence_length)
-    losses, starts = [], []
+    losses, starts, repeats = [], [], []
     for start in range(0, len(data), rows):
         inputs, targets = data.batch(range(start, min(start + rows, len(data))))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -66,13 +69,17 @@ def validation_loss(
             ]
         losses.append(torch.cat(parts).view(len(inputs), -1).double().cpu())
         starts.append(targets == end_of_text)
+        repeats.append(repeats_a_pair(inputs, targets))
     by_token = torch.cat(losses)
+    repeated = torch.cat(repeats)
     means = by_token.mean(1)
     loss = float(means.mean())
     summary = {
         "val_loss": loss,
         "val_loss_stderr": float(means.std() / math.sqrt(len(means))) if len(means) > 1 else None,
         "val_perplexity": math.exp(loss),
+        "repeated_loss": float(by_token[repeated].mean()) if repeated.any() else None,
+        "new_loss": float(by_token[~repeated].mean()) if not repeated.all() else None,
         "tokens": len(means) * data.sequence_length,
     }
     return summary, per_document(by_token.flatten(), torch.cat(starts).flatten())

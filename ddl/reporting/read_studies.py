@@ -12,6 +12,7 @@ from ddl.reporting.seed_statistics import Losses
 
 RUN = ["size", "backbone", "variant", "steps", "learning_rate"]  # with the seed, these columns identify a run
 DESIGN = ["backbone", "variant"]
+NUMBERS = ("val_loss", "repeated_loss", "new_loss", "flops_per_token", "stream_cosine")  # empty: not there
 
 
 class StudyRowsError(UserError):
@@ -36,7 +37,7 @@ def read_study(name: str, folder: str | Path = REFERENCE) -> pd.DataFrame:
         path,
         dtype={"reason": str},
         keep_default_na=False,
-        na_values={name: [""] for name in ("val_loss", "flops_per_token", "stream_cosine")},
+        na_values={name: [""] for name in NUMBERS},
     )
 
 

@@ -28,6 +28,7 @@ from ddl.training.checkpoints import Stale
 from ddl.training.errors import NotFiniteError
 from ddl.training.run import Run
 
+MEASURED = ("val_loss", "val_loss_stderr", "repeated_loss", "new_loss", "stream_cosine")
 STREAM_SEQUENCES = 64  # of the validation split, for the similarity of streams
 
 
@@ -42,7 +43,7 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
     except NotFiniteError as error:
         reason = f"diverged: {str(error).partition(';')[0]}"
         run.say(reason)
-    losses: dict[str, Any] = dict.fromkeys(("val_loss", "val_loss_stderr", "stream_cosine"))
+    losses: dict[str, Any] = dict.fromkeys(MEASURED)
     if run.processes.leads:
         if not reason:
             sequences = TokenSequences(data, "val", scale.sequence_length)
@@ -65,9 +66,7 @@ def train(scale: Scale, point: Point, data: Path, out: Path, stale: Stale = "ref
                 "tokens": point.steps * scale.tokens_per_step,
                 "learning_rate": point.rate,
                 "seed": point.seed,
-                "val_loss": losses["val_loss"],
-                "val_loss_stderr": losses["val_loss_stderr"],
-                "stream_cosine": losses["stream_cosine"],
+                **{name: losses[name] for name in MEASURED},
                 "params": parameter_count(run.config)["total"],
                 "seconds": run.progress.seconds,
                 "reason": reason,

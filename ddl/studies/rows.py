@@ -25,6 +25,8 @@ COLUMNS = (
     "seed",
     "val_loss",  # nats per token, on the whole validation split; empty if the run diverged
     "val_loss_stderr",
+    "repeated_loss",  # of targets that repeat a pair of tokens of their sequence; empty in rows that are older
+    "new_loss",  # of the other targets
     "stream_cosine",  # mean cosine between two streams or value channels at the readout; empty if there is one
     "params",
     "flops_per_token",  # forward pass, multiply-add as two; empty if the rule does not count its operations

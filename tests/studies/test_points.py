@@ -65,7 +65,8 @@ def test_the_row_holds_the_loss_on_the_whole_split_and_the_documents_add_up_to_i
     split = TokenSequences(data, "val", scale.sequence_length)
     model = load_model(tmp_path / "point")
     expected, _ = validation_loss(model, split, scale.evaluation.batch_tokens, torch.float32, end_of_text=0)
-    assert row["val_loss"] == expected["val_loss"]
+    for name in ("val_loss", "repeated_loss", "new_loss"):
+        assert row[name] == expected[name]
     assert (row["steps"], row["tokens"], row["learning_rate"], row["reason"]) == (6, 384, 1e-3, "")
     documents = DocumentLosses.load(tmp_path / "point/documents.safetensors")
     assert documents.tokens.sum() == len(split) * scale.sequence_length
