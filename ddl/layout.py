@@ -31,7 +31,7 @@ DRAWN = {
     "10_loss_curves": ("figure2", "figure3", "figure4", "table3", "gradients"),
     "11_downstream": ("table1", "table2", "table7", "table8"),
     "12_cost": ("table4", "table5", "compute"),
-    "13_evidence": ("controls", "repairs", "gradient-flow", "designs", "effects", "ladder"),
+    "13_evidence": ("controls", "repairs", "gradient-flow", "designs", "effects", "ladder", "copied-tokens"),
     "14_mechanism": ("gates", "overwriting", "interventions"),
     "15_rivals": ("rivals", "rivals-cost"),
 }

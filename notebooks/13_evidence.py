@@ -27,6 +27,7 @@ from IPython.display import Markdown, display
 
 from ddl.config import load_backbones, load_scale, load_variants, paper_variants
 from ddl.layout import BASELINE
+from ddl.reporting.copied_tokens import copied_tokens
 from ddl.reporting.evidence import climbs, finding, other_size, sentences, shown_p
 from ddl.reporting.figures import label, look, ordering, save_figure
 from ddl.reporting.judged_claims import FAIR, PAPER, SCALE, committed_verdicts, of_runs, pooled
@@ -387,6 +388,43 @@ for slug in rungs.losses.keys() - {DDL}:
     if all(gaps):
         rivals[labels[slug]] = [f"{gap.shown('+')} ({gap.n})" for gap in gaps]
 pd.DataFrame(rivals, index=[count(tokens) for tokens in rungs.tokens]).sort_index(axis=1) if rivals else "not run"
+
+# %% [markdown]
+# ### What grows with more tokens?
+#
+# Some validation tokens repeat a pair of tokens of their sequence: the token before them occurred earlier, with the
+# same successor. An induction head (Olsson et al., 2022) predicts them by copying. It takes two attention layers: the
+# first tells each token which one stands before it, and the second looks for a token behind one like the present.
+# Left: the loss of these tokens with the repaired embedding. Right: the loss of all others.
+
+# %% alt="Loss of tokens that repeat a pair of their sequence, and of the others, against training tokens, by design"
+split = ladder[ladder["backbone"] == FAIR].dropna(subset=["repeated_loss"])
+figure, panels = plt.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained")
+for axes, column, title in zip(panels, ("repeated_loss", "new_loss"), ("Repeated pairs", "Other tokens"), strict=True):
+    for variant, group in split.groupby("variant", sort=False):
+        means = group.groupby("tokens")[column].mean()
+        axes.plot(means.index, means, **look(variant), label=label(labels[variant]))
+    axes.set_xscale("log")
+    axes.set_xticks(rungs_shown := sorted(split["tokens"].unique()), [count(tokens) for tokens in rungs_shown])
+    axes.minorticks_off()
+    axes.set(xlabel="Training tokens", ylabel="Validation loss (nats/token)", title=title)
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+save_figure(figure, results, "copied-tokens")
+
+# %%
+table = [
+    {
+        "tokens": count(each.tokens),
+        "design": labels[each.design],
+        "seeds": len(each.parts),
+        "repeated pairs: loss": f"{each.own.repeated:.2f}",
+        "below the baseline": f"{each.gap.repeated:+.2f}",
+        "other tokens: loss": f"{each.own.new:.2f}",
+        "below the baseline ": f"{each.gap.new:+.2f}",
+    }
+    for each in copied_tokens(ladder, FAIR, "small")
+]
+pd.DataFrame(table).set_index(["tokens", "design"]) if table else "not run"
 
 # %% [markdown]
 # All runs of the ladder share one learning rate. The best one may fall as training gets longer, and not by the same

@@ -10,6 +10,7 @@ import pandas as pd
 from ddl.config import load_scale, load_variants, paper_variants
 from ddl.files import finite
 from ddl.layout import BASELINE
+from ddl.reporting.copied_tokens import CopiedTokens, copied_tokens
 from ddl.reporting.judged_claims import (
     CONTROLS,
     DESIGNS,
@@ -86,6 +87,7 @@ class Finding:
             and {
                 "tokens": self.longest.tokens,
                 "gains": [{"label": labels[slug]} | shown(gain) for slug, gain in self.longest.fair.items()],
+                "copied": self.longest.copied and self.longest.copied.shown_part,
             },
         }
 
@@ -126,6 +128,7 @@ class Longest:
     paper: dict[str, Estimate]  # empty if the ladder on this backbone ends lower
     fair: dict[str, Estimate]
     rivals: dict[str, Estimate]  # design -> its loss minus that of DDL-CC, on the repaired backbone
+    copied: CopiedTokens | None  # of DDL-CC, on the repaired backbone
 
     @property
     def closed(self) -> tuple[float, float, float] | None:
@@ -140,11 +143,13 @@ def longest(rows: pd.DataFrame, size: str) -> Longest | None:
         return None
     same = paper.tokens[-1:] == fair.tokens[-1:] and BASELINE in paper.losses
     rivals = [slug for slug in (WRITE_ONLY, SIMPLE) if {slug, EXPANDED} <= fair.losses.keys()]
+    copied = copied_tokens(rows, FAIR, size)
     return Longest(
         fair.tokens[-1],
         top_gaps(paper, paper.losses) if same else {},
         top_gaps(fair, fair.losses),
         {slug: gap.negated() for slug, gap in top_gaps(fair, rivals, EXPANDED).items()},
+        next((each for each in copied if (each.design, each.tokens) == (EXPANDED, fair.tokens[-1])), None),
     )
 
 
@@ -204,6 +209,14 @@ def sentences(found: Finding) -> list[str]:
             f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}{recipe}"
             f"{'; ' if rivals else ''}{' and '.join(rivals)} (noise pooled over the numbers of tokens)."
         )
+        if top.copied and top.fair[EXPANDED].separated and min(top.copied.parts.values()) > 0.5:
+            own, base = top.copied.own, top.copied.baseline
+            said.append(
+                f"Of this lead, {top.copied.shown_part} is in the {top.copied.share:.0%} of tokens that repeat a pair "
+                f"of tokens of their context, which a model can copy: there {expanded} has a loss of "
+                f"{own.repeated:.2f} and the baseline of {base.repeated:.2f}, elsewhere {own.new:.2f} and "
+                f"{base.new:.2f}."
+            )
     return said
 
 

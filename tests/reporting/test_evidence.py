@@ -107,9 +107,19 @@ def test_the_gains_at_the_most_tokens_are_said(studies):
     assert "and less than half of it after 4.10 K" in first
     assert last.startswith("After 4.10 K tokens DDL-CC leads the baseline by 0.3")
     assert "ends" not in last  # no rival was run
+    assert found.longest.copied is None
     json.dumps(found.as_json(), allow_nan=False)
     studies(designs, designs.iloc[:0], pd.concat(rungs[2:]))
     assert finding().longest.closed is None
+    split = [rung.assign(new_loss=rung["val_loss"] + 0.1, repeated_loss=rung["val_loss"] - 0.4) for rung in rungs[2:]]
+    expanded = split[1]["variant"] == "ddl-cc"  # a fifth of the tokens; all of the gap is there
+    split[1].loc[expanded, "repeated_loss"] -= 1.2
+    split[1].loc[expanded, "new_loss"] += 0.3
+    studies(designs, designs.iloc[:0], pd.concat(split))
+    found = finding()
+    assert found.longest.copied.share == pytest.approx(0.2)
+    assert found.longest.copied.own.new == pytest.approx(found.longest.copied.baseline.new, abs=0.02)
+    assert "in the 20% of tokens that repeat a pair of tokens of their context" in sentences(found)[-1]
     rival = [rung.assign(variant="write-only-cc", val_loss=rung["val_loss"] + 0.05) for rung in rungs[2:]]
     rival = [rung[rung["seed"].duplicated()] for rung in rival]  # DDL-CC's rows, 0.05 above
     studies(designs, designs.iloc[:0], pd.concat([*rungs, *rival]))
