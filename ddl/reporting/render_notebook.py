@@ -6,8 +6,7 @@
 1. jupytext reads the py:percent file. Its cell tagged `parameters` defines the parameters.
 2. papermill executes it from the repository's root, in a kernel with the interpreter of this command. The user's kernel
    specs, IPython profile and matplotlibrc are ignored, so the page depends only on the repository.
-3. nbconvert fills `notebooks/template`. ziamath draws formulas as SVG, so the page needs no JavaScript, fonts or
-network.
+3. nbconvert fills `notebooks/template`. Formulas become MathML, so the page needs no JavaScript, fonts or network.
 
 Cell options after `# %%`: `tags=["fold"]` folds the code, under the heading `summary="..."`; `alt="..."` is the
 alternative text of the figure.
@@ -22,10 +21,11 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jupytext
+import latex2mathml.converter
 import papermill
-import ziamath
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -46,8 +46,8 @@ from ddl.layout import ROOT
 TEMPLATES = ROOT / "notebooks"  # contains the folder `template`
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"  # tag that papermill gives the cell it adds
-EM = 20.0  # pixels per em in drawn formulas, which are then scaled to the surrounding text
-MARGIN = 0.5  # pixels around a formula
+UNREAD = ("&", "{", "}", "$")  # as text of a formula: the converter did not understand its LaTeX
+ARGUMENTS = {"mfrac": 2, "msup": 2, "msub": 2, "msubsup": 3, "mover": 2, "munder": 2, "munderover": 3, "mroot": 2}
 
 # Draw inline figures as reproducible SVG, and suppress the kernel's message at shutdown.
 IPYTHON_CONFIG = """\
@@ -75,7 +75,7 @@ def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
         parameters: JSON values for names assigned in the parameters cell.
 
     Raises:
-        NotebookError: the file or its parameters cell is missing, a parameter is unknown, a formula cannot be drawn,
+        NotebookError: the file or its parameters cell is missing, a parameter is unknown, a formula cannot be read,
             or the page would load a remote resource.
         CellFailure: a cell raised an exception (its traceback is printed to stderr), or the kernel died.
     """
@@ -245,7 +245,7 @@ class Page(TemplateExporter):
 
 
 class _FormulaRenderer(IPythonRenderer):
-    """nbconvert's Markdown renderer, but with drawn formulas."""
+    """nbconvert's Markdown renderer, but with formulas as MathML."""
 
     def inline_math(self, body: str) -> str:
         return formula(body, display=False)
@@ -277,28 +277,25 @@ def _svg_uri(svg: str) -> str:
 
 
 def formula(latex: str, display: bool) -> str:
-    """Draw a formula as an SVG element sized in em and aligned with the baseline of the text.
+    """A formula as MathML, which browsers render, select, search and read aloud.
 
     Raises:
-        NotebookError: ziamath does not support the LaTeX or would draw it wrongly.
+        NotebookError: latex2mathml does not support the LaTeX, or gives something else than it says.
     """
     latex = latex.strip()
-    if r"\operatorname*" in latex:
-        raise NotebookError(rf"\operatorname* in formula ${latex}$ would be drawn wrongly, expected \operatorname")
-    if r"\begin{pmatrix}" in latex:
-        raise NotebookError(rf"pmatrix in formula ${latex}$ would be drawn with brackets as high as a page")
-    ziamath.config.svg2 = False  # draw glyphs as paths; identifiers could clash between formulas
     try:
-        drawing = ziamath.Latex(latex, size=EM, inline=not display, margin=MARGIN)
-        svg = drawing.svgxml()
-    except Exception as error:  # the parser raises many types of exceptions
-        raise NotebookError(f"cannot draw formula ${latex}$: {error or type(error).__name__}") from error
-    if unknown := re.search(r">\s*(\\[A-Za-z]+)", drawing.mathmlstr()):
-        raise NotebookError(f"unknown command {unknown[1]} in formula ${latex}$")
-    for side in ("width", "height"):
-        svg.set(side, f"{float(svg.attrib[side]) / EM:.3f}em")
-    svg.set("style", f"vertical-align:{(drawing.getyofst() - MARGIN) / EM:.3f}em")
-    svg.set("class", "math")
-    svg.set("role", "img")
-    svg.set("aria-label", " ".join(latex.split()))
-    return re.sub(r' (?:xmlns(?::\w+)?|fill)="(?:http[^"]*|black)"', "", ziamath.zmath.ET.tostring(svg, "unicode"))
+        markup = latex2mathml.converter.convert(latex, display="block" if display else "inline")
+        root = ElementTree.fromstring(markup)
+    except Exception as error:  # the converter raises many types of exceptions, some without a message
+        raise NotebookError(f"formula ${latex}$: {error or type(error).__name__}") from error
+    for element in root.iter():
+        kind, text = element.tag.rpartition("}")[2], (element.text or "").strip()
+        if kind == "mi" and (text.startswith("\\") or text in UNREAD):
+            raise NotebookError(f"formula ${latex}$: unknown command or stray character {text}")
+        if len(element) != ARGUMENTS.get(kind, len(element)):
+            raise NotebookError(
+                f"formula ${latex}$: expected {ARGUMENTS[kind]} arguments in {kind}, found {len(element)}"
+            )
+    if latex.replace(r"\{", "").count("{") != latex.replace(r"\}", "").count("}"):
+        raise NotebookError(f"formula ${latex}$: expected as many {{ as }}")
+    return markup
