@@ -27,7 +27,6 @@ results = "results/laptop"  # every notebook has this parameter; derivations do 
 seed = 0
 
 # %%
-
 import matplotlib.pyplot as plt
 import numpy as np
 import sympy as sp

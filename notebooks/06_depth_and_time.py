@@ -20,7 +20,6 @@ results = "results/laptop"  # every notebook has this parameter; derivations do 
 seed = 0
 
 # %%
-
 import matplotlib.pyplot as plt
 import sympy as sp
 import torch

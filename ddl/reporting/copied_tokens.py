@@ -54,15 +54,13 @@ def copied_tokens(rows: pd.DataFrame, backbone: str, size: str) -> list[CopiedTo
     own = own.assign(share=(own["val_loss"] - own["new_loss"]) / (own["repeated_loss"] - own["new_loss"]))
     pairs = own.merge(own[own["variant"] == BASELINE], on=KEYS, suffixes=("", "_baseline"))
     found = []
-    for (tokens, design), runs in pairs.groupby(["tokens", "variant"], sort=False):
-        if design == BASELINE:
-            continue
+    for _, runs in pairs[pairs["variant"] != BASELINE].groupby(["tokens", "variant"], sort=False):
         gaps = runs["val_loss_baseline"] - runs["val_loss"]
         parts = runs["share"] * (runs["repeated_loss_baseline"] - runs["repeated_loss"]) / gaps
         found.append(
             CopiedTokens(
-                int(tokens),
-                str(design),
+                int(runs["tokens"].iloc[0]),
+                str(runs["variant"].iloc[0]),
                 float(runs["share"].mean()),
                 Losses(float(runs["repeated_loss"].mean()), float(runs["new_loss"].mean())),
                 Losses(float(runs["repeated_loss_baseline"].mean()), float(runs["new_loss_baseline"].mean())),

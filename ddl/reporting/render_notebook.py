@@ -9,7 +9,8 @@
 3. nbconvert fills `notebooks/template`. Formulas become MathML, so the page needs no JavaScript, fonts or network.
 
 Cell options after `# %%`: `tags=["fold"]` folds the code, under the heading `summary="..."`; `alt="..."` is the
-alternative text of the figure.
+alternative text of the figure, and `caption="..."` stands below it. Parameters, imports, and all code of notebooks that
+show results are folded anyway; a button opens all of it.
 """
 
 import ast
@@ -41,11 +42,13 @@ from traitlets import default
 
 from ddl.errors import UserError
 from ddl.files import write_text
-from ddl.layout import ROOT
+from ddl.layout import DRAWN, ROOT, STUDY
+from ddl.provenance import provenance
 
 TEMPLATES = ROOT / "notebooks"  # contains the folder `template`
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"  # tag that papermill gives the cell it adds
+CONTENTS = "<!-- contents -->"  # where the template wants the list of sections
 UNREAD = ("&", "{", "}", "$")  # as text of a formula: the converter did not understand its LaTeX
 ARGUMENTS = {"mfrac": 2, "msup": 2, "msub": 2, "msubsup": 3, "mover": 2, "munder": 2, "munderover": 3, "mroot": 2}
 
@@ -187,13 +190,19 @@ def _describe_failure(error: PapermillExecutionError, traceback: str, source: Pa
 def render(notebook: NotebookNode, source: Path) -> str:
     """Render an executed notebook as HTML."""
     _tidy_parameters(notebook)
+    fold(notebook, everything=source.stem in {*DRAWN, STUDY})
     # The kernel splits printed text at points that depend on timing, so join the pieces.
     notebook, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
     heading = re.search(r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
+    numbered = sorted(path.stem for path in source.parent.glob("[0-9]*_*.py"))
+    made_by = provenance()
     resources = {
         "title": heading[1].strip() if heading else source.stem,
+        "place": f"Notebook {numbered.index(source.stem) + 1} of {len(numbered)}" if source.stem in numbered else "",
         "source": f"{source.parent.name}/{source.name}",
+        "made_by": made_by | {"commit": made_by["commit"] and made_by["commit"][:10]},
         "highlight_css": HtmlFormatter(style="friendly").get_style_defs(".highlight"),
+        "dark_highlight_css": HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
     }
     try:
         html, _ = Page(template_name="template", extra_template_basedirs=[str(TEMPLATES)]).from_notebook_node(
@@ -203,7 +212,50 @@ def render(notebook: NotebookNode, source: Path) -> str:
         raise NotebookError(f"{source}: {error}") from error
     if found := remote_references(html):
         raise NotebookError(f"{source}: the page would load {found[0]}, expected no remote resources")
-    return html.strip() + "\n"
+    return with_contents(html).strip() + "\n"
+
+
+def with_contents(html: str) -> str:
+    """Give the sections of a page anchors, and list those of the first level where the page has `CONTENTS`."""
+    entries: list[str] = []
+    used: set[str] = set()
+
+    def anchored(match: re.Match[str]) -> str:
+        level, text = match.groups()
+        words = re.sub(r"<[^>]+>|&[^;]+;", "", text).lower()
+        slug = re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "section"
+        while slug in used:
+            slug += "-again"
+        used.add(slug)
+        if level == "2":
+            entries.append(f'<li><a href="#{slug}">{text}</a></li>')
+        link = f'<a class="anchor" href="#{slug}" aria-label="Link to this section">#</a>'
+        return f'<h{level} id="{slug}">{text}{link}</h{level}>'
+
+    html = re.sub(r"<h([23])>(.*?)</h\1>", anchored, html, flags=re.S)
+    listed = f'<nav class="contents" aria-label="On this page"><ul>{"".join(entries)}</ul></nav>' if entries else ""
+    return html.replace(CONTENTS, listed, 1)
+
+
+def fold(notebook: NotebookNode, everything: bool) -> None:
+    """Fold cells that a reader of the text does not need: parameters, imports, or the code of a page of results.
+
+    Folded cells that follow each other without showing anything become one.
+    """
+    kept: list[NotebookNode] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source.strip():
+            tags = cell.metadata.setdefault("tags", [])
+            plumbing = {PARAMETERS_TAG, INJECTED_TAG} & set(tags) or re.match(r"(from|import) ", cell.source.lstrip())
+            if (everything or plumbing) and "fold" not in tags:
+                tags.append("fold")
+                cell.metadata["summary"] = "Code: set-up" if plumbing else "Code"
+            before = kept[-1].metadata if kept and not kept[-1].get("outputs") else {}
+            same = before.get("summary") == cell.metadata.get("summary") is not None
+            if same and "fold" in tags and "fold" in before["tags"]:
+                cell.source = f"{kept.pop().source}\n\n{cell.source}"
+        kept.append(cell)
+    notebook.cells = kept
 
 
 def _tidy_parameters(notebook: NotebookNode) -> None:

@@ -1,13 +1,24 @@
 """The notebook runner: parameters, failures, and standalone, reproducible pages with formulas as MathML."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ddl.layout import ROOT
-from ddl.reporting.render_notebook import NotebookError, formula, read_notebook, remote_references, run_notebook
+from ddl.reporting.render_notebook import (
+    NotebookError,
+    fold,
+    formula,
+    read_notebook,
+    remote_references,
+    render,
+    run_notebook,
+    with_contents,
+)
 from tests.helpers.command import ddl
 
 TEXT = r"""# %% [markdown]
@@ -89,11 +100,51 @@ def test_formulas_are_mathml_and_nothing_is_left_of_their_source(twice: tuple[st
     assert '<span class="number">(2.2)</span>' in page
 
 
-def test_page_needs_no_network_and_no_script(twice: tuple[str, str, Path]) -> None:
+def test_page_needs_no_network(twice: tuple[str, str, Path]) -> None:
     page = twice[0]
     assert remote_references(page) == []
-    assert "<script" not in page
+    assert page.count("<script") == page.count("<script>") == 1  # the button that opens folded code
     assert 'src="data:image/svg+xml;base64,' in page
+
+
+def test_parameters_and_imports_are_folded_into_one(twice: tuple[str, str, Path]) -> None:
+    (folded,) = re.findall(r'<details class="code">.*?</details>', twice[0], re.S)
+    code = re.sub("<[^>]+>", "", folded)
+    assert code.startswith("Code: set-up")
+    assert code.index("times = 1") < code.index("times = 7") < code.index("import sympy")
+
+
+def test_a_page_of_results_folds_all_code() -> None:
+    notebook = new_notebook(cells=[new_code_cell(source) for source in ("print(1)", "x = 1", "y = 2", "x + y")])
+    notebook.cells[0]["outputs"] = [new_output("stream", text="1")]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    fold(notebook, everything=True)
+    assert [cell.source for cell in notebook.cells] == ["print(1)", "x = 1\n\ny = 2\n\nx + y"]
+    assert [cell.metadata["summary"] for cell in notebook.cells] == ["Code: set-up", "Code"]
+
+
+def test_sections_have_anchors_and_are_listed() -> None:
+    page = with_contents("<!-- contents --><h1>T</h1><h2>Why <b>1 &lt; 2</b>?</h2><h3>Part</h3><h2>Why 1 2</h2>")
+    assert re.findall(r'<li><a href="#([^"]+)">', page) == ["why-1-2", "why-1-2-again"]
+    assert re.findall(r'<h[23] id="([^"]+)">', page) == ["why-1-2", "part", "why-1-2-again"]
+    assert with_contents("<!-- contents --><p>Short</p>") == "<p>Short</p>"
+
+
+def test_a_page_says_its_place_its_source_and_its_commit() -> None:
+    notebook = new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell("a = 1")])
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    page = render(notebook, ROOT / "notebooks" / "02_spectrum.py")
+    assert re.search(r"Notebook 2 of \d+", page)
+    assert "<code>notebooks/02_spectrum.py</code>" in page
+    assert "torch " in page.partition("<footer>")[2]
+
+
+def test_a_caption_stands_below_its_figure() -> None:
+    figure = new_output("display_data", {"image/png": "AAAA"})
+    cell = new_code_cell("draw()", outputs=[figure], metadata={"alt": "A line", "caption": "The line of $x$."})
+    cells = [new_code_cell("a = 1", metadata={"tags": ["parameters"]}), cell]
+    page = render(new_notebook(cells=cells), Path("small.py"))
+    assert re.search(r'alt="A line"><figcaption><p>The line of <math.*</math>\.</p>\s*</figcaption></figure>', page)
 
 
 def test_page_shows_no_prompts_and_leaves_no_notebook_behind(twice: tuple[str, str, Path]) -> None:
