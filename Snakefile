@@ -60,7 +60,7 @@ RANDOM_INIT = f"results/{{scale}}/{layout.RANDOM_INIT}"
 MECHANISM = f"results/{{scale}}/{layout.MECHANISM}"
 POINT = f"results/{{scale}}/{layout.POINT}"
 COST = f"results/{{scale}}/{layout.COST}"
-TEMPLATE = sorted(str(path) for path in Path("notebooks/template").rglob("*") if path.is_file())
+TEMPLATE = [f"notebooks/template/{name}" for name in ("index.html.j2", "style.css")]  # of a notebook's page
 NOTEBOOKS = list(DRAWN)
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - {*DRAWN, STUDY})
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
@@ -206,7 +206,7 @@ rule all:
             [*drawn(*NOTEBOOKS), "results/{scale}/notebooks/{page}.html", "results/{scale}/{file}"],
             scale=DEFAULT,
             page=[*NOTEBOOKS, *DERIVATIONS],
-            file=["numbers.json", "verdict.json", "paper.pdf"],
+            file=["numbers.json", "verdict.json", "paper.pdf", "site/index.html"],
         ),
         of_every_run(
             SCALES[DEFAULT],
@@ -723,6 +723,32 @@ rule paper:
         "results/{wildcards.scale}/paper.pdf"
     shell:
         "ddl paper --results $(dirname {output.pdf}) --out {output.pdf} > {log} 2>&1"
+
+
+# A folder that opens from disk: start page, notebooks with links between them, figures, tables and the paper.
+rule site:
+    input:
+        pages=expand("results/{{scale}}/notebooks/{page}.html", page=sorted([*NOTEBOOKS, *DERIVATIONS])),
+        notebooks=[f"notebooks/{page}.py" for page in sorted([*NOTEBOOKS, *DERIVATIONS])],
+        template=["notebooks/template/start.html.j2", "notebooks/template/style.css"],
+        drawn=drawn(*NOTEBOOKS),
+        numbers=rules.numbers.output.numbers,
+        verdict=rules.verdict.output.verdict,
+        paper=rules.paper.output.pdf,
+        metrics=every_run(rules.train.output.metrics),
+        studies=REFERENCE_ROWS,
+    output:
+        start="results/{scale}/site/index.html",
+    log:
+        "results/{scale}/logs/site.log",
+    benchmark:
+        "results/{scale}/benchmarks/site.tsv"
+    params:
+        code=code_identity("ddl.reporting.site"),
+    message:
+        "results/{wildcards.scale}/site/index.html"
+    shell:
+        "ddl site --results results/{wildcards.scale} --out results/{wildcards.scale}/site > {log} 2>&1"
 
 
 # All runs of one study and its page: `snakemake --cores all study --config study=noise`.

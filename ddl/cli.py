@@ -570,6 +570,16 @@ def paper(results: Path, out: Path) -> None:
 
 @commands.command()
 @from_results
+@option("--out", FOLDER, "Folder to write, e.g. results/laptop/site.", "FOLDER")
+def site(results: Path, out: Path) -> None:
+    """Build the site of one scale: a start page, notebooks, figures, tables and the paper."""
+    from ddl.reporting.site import build_site
+
+    build_site(results, out)
+
+
+@commands.command()
+@from_results
 @option("--name", click.STRING, "Name of the folder in results/reference.", "NAME")
 def keep(results: Path, name: str) -> None:
     """Keep the small files of a run in results/reference."""

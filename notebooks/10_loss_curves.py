@@ -73,21 +73,21 @@ def finish(figure: plt.Figure, axes: plt.Axes, title: str) -> None:
 # %% [markdown]
 # **Figure 2.** Small models.
 
-# %%
+# %% alt="Training and validation loss of the six designs against training tokens, small models"
 figure2 = training_and_validation("small")
 save_figure(figure2, results, "figure2")
 
 # %% [markdown]
 # **Figure 4.** Medium models.
 
-# %%
+# %% alt="Training and validation loss of the six designs against training tokens, medium models"
 figure4 = training_and_validation("medium")
 save_figure(figure4, results, "figure4")
 
 # %% [markdown]
 # **Figure 3.** Only the designs with a delta rule, both sizes.
 
-# %%
+# %% alt="Training loss of the designs other than the baseline against training tokens, both sizes"
 figure3, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
 for axes, size in zip(panels, data.sizes, strict=True):
     draw_curves(axes, curves_of(data, size, [slug for slug in data.variants if slug != BASELINE]), "train_loss")
@@ -137,7 +137,7 @@ pd.DataFrame(deltas)
 # of the logits.
 
 
-# %%
+# %% alt="Norm of the gradient by layer over training: the baseline, one value channel, and DDL-CC, medium models"
 def gradient_figure(size: str) -> plt.Figure:
     """Gradient norms of the baseline, the design with one value channel and the default design at one size."""
     figure = plt.figure(figsize=(7.2, 5.0), layout="constrained")

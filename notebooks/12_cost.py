@@ -114,7 +114,7 @@ if handles:
 # are counted from the shapes of the model, as `ddl describe` does, with the backward pass at twice the forward pass;
 # work that a device repeats to save memory is not counted.
 
-# %%
+# %% alt="Validation loss against training FLOPs and against training time, one row for each size"
 compute, grid = plt.subplots(2, 2, figsize=(7.2, 5.4), sharey="row", layout="constrained")
 for row, size in zip(grid, data.sizes, strict=True):
     curves = curves_of(data, size, data.variants)

@@ -48,6 +48,7 @@ from ddl.provenance import provenance
 TEMPLATES = ROOT / "notebooks"  # contains the folder `template`
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"  # tag that papermill gives the cell it adds
+SITE = "<!-- site -->"  # where a site links to its other pages
 CONTENTS = "<!-- contents -->"  # where the template wants the list of sections
 UNREAD = ("&", "{", "}", "$")  # as text of a formula: the converter did not understand its LaTeX
 ARGUMENTS = {"mfrac": 2, "msup": 2, "msub": 2, "msubsup": 3, "mover": 2, "munder": 2, "munderover": 3, "mroot": 2}
@@ -290,7 +291,7 @@ class Page(TemplateExporter):
 
     def default_filters(self) -> Any:
         yield from super().default_filters()
-        yield "page_markdown", _markdown
+        yield "page_markdown", to_html
         yield "page_latex", _latex_output
         yield "page_svg_uri", _svg_uri
         yield "page_code", Highlight2HTML(pygments_lexer="ipython3")
@@ -312,7 +313,8 @@ class _FormulaRenderer(IPythonRenderer):
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
 
-def _markdown(text: str) -> str:
+def to_html(text: str) -> str:
+    """Markdown as HTML, with formulas as MathML."""
     html = MarkdownWithMath(renderer=_FormulaRenderer(escape=False, exclude_anchor_links=True)).render(text)
     return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
 

@@ -83,7 +83,7 @@ class Messages:
 
 
 def closing_summary(scale: str, jobs: int, seconds: float) -> str:
-    """Six lines: how long it took, and where paper, notebooks, figures, tables and runs are.
+    """Seven lines: how long it took, and where site, paper, notebooks, figures, tables and runs are.
 
     Args:
         scale: name of the scale that was built.
@@ -91,6 +91,7 @@ def closing_summary(scale: str, jobs: int, seconds: float) -> str:
         seconds: time that they took.
     """
     places = {
+        "start here": "site/index.html",
         "paper": "paper.pdf",
         "notebooks": "notebooks/",
         "figures": "figures/",

@@ -1,0 +1,151 @@
+"""Build the site of a scale: a start page, the notebooks with links between them, figures, tables and the paper.
+
+    ddl site --results results/laptop --out results/laptop/site
+
+The folder opens from disk, without a network or a server. Bokeh's script, which draws the interactive charts, is
+copied from the installed package.
+"""
+
+import json
+import re
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from bokeh.embed import json_item
+from bokeh.model import Model
+from markupsafe import Markup
+from pygments.formatters import HtmlFormatter
+
+from ddl.config import SIZES
+from ddl.errors import UserError
+from ddl.layout import DRAWN, ROOT, STUDY, drawn_files
+from ddl.reporting import charts
+from ddl.reporting.evidence import finding, other_size, sentences
+from ddl.reporting.keep_reference import times
+from ddl.reporting.read_results import Results
+from ddl.reporting.readme_studies import verdicts_part
+from ddl.reporting.render_notebook import SITE, TEMPLATES, formula, remote_references, to_html
+from ddl.reporting.rivals import compared
+
+SCRIPT = "bokeh.min.js"
+START = "index.html"
+RULE = r"\mathbf{X}' = \mathbf{X} + \beta\,\mathbf{k}\,(\mathbf{v}^\top - \mathbf{k}^\top\mathbf{X})"
+
+
+class SiteError(UserError):
+    """Results that are not complete enough for a site; the message names the missing file."""
+
+
+def build_site(results: Path, out: Path) -> None:
+    """Write the site, in place of an earlier one.
+
+    Raises:
+        SiteError: a page, figure or table of the results is missing.
+        ResultsError: the folder holds no results of a scale.
+    """
+    found = Results(results)
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted((results / "notebooks").glob("*.html"))}
+    drawn = [name for names in DRAWN.values() for name in names]
+    files = ["paper.pdf", "verdict.json", *(file for name in drawn for file in drawn_files(name))]
+    for file in (*files, *(f"notebooks/{name}.html" for name in sources())):
+        if not (results / file).is_file():
+            raise SiteError(f"{results / file}: not found; the site needs it, so build it first")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "notebooks").mkdir(parents=True)
+    for file in files:
+        (partial / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(results / file, partial / file)
+    (partial / SCRIPT).write_bytes(resources.files("bokeh").joinpath("server/static/js", SCRIPT).read_bytes())
+    titles = {name: re.findall(r"<title>(.*?)</title>", page, re.S)[0] for name, page in pages.items()}
+    names = list(sources())
+    for place, name in enumerate(names):
+        (partial / "notebooks" / f"{name}.html").write_text(linked(pages[name], names, titles, place), encoding="utf-8")
+    page = start_page(found, names, titles)
+    if remote := remote_references(page):
+        raise SiteError(f"the start page would load {remote[0]}, expected no remote resources")
+    (partial / START).write_text(page, encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+
+
+def sources() -> dict[str, str]:
+    """Name -> text of every notebook that is a page of the site."""
+    paths = sorted((ROOT / "notebooks").glob("[0-9]*_*.py"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths if path.stem != STUDY}
+
+
+def linked(page: str, names: list[str], titles: dict[str, str], place: int) -> str:
+    """A notebook's page with links to the start page and its neighbours."""
+    links = [f'<a href="../{START}">Contents</a>']
+    if place:
+        links.insert(0, f'<a rel="prev" href="{names[place - 1]}.html">← {titles[names[place - 1]]}</a>')
+    if place + 1 < len(names):
+        links.append(f'<a rel="next" href="{names[place + 1]}.html">{titles[names[place + 1]]} →</a>')
+    return page.replace(SITE, f'<nav class="neighbours" aria-label="Notebooks">{"".join(links)}</nav>')
+
+
+def start_page(results: Results, names: list[str], titles: dict[str, str]) -> str:
+    """The start page as HTML."""
+    first, *rest = [*sentences(finding()), *other_size(finding("medium"))]
+    texts = sources()
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES / "template"), autoescape=True)
+    numbers = json.loads((results.path / "numbers.json").read_text(encoding="utf-8"))
+    drawn = [name for names in DRAWN.values() for name in names]
+    return environment.get_template("start.html.j2").render(
+        rule=formula(RULE, display=True),
+        scale=results.scale_phrase,
+        first=with_subscript(first),
+        rest=[with_subscript(sentence) for sentence in rest],
+        verdicts=with_subscript(to_html(verdicts_part())),
+        notebooks=[(name, titles[name], to_html(question(texts[name]))) for name in names],
+        figures=[(name, alternative(texts, name), drawn_files(name)) for name in drawn if not name.startswith("table")],
+        tables=[(name, drawn_files(name)) for name in drawn if name.startswith("table")],
+        charts=interactive(results),
+        gate=charts.GATE,
+        provenance=numbers["provenance"],
+        spent=times(results.path),
+        highlight_css=HtmlFormatter(style="friendly").get_style_defs(".highlight"),
+    )
+
+
+def with_subscript(text: str) -> Markup:
+    """Text in which d_v has its subscript."""
+    return Markup(text.replace("d_v", "<i>d<sub>v</sub></i>"))
+
+
+def interactive(results: Results) -> dict[str, str]:
+    """Name of a place in the start page -> the chart there, as JSON for Bokeh; a chart without data is left out."""
+    shown: dict[str, Model] = {"gate": charts.gate()}
+    for size in results.sizes:
+        shown[f"curves-{size}"] = charts.curves(results, size)
+    for size in SIZES:
+        if differences := {each.slug: each.over_baseline for each in compared(size) if each.over_baseline}:
+            shown[f"ordering-{size}"] = charts.ordering(differences, size)
+    return {name: as_json(chart, name) for name, chart in shown.items()}
+
+
+def as_json(chart: Model, place: str) -> str:
+    """A chart as JSON for a script element of a page, with the same bytes in every process."""
+    text = json.dumps(json_item(chart, place)).replace("<", "\\u003c")  # "<" could end the script
+    found = dict.fromkeys(re.findall(r'"p\d+"', text))  # Bokeh counts the models of a process
+    numbers = {old: f'"p{number}"' for number, old in enumerate(found)}
+    return re.sub(r'"p\d+"', lambda match: numbers[match[0]], text)
+
+
+def question(source: str) -> str:
+    """The first paragraph of a notebook after its title, as Markdown."""
+    text = re.findall(r"^# # .*?\n#\n(.*?)\n(?:#\n|\n)", source, re.M | re.S)[0]
+    return " ".join(line.removeprefix("# ") for line in text.splitlines()).replace("**Question.** ", "")
+
+
+def alternative(texts: dict[str, str], name: str) -> str:
+    """The alternative text of a figure, from the cell of a notebook that saves it."""
+    for text in texts.values():
+        for cell in re.split(r"^# %%", text, flags=re.M):
+            found = re.search(r'alt="([^"]*)"', cell.split("\n")[0])
+            if found and f'"{name}"' in cell and "save_figure" in cell:
+                return found[1]
+    return name
