@@ -55,7 +55,8 @@ def runs_of(rows, **wanted):
 
 # %%
 first, *rest = [*sentences(findings["small"]), *other_size(findings["medium"])]
-Markdown(f"**{first}** {' '.join(rest)} ± is the half-width of a 95 % interval over n seeds.")
+points = "\n".join(f"- {text}" for text in rest)
+Markdown(f"**{first}**\n\n{points}\n\n± is the half-width of a 95 % interval over n seeds.")
 
 # %% [markdown]
 # The figure shows every design that was run with the repaired embedding, small and medium, from the lowest loss to the

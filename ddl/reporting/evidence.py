@@ -135,6 +135,12 @@ class Longest:
         """The share of DDL-CC's gain that the repaired backbone removes, and the ends that both intervals allow."""
         return removed(self.paper, self.fair)
 
+    @property
+    def copies(self) -> CopiedTokens | None:
+        """The split of DDL-CC's lead, if it leads and most of that is in tokens that can be copied."""
+        leads = EXPANDED in self.fair and self.fair[EXPANDED].separated and self.fair[EXPANDED].mean > 0
+        return self.copied if leads and self.copied and min(self.copied.parts.values()) > 0.5 else None
+
 
 def longest(rows: pd.DataFrame, size: str) -> Longest | None:
     """The highest rung of the ladder with the repaired backbone; None if it has a single one, or no baseline."""
@@ -168,56 +174,65 @@ def gains(blocks: Blocks | None) -> dict[str, Estimate]:
 
 
 def sentences(found: Finding) -> list[str]:
-    """What carries the gain, in a few sentences."""
+    """What carries the gain: the answer, then one text each on the embedding, the parts and the most tokens."""
     labels = {slug: variant.label for slug, variant in load_variants().items()}
     if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
         return ["The runs that tell where the gain comes from have not been done."]
-    expanded, closed = labels[EXPANDED], found.closed
-    usual, top = count(load_scale(SCALE).tokens), found.longest
-    later = ""
-    if top and top.closed:
-        amount = "most" if top.closed[1] > 0.5 else "less than half" if top.closed[2] < 0.5 else ""
-        later = f", and {amount} of it after {count(top.tokens)}" if amount else ""
-    if closed and closed[1] > 0:
-        most = "most" if closed[1] > 0.5 else "part"
-        said = [
-            f"After {usual} tokens, {most} of {expanded}'s lead on the paper's recipe comes from the "
-            f"initial embedding{later}."
-        ]
-    else:
-        said = [f"The lead of {expanded} in our small runs does not come from the initial embedding."]
-    carried = f": the embedding carried {closed[0]:.0%} ({closed[1]:.0%} to {closed[2]:.0%})" if closed else ""
+    expanded, closed, top = labels[EXPANDED], found.closed, found.longest
+    said = [answer(found, expanded)]
+    carried = ": the embedding carried {} ({} to {})".format(*map(percent, closed)) if closed else ""
     said.append(
-        f"With it the {found.size} {expanded} {lead(found.paper[EXPANDED])}. If the embedding of every design starts "
-        f"larger and learns faster, the baseline improves by {counted(found.repair)}, and {expanded} "
+        f"With that embedding the {found.size} {expanded} {lead(found.paper[EXPANDED])}. If the embedding of every "
+        f"design starts larger and learns faster, the baseline improves by {counted(found.repair)}, and {expanded} "
         f"{lead(found.fair[EXPANDED])}{carried}."
     )
+    parts = []
     if scalar := found.fair.get(SCALAR):
-        said.append(f"{labels[SCALAR]} then {lead(scalar)}.")
+        parts.append(f"{labels[SCALAR]} then {lead(scalar)}.")
     if erase := found.against(WRITE_ONLY):
-        said.append(f"The same design without the erase term ends {apart(erase)} {expanded}.")
+        parts.append(f"The same design without the erase term ends {apart(erase)} {expanded}.")
     if simple := found.against(SIMPLE):
-        said.append(
+        parts.append(
             "A baseline with normalised sublayer outputs and DDL's embedding convolution, and no delta rule, ends "
             f"{apart(simple)} {expanded}."
         )
+    said += [" ".join(parts)] if parts else []
     if top and EXPANDED in top.fair:
         recipe = f", and on the paper's recipe {lead(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
-        names = {WRITE_ONLY: "the same design without the erase term", SIMPLE: "that baseline"}
+        names = {WRITE_ONLY: "without the erase term it", SIMPLE: "the baseline with normalised outputs and EC"}
         rivals = [f"{name} ends {apart(top.rivals[slug])} it" for slug, name in names.items() if slug in top.rivals]
-        said.append(
+        last = (
             f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}{recipe}"
             f"{'; ' if rivals else ''}{' and '.join(rivals)} (noise pooled over the numbers of tokens)."
         )
-        if top.copied and top.fair[EXPANDED].separated and min(top.copied.parts.values()) > 0.5:
-            own, base = top.copied.own, top.copied.baseline
-            said.append(
-                f"Of this lead, {top.copied.shown_part} is in the {top.copied.share:.0%} of tokens that repeat a pair "
-                f"of tokens of their context, which a model can copy: there {expanded} has a loss of "
+        if top.copies:
+            own, base = top.copies.own, top.copies.baseline
+            last += (
+                f" Of this lead, {top.copies.shown_part} is in the {percent(top.copies.share)} of tokens that repeat a "
+                f"pair of tokens of their context, which a model can copy: there {expanded} has a loss of "
                 f"{own.repeated:.2f} and the baseline of {base.repeated:.2f}, elsewhere {own.new:.2f} and "
                 f"{base.new:.2f}."
             )
+        said.append(last)
     return said
+
+
+def answer(found: Finding, expanded: str) -> str:
+    """What carries the gain, in one sentence."""
+    closed, top = found.closed, found.longest
+    if not closed or closed[1] <= 0:
+        return f"The lead of {expanded} in our small runs does not come from the initial embedding."
+    usual, amount = count(load_scale(SCALE).tokens), "most" if closed[1] > 0.5 else "part"
+    said = f"After {usual} tokens, {amount} of {expanded}'s lead on the paper's recipe comes from the initial embedding"
+    if top and top.closed:
+        amount = "most" if top.closed[1] > 0.5 else "less than half" if top.closed[2] < 0.5 else ""
+        said += f", and {amount} of it after {count(top.tokens)}" if amount else ""
+    if top and top.copies:
+        said += (
+            f"; with a better embedding, {top.copies.shown_part} of the lead after {count(top.tokens)} is in tokens "
+            "that can be copied from the context"
+        )
+    return f"{said}."
 
 
 def other_size(found: Finding) -> list[str]:
@@ -229,6 +244,11 @@ def other_size(found: Finding) -> list[str]:
     ends = [f"{name} ends {apart(gap)} that" for slug, name in rivals.items() if (gap := found.against(slug))]
     said = f"The {found.size} {labels[EXPANDED]} {lead(found.fair[EXPANDED])} with the larger embedding"
     return [f"{said}{'; ' if ends else ''}{' and '.join(ends)}."]
+
+
+def percent(share: float) -> str:
+    """A share as it is printed, e.g. "84 %"."""
+    return f"{100 * share:.0f} %"
 
 
 def counted(estimate: Estimate) -> str:

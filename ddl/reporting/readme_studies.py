@@ -27,11 +27,11 @@ def study_parts() -> dict[str, str]:
 
 
 def finding_part() -> str:
-    """What carries the gain, in one paragraph."""
+    """What carries the gain: the answer, and a list of what it rests on."""
     first, *rest = [*sentences(finding()), *other_size(finding("medium"))]
     rows = f"[`{STUDIES}`]({STUDIES})"
     note = f"± is the half-width of a 95 % interval over n seeds; rows in {rows}, figures in notebook 13."
-    return " ".join([f"**{first}**", *rest, note])
+    return "\n".join([f"**{first}**", "", *(f"- {text}" for text in rest), "", note])
 
 
 def verdicts_part() -> str:
