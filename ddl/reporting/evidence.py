@@ -87,7 +87,10 @@ class Finding:
             and {
                 "tokens": self.longest.tokens,
                 "gains": [{"label": labels[slug]} | shown(gain) for slug, gain in self.longest.fair.items()],
-                "copied": self.longest.copied and self.longest.copied.shown_part,
+                "copied": [
+                    {"label": labels[each.design], "repeated": each.own.repeated, "new": each.own.new}
+                    for each in self.longest.split
+                ],
             },
         }
 
@@ -128,7 +131,7 @@ class Longest:
     paper: dict[str, Estimate]  # empty if the ladder on this backbone ends lower
     fair: dict[str, Estimate]
     rivals: dict[str, Estimate]  # design -> its loss minus that of DDL-CC, on the repaired backbone
-    copied: CopiedTokens | None  # of DDL-CC, on the repaired backbone
+    split: list[CopiedTokens]  # by design, on the repaired backbone
 
     @property
     def closed(self) -> tuple[float, float, float] | None:
@@ -138,8 +141,9 @@ class Longest:
     @property
     def copies(self) -> CopiedTokens | None:
         """The split of DDL-CC's lead, if it leads and most of that is in tokens that can be copied."""
+        own = next((each for each in self.split if each.design == EXPANDED), None)
         leads = EXPANDED in self.fair and self.fair[EXPANDED].separated and self.fair[EXPANDED].mean > 0
-        return self.copied if leads and self.copied and min(self.copied.parts.values()) > 0.5 else None
+        return own if leads and own and min(own.parts.values()) > 0.5 else None
 
 
 def longest(rows: pd.DataFrame, size: str) -> Longest | None:
@@ -149,13 +153,12 @@ def longest(rows: pd.DataFrame, size: str) -> Longest | None:
         return None
     same = paper.tokens[-1:] == fair.tokens[-1:] and BASELINE in paper.losses
     rivals = [slug for slug in (WRITE_ONLY, SIMPLE) if {slug, EXPANDED} <= fair.losses.keys()]
-    copied = copied_tokens(rows, FAIR, size)
     return Longest(
         fair.tokens[-1],
         top_gaps(paper, paper.losses) if same else {},
         top_gaps(fair, fair.losses),
         {slug: gap.negated() for slug, gap in top_gaps(fair, rivals, EXPANDED).items()},
-        next((each for each in copied if (each.design, each.tokens) == (EXPANDED, fair.tokens[-1])), None),
+        [each for each in copied_tokens(rows, FAIR, size) if each.tokens == fair.tokens[-1]],
     )
 
 
@@ -174,7 +177,7 @@ def gains(blocks: Blocks | None) -> dict[str, Estimate]:
 
 
 def sentences(found: Finding) -> list[str]:
-    """What carries the gain: the answer, then one text each on the embedding, the parts and the most tokens."""
+    """What carries the gain: the answer, then one text each on the embedding, the parts, the most tokens and copying."""
     labels = {slug: variant.label for slug, variant in load_variants().items()}
     if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
         return ["The runs that tell where the gain comes from have not been done."]
@@ -201,19 +204,18 @@ def sentences(found: Finding) -> list[str]:
         recipe = f", and on the paper's recipe {lead(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
         names = {WRITE_ONLY: "without the erase term it", SIMPLE: "the baseline with normalised outputs and EC"}
         rivals = [f"{name} ends {apart(top.rivals[slug])} it" for slug, name in names.items() if slug in top.rivals]
-        last = (
+        said.append(
             f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}{recipe}"
             f"{'; ' if rivals else ''}{' and '.join(rivals)} (noise pooled over the numbers of tokens)."
         )
         if top.copies:
             own, base = top.copies.own, top.copies.baseline
-            last += (
-                f" Of this lead, {top.copies.shown_part} is in the {percent(top.copies.share)} of tokens that repeat a "
+            said.append(
+                f"Of this lead, {top.copies.shown_part} is in the {percent(top.copies.share)} of tokens that repeat a "
                 f"pair of tokens of their context, which a model can copy: there {expanded} has a loss of "
                 f"{own.repeated:.2f} and the baseline of {base.repeated:.2f}, elsewhere {own.new:.2f} and "
                 f"{base.new:.2f}."
             )
-        said.append(last)
     return said
 
 
@@ -342,6 +344,7 @@ def evidence() -> dict[str, Any]:
     _, judged = committed_verdicts(load_scale(SCALE))
     found = finding()
     return found.as_json() | {
+        "abstract": " ".join(sentences(found)[:4]),
         "sentences": [*sentences(found), *other_size(finding("medium"))],
         "ladder": [climb.as_json() for climb in climbs()],
         "verdicts": [claim.as_json() for claim in judged],
