@@ -231,7 +231,7 @@ def answer(found: Finding, expanded: str) -> str:
         said += f", and {amount} of it after {count(top.tokens)}" if amount else ""
     if top and top.copies:
         said += (
-            f"; with a better embedding, {top.copies.shown_part} of the lead after {count(top.tokens)} is in tokens "
+            f"; with a larger embedding, {top.copies.shown_part} of the lead after {count(top.tokens)} is in tokens "
             "that can be copied from the context"
         )
     return f"{said}."
