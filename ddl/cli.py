@@ -572,7 +572,7 @@ def paper(results: Path, out: Path) -> None:
 @from_results
 @option("--out", FOLDER, "Folder to write, e.g. results/laptop/site.", "FOLDER")
 def site(results: Path, out: Path) -> None:
-    """Build the site of one scale: a start page, notebooks, figures, tables and the paper."""
+    """Build the site of one scale, which opens from disk."""
     from ddl.reporting.site import build_site
 
     build_site(results, out)

@@ -23,6 +23,7 @@ IN_ORDER = [
         "numbers",
         "verdict",
         "paper",
+        "site",
         "keep",
         "readme",
         "lm-eval",

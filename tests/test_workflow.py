@@ -173,6 +173,7 @@ def test_one_call_builds_everything(finished):
     assert missing == []
     assert {f"{path.parent.name}/{path.name}" for path in results.glob("[ft]*s/*")} == set(expected)
     assert (results / "paper.pdf").read_bytes().startswith(b"%PDF")
+    assert "Deep Delta Learning" in (results / "site/index.html").read_text()
     pages = sorted(path.name for path in (results / "notebooks").glob("*.html"))
     notebooks = {path.stem for path in (finished / "notebooks").glob("*.py")} - {STUDY}
     assert pages == sorted(f"{name}.html" for name in notebooks)
@@ -185,15 +186,15 @@ def test_one_call_builds_everything(finished):
 
 
 @pytest.mark.dag
-def test_one_line_per_job_is_printed_and_the_last_six_lines_say_where_everything_is(finished, printed):
+def test_one_line_per_job_is_printed_and_the_last_seven_lines_say_where_everything_is(finished, printed):
     jobs = int(re.fullmatch(r"(\d+) jobs to run\..*", next(line for line in printed if "jobs to run" in line))[1])
-    lines = [re.fullmatch(rf"\d\d:\d\d:\d\d  +(\d+) of {jobs} done  .+", line) for line in printed[-6 - jobs : -6]]
+    lines = [re.fullmatch(rf"\d\d:\d\d:\d\d  +(\d+) of {jobs} done  .+", line) for line in printed[-7 - jobs : -7]]
     assert all(lines)
     counts = [int(line[1]) for line in lines]
     assert counts == sorted(counts)
     assert 0 == counts[0] < counts[-1] < jobs
-    assert re.fullmatch(rf"The smoke scale is built: {jobs} jobs in .*\d s\.", printed[-6])
-    assert all((finished / line.split()[1]).exists() for line in printed[-5:])
+    assert re.fullmatch(rf"The smoke scale is built: {jobs} jobs in .*\d s\.", printed[-7])
+    assert all((finished / line.split()[1]).exists() for line in printed[-6:])
 
 
 @pytest.mark.dag
@@ -265,9 +266,9 @@ def test_a_second_call_has_nothing_to_do(finished):
 
 
 @pytest.mark.dag
-def test_a_changed_plot_reruns_its_notebook_and_the_paper_only(finished, edited):
+def test_a_changed_plot_reruns_its_notebook_the_paper_and_the_site_only(finished, edited):
     edited("notebooks/10_loss_curves.py", lambda text: text + "\n# A remark.\n")
-    assert planned(finished) == {"notebook_10_loss_curves": 1, "paper": 1}
+    assert planned(finished) == {"notebook_10_loss_curves": 1, "paper": 1, "site": 1}
 
 
 @pytest.mark.dag
@@ -305,7 +306,7 @@ def test_a_derivation_reruns_with_what_it_runs_or_shows_once_for_all_scales(fini
     edited(
         "ddl/ops/rewrite.py", lambda text: text.replace("def rewrite_reference(", "def rewrite_reference(  # shown\n")
     )
-    assert planned(finished) == {"derivation": 3, "derivation_page": 3}
+    assert planned(finished) == {"derivation": 3, "derivation_page": 3, "site": 1}
 
 
 @pytest.mark.dag
@@ -321,7 +322,7 @@ def test_a_changed_label_changes_tables_and_figures_only(finished, edited):
     edited("config/variants.yaml", lambda text: text.replace("label: DDL-TC w/o EC", "label: DDL-TC without EC"))
     jobs = planned(finished)
     notebooks = {f"notebook_{name}" for name in DRAWN} | {"derivation", "derivation_page"}
-    assert set(jobs) == notebooks | {"numbers", "paper"}
+    assert set(jobs) == notebooks | {"numbers", "paper", "site"}
 
 
 @pytest.mark.dag

@@ -91,7 +91,7 @@ def closing_summary(scale: str, jobs: int, seconds: float) -> str:
         seconds: time that they took.
     """
     places = {
-        "start here": "site/index.html",
+        "site": "site/index.html",
         "paper": "paper.pdf",
         "notebooks": "notebooks/",
         "figures": "figures/",

@@ -57,10 +57,10 @@ def test_a_run_says_how_long_it_will_take_then_one_line_per_job_then_where_the_r
     assert lines[begin + 1] == (
         "The whole tiny scale took 26 min 00 s with 2 cores in the run kept in results/reference/tiny-machine."
     )
-    jobs = [re.fullmatch(r"\d\d:\d\d:\d\d  (\d of 5 done)  write number \d", line) for line in lines[begin + 3 : -6]]
+    jobs = [re.fullmatch(r"\d\d:\d\d:\d\d  (\d of 5 done)  write number \d", line) for line in lines[begin + 3 : -7]]
     assert [job[1] for job in jobs] == [f"{done} of 5 done" for done in range(4)]
-    assert re.fullmatch(r"The tiny scale is built: 5 jobs in \d+ s\.", lines[-6])
-    assert [line.split()[0] for line in lines[-5:]] == ["paper", "notebooks", "figures", "tables", "models"]
+    assert re.fullmatch(r"The tiny scale is built: 5 jobs in \d+ s\.", lines[-7])
+    assert [line.split()[0] for line in lines[-6:]] == ["site", "paper", "notebooks", "figures", "tables", "models"]
 
 
 def test_a_single_target_is_no_whole_scale(build):
