@@ -177,7 +177,7 @@ def gains(blocks: Blocks | None) -> dict[str, Estimate]:
 
 
 def sentences(found: Finding) -> list[str]:
-    """What carries the gain: the answer, then one text each on the embedding, the parts, the most tokens and copying."""
+    """The answer, then one text each on the embedding, the parts of DDL, the most tokens and copying."""
     labels = {slug: variant.label for slug, variant in load_variants().items()}
     if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
         return ["The runs that tell where the gain comes from have not been done."]
