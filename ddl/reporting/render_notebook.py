@@ -15,6 +15,7 @@ show results are folded anyway; a button opens all of it.
 
 import ast
 import base64
+import itertools
 import json
 import os
 import re
@@ -51,6 +52,7 @@ INJECTED_TAG = "injected-parameters"  # tag that papermill gives the cell it add
 SITE = "<!-- site -->"  # where a site links to its other pages
 CONTENTS = "<!-- contents -->"  # where the template wants the list of sections
 UNREAD = ("&", "{", "}", "$")  # as text of a formula: the converter did not understand its LaTeX
+BAR = "<mo stretchy=.false.>&#x0007C;</mo>"
 ARGUMENTS = {"mfrac": 2, "msup": 2, "msub": 2, "msubsup": 3, "mover": 2, "munder": 2, "munderover": 3, "mroot": 2}
 
 # Draw inline figures as reproducible SVG, and suppress the kernel's message at shutdown.
@@ -352,4 +354,5 @@ def formula(latex: str, display: bool) -> str:
             )
     if latex.replace(r"\{", "").count("{") != latex.replace(r"\}", "").count("}"):
         raise NotebookError(f"formula ${latex}$: expected as many {{ as }}")
-    return markup
+    forms = itertools.cycle(("prefix", "postfix"))  # bars come in pairs; without a form the second would be a relation
+    return re.sub(BAR, lambda _: f'<mo stretchy="false" form="{next(forms)}">|</mo>', markup)

@@ -240,6 +240,11 @@ def test_formula_that_would_be_shown_wrongly_is_refused(latex: str) -> None:
         formula(latex, display=True)
 
 
+def test_bars_enclose_and_are_no_relation() -> None:
+    forms = re.findall(r'form="(\w+)">(?:\||&#x0007C;)<', formula(r"|k| = |\tilde{k}|", display=False))
+    assert forms == ["prefix", "postfix"] * 2
+
+
 @pytest.mark.parametrize(
     "html",
     [
