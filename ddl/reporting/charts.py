@@ -25,7 +25,12 @@ from ddl.reporting.figures import family_color, look
 from ddl.reporting.read_results import Results
 from ddl.reporting.seed_statistics import Estimate
 
-FAMILIES = {"paper": "designs of the paper", "control": "controls and baselines", "rival": "designs of other papers"}
+FAMILIES = {
+    "paper": "designs of the paper",
+    "own": "own designs",
+    "control": "controls and baselines",
+    "rival": "designs of other papers",
+}
 DASHES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashdot"}
 HEIGHT = 320  # pixels
 PANEL = {"sizing_mode": "stretch_width", "height": HEIGHT, "min_width": 300, "styles": {"flex": "1 1 300px"}}

@@ -16,8 +16,8 @@ KEYS = ["backbone", "size", "tokens", "seed"]
 
 
 @dataclass(frozen=True)
-class Losses:
-    """Mean losses over seeds, in nats."""
+class Split:
+    """Mean losses of both kinds of targets over seeds, in nats."""
 
     repeated: float
     new: float
@@ -30,14 +30,14 @@ class CopiedTokens:
     tokens: int
     design: str
     share: float  # of the targets that repeat a pair
-    own: Losses
-    baseline: Losses
+    own: Split
+    baseline: Split
     parts: Mapping[int, float]  # seed -> the share of the gap that is in these targets
 
     @property
-    def gap(self) -> Losses:
+    def gap(self) -> Split:
         """The baseline's losses minus the design's."""
-        return Losses(self.baseline.repeated - self.own.repeated, self.baseline.new - self.own.new)
+        return Split(self.baseline.repeated - self.own.repeated, self.baseline.new - self.own.new)
 
     @property
     def shown_part(self) -> str:
@@ -62,8 +62,8 @@ def copied_tokens(rows: pd.DataFrame, backbone: str, size: str) -> list[CopiedTo
                 int(runs["tokens"].iloc[0]),
                 str(runs["variant"].iloc[0]),
                 float(runs["share"].mean()),
-                Losses(float(runs["repeated_loss"].mean()), float(runs["new_loss"].mean())),
-                Losses(float(runs["repeated_loss_baseline"].mean()), float(runs["new_loss_baseline"].mean())),
+                Split(float(runs["repeated_loss"].mean()), float(runs["new_loss"].mean())),
+                Split(float(runs["repeated_loss_baseline"].mean()), float(runs["new_loss_baseline"].mean())),
                 dict(zip(runs["seed"].astype(int), parts.astype(float), strict=True)),
             )
         )

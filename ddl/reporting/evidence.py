@@ -253,6 +253,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def findings() -> list[str]:
+    """What the committed studies say: the answer, then what it rests on, small models first."""
+    return [*sentences(finding()), *other_size(finding("medium"))]
+
+
 def counted(estimate: Estimate) -> str:
     """An estimate with its number of seeds."""
     return f"{estimate.shown()} nats (n = {estimate.n})"
@@ -345,7 +350,7 @@ def evidence() -> dict[str, Any]:
     found = finding()
     return found.as_json() | {
         "abstract": " ".join(sentences(found)[:4]),
-        "sentences": [*sentences(found), *other_size(finding("medium"))],
+        "sentences": findings(),
         "ladder": [climb.as_json() for climb in climbs()],
         "verdicts": [claim.as_json() for claim in judged],
     }

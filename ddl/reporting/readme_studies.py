@@ -2,7 +2,7 @@
 
 from ddl.config import load_backbones, load_scale, load_variants
 from ddl.layout import BASELINE, ROOT
-from ddl.reporting.evidence import finding, other_size, sentences
+from ddl.reporting.evidence import findings
 from ddl.reporting.judged_claims import CONTROLS, FAIR, SCALE, committed_verdicts, of_runs
 from ddl.reporting.keep_reference import REFERENCE
 from ddl.reporting.read_studies import DESIGN, rows_if_any
@@ -28,7 +28,7 @@ def study_parts() -> dict[str, str]:
 
 def finding_part() -> str:
     """What carries the gain: the answer, and a list of what it rests on."""
-    first, *rest = [*sentences(finding()), *other_size(finding("medium"))]
+    first, *rest = findings()
     rows = f"[`{STUDIES}`]({STUDIES})"
     note = f"± is the half-width of a 95 % interval over n seeds; rows in {rows}, figures in notebook 13."
     return "\n".join([f"**{first}**", "", *(f"- {text}" for text in rest), "", note])

@@ -18,16 +18,18 @@ from bokeh.model import Model
 from markupsafe import Markup
 from pygments.formatters import HtmlFormatter
 
-from ddl.config import SIZES
+from ddl.config import SIZES, load_scale
 from ddl.errors import UserError
 from ddl.layout import DRAWN, ROOT, STUDY, drawn_files
 from ddl.reporting import charts
-from ddl.reporting.evidence import finding, other_size, sentences
+from ddl.reporting.evidence import findings
+from ddl.reporting.judged_claims import SCALE
 from ddl.reporting.keep_reference import times
 from ddl.reporting.read_results import Results
 from ddl.reporting.readme_studies import verdicts_part
 from ddl.reporting.render_notebook import SITE, TEMPLATES, formula, remote_references, to_html
 from ddl.reporting.rivals import compared
+from ddl.reporting.table_format import count
 
 SCRIPT = "bokeh.min.js"
 START = "index.html"
@@ -89,7 +91,7 @@ def linked(page: str, names: list[str], titles: dict[str, str], place: int) -> s
 
 def start_page(results: Results, names: list[str], titles: dict[str, str]) -> str:
     """The start page as HTML."""
-    first, *rest = [*sentences(finding()), *other_size(finding("medium"))]
+    first, *rest = findings()
     texts = sources()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES / "template"), autoescape=True)
     numbers = json.loads((results.path / "numbers.json").read_text(encoding="utf-8"))
@@ -104,6 +106,10 @@ def start_page(results: Results, names: list[str], titles: dict[str, str]) -> st
         figures=[(name, alternative(texts, name), drawn_files(name)) for name in drawn if not name.startswith("table")],
         tables=[(name, drawn_files(name)) for name in drawn if name.startswith("table")],
         charts=interactive(results),
+        comparable=numbers["comparable"],
+        corpus=results.scale.corpus.description,
+        offline=results.scale.evaluation.tasks == "offline",
+        study_tokens=count(load_scale(SCALE).tokens),
         gate=charts.GATE,
         provenance=numbers["provenance"],
         spent=times(results.path),

@@ -87,6 +87,17 @@ def test_every_link_leads_somewhere_and_every_picture_has_a_text(site) -> None:
             assert not anchor or anchor in pages[reached].anchors, (path.name, target)
 
 
+def test_limits_are_said_unless_the_runs_are_those_of_the_paper(results, site) -> None:
+    said = (site / "index.html").read_text()
+    assert "What was not reproduced" in said
+    assert "offline stand-ins" in said
+    text = (results / "numbers.json").read_text()
+    (results / "numbers.json").write_text(json.dumps(json.loads(text) | {"comparable": True}))
+    build_site(results, results.parent / "paper-like")
+    (results / "numbers.json").write_text(text)
+    assert "What was not reproduced" not in (results.parent / "paper-like/index.html").read_text()
+
+
 def test_notebooks_are_linked_in_their_order(site) -> None:
     names = list(sources())
     pages = {name: (site / f"notebooks/{name}.html").read_text() for name in names}
