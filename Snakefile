@@ -203,7 +203,11 @@ onsuccess:
 rule all:
     input:
         expand(
-            [*drawn(*NOTEBOOKS), "results/{scale}/notebooks/{page}.html", "results/{scale}/{file}"],
+            [
+                *drawn(*NOTEBOOKS),
+                *(f"results/{{scale}}/notebooks/{{page}}.{kind}" for kind in ("html", "ipynb")),
+                "results/{scale}/{file}",
+            ],
             scale=DEFAULT,
             page=[*NOTEBOOKS, *DERIVATIONS],
             file=["numbers.json", "verdict.json", "paper.pdf", "site/index.html"],
@@ -409,6 +413,7 @@ rule notebook_study:
         template=TEMPLATE,
     output:
         html="results/{scale}/studies/{study}.html",
+        executed="results/{scale}/studies/{study}.ipynb",
     log:
         "results/{scale}/studies/logs/{study}-notebook.log",
     params:
@@ -554,6 +559,7 @@ rule derivation:
         kept=["results/reference/kernels/gradient_error.csv", "results/reference/kernels/rebuilt_states.csv"],
     output:
         html="results/notebooks/{notebook}.html",
+        executed="results/notebooks/{notebook}.ipynb",
     log:
         "results/notebooks/logs/{notebook}.log",
     benchmark:
@@ -571,9 +577,11 @@ rule derivation:
 
 rule derivation_page:
     input:
-        rules.derivation.output.html,
+        page=rules.derivation.output.html,
+        executed=rules.derivation.output.executed,
     output:
         page="results/{scale}/notebooks/{notebook}.html",
+        executed="results/{scale}/notebooks/{notebook}.ipynb",
         times="results/{scale}/benchmarks/notebooks/{notebook}.tsv",
     log:
         "results/{scale}/logs/notebooks/{notebook}.log",
@@ -582,7 +590,8 @@ rule derivation_page:
     message:
         "notebook {wildcards.notebook} ({wildcards.scale}), run once for all scales"
     shell:
-        "cp {input} {output.page} 2> {log} && cp results/notebooks/benchmarks/{wildcards.notebook}.tsv {output.times} 2>> {log}"
+        "(cp {input.page} {output.page} && cp {input.executed} {output.executed}"
+        " && cp results/notebooks/benchmarks/{wildcards.notebook}.tsv {output.times}) 2> {log}"
 
 
 # The files that each notebook reads. `DRAWN` lists the figures and tables that it draws from them.
@@ -644,6 +653,7 @@ for notebook, results in READ.items():
         output:
             drawn(notebook),
             html=f"results/{{scale}}/notebooks/{notebook}.html",
+            executed=f"results/{{scale}}/notebooks/{notebook}.ipynb",
         log:
             f"results/{{scale}}/logs/notebooks/{notebook}.log",
         benchmark:

@@ -29,7 +29,7 @@ DRAWN = {
     "03_architecture": ("figure1", "table6"),
     "08_tasks": (),
     "10_loss_curves": ("figure2", "figure3", "figure4", "table3", "gradients"),
-    "11_downstream": ("table1", "table2", "table7", "table8"),
+    "11_downstream": ("table1", "table2", "table7", "table8", "accuracies"),
     "12_cost": ("table4", "table5", "compute"),
     "13_evidence": ("controls", "repairs", "gradient-flow", "designs", "effects", "ladder", "copied-tokens"),
     "14_mechanism": ("gates", "overwriting", "interventions"),

@@ -12,6 +12,10 @@
 # **Question.** Deep Delta Learning replaces the addition of a residual connection by one formula. What exactly does
 # that formula change in the residual state, what does it leave alone, and what does its one gate decide?
 #
+# **Answer.** **Only the component of the state along one direction changes. The gate decides how far it moves from what
+# was read towards the target: not at all at 0, onto the target at 1, past it to the same distance on the other side at
+# 2.**
+#
 # Everything below concerns one token at one layer. Its state is a matrix $\mathbf{X}$ of $d$ features by $d_v$ value
 # channels; the layer proposes a *direction* $\mathbf{k} \in \mathbb{R}^d$ of length one, a *target*
 # $\mathbf{v} \in \mathbb{R}^{d_v}$ and a *gate* $\beta \in (0, 2)$. Where they come from does not matter here. Each

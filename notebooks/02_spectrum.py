@@ -9,9 +9,13 @@
 # %% [markdown]
 # # What does the gate do to the shortcut's spectrum?
 #
-# **Question.** Freeze a layer's direction and gate. The old state then passes through the matrix
-# $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$. Which eigenvalues, determinant and singular values does it
-# have, when does it preserve lengths, and how much of this carries over to the layer as a whole?
+# **Question.** Notebook 01 looked at one rewrite of one state. Freeze its direction and gate. The old state then passes
+# through the matrix $\mathbf{A} = \mathbf{I} - \beta\mathbf{k}\mathbf{k}^\top$. Which eigenvalues, determinant and
+# singular values does it have, when does it preserve lengths, and how much of this carries over to the layer as a
+# whole?
+#
+# **Answer.** **One eigenvalue is $1 - \beta$, all others are 1. Lengths are preserved only by the gates 0 and 2. The
+# layer as a whole can stretch, because its direction, target and gate depend on the state.**
 #
 # > It is not a claim about the full Jacobian of the nonlinear DDL block. (Sec. 2.3)
 

@@ -13,6 +13,10 @@
 # exactly is stored? How is it made from the embedding (EC), and how do the layers read it (TC, CC)? Where do direction,
 # target and gate come from? And can a token see its future through any of this?
 #
+# **Answer.** **A matrix of $d$ features by $d_v$ channels, made from the embeddings of this and earlier tokens. A layer
+# reads one weighted sum of the channels, so what it does not read stays. No token sees a later one, and all expanded
+# designs start as the same function.**
+#
 # > The added capacity is used as persistent editable memory, rather than as a uniformly wider compute path. (Sec. 2.2)
 
 # %% tags=["parameters"]

@@ -9,9 +9,14 @@
 # %% [markdown]
 # # How do gradients flow through a rewrite?
 #
-# **Question.** Training sends a gradient from the loss back to every layer. An addition passes it on unchanged. What
-# does a rewrite do to it? How much of it reaches the old state, the direction, the target and the gate? How does this
-# depend on the gate? And how much is left after the many layers of a deep model?
+# **Question.** Notebooks 01 to 04 went from the embedding to the loss. Training sends a gradient from the loss back to
+# every layer. An addition passes it on unchanged. What does a rewrite do to it? How much of it reaches the old state,
+# the direction, the target and the gate? How does this depend on the gate? And how much is left after the many layers
+# of a deep model?
+#
+# **Answer.** **The gradient of the state is itself rewritten, with target zero: an overwrite leaves no gradient for
+# what it erased, a reflection keeps all of it. At most one dimension is lost per rewrite, so $d - L$ dimensions pass
+# through $L$ of them unchanged.**
 #
 # The paper gives no backward pass, so it is derived here. Each formula is followed by the package's reference function
 # for it, which is compared with automatic differentiation and with finite differences in fp64. Then whole models, as

@@ -13,6 +13,10 @@
 # are the two the same? Which matrices can products of the shortcut be? And can a rewrite replace a stored value where
 # an addition cannot?
 #
+# **Answer.** **The rule is DeltaNet's, transposed. Shortcuts with gates of 2 multiply to orthogonal matrices, and at
+# most $d$ of them give any one. On a task made of replacements the delta rule has an advantage over a rule that does
+# not read; an addition that reads, or writes more with depth, solves it too.**
+#
 # > DeltaNet applies it over time steps $t$, whereas DDL applies it over network depth $l$. (App. B)
 
 # %% tags=["parameters"]

@@ -25,9 +25,18 @@ results = "results/laptop"
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 
 from ddl.layout import BASELINE
-from ddl.reporting.figures import curves_of, draw_curves, label, mark_published, save_figure, scale_note
+from ddl.reporting.figures import (
+    curves_of,
+    draw_curves,
+    draw_differences,
+    label,
+    mark_published,
+    save_figure,
+    scale_note,
+)
 from ddl.reporting.gradient_figure import PANELS, by_layer, draw_gradients
 from ddl.reporting.loss_and_cost_tables import loss_table
 from ddl.reporting.notebook_style import set_style
@@ -39,32 +48,49 @@ from ddl.reporting.table_format import DASH, significant, write_table
 
 set_style()
 data = Results(results)
+ours, theirs = measured(data), published_numbers(data)
 print(scale_note(data))
 print(seeds_note(data))
+
+
+# %%
+def below(source: dict, size: str) -> str:
+    """How many of the rewrite designs end below the baseline at one size."""
+    gaps = [row["delta"] for slug, row in source[size].items() if slug != BASELINE and row["delta"] is not None]
+    return f"{sum(gap < 0 for gap in gaps)} of {len(gaps)} {size}"
+
+
+counts = [" and ".join(below(source, size) for size in data.sizes) for source in (ours, theirs)]
+Markdown(
+    f"**Answer.** **{counts[0]} rewrite designs end at a lower loss than the baseline (published: {counts[1]}).** "
+    "The figure on the right of each row says from when on; notebook 13 says what carries the difference."
+)
 
 # %% [markdown]
 # ## The curves
 #
 # The panels omit the first tenth of the tokens, in which the loss of every design falls from the logarithm of the
-# vocabulary size. A training loss is the mean over the batches since the last record, so it is noisy. Validation losses
-# are computed on a fixed set of sequences, the same for all runs, so a difference between two of them is not due to the
-# data. With several seeds a line is their mean, and the band is its 95 % t-interval.
+# vocabulary size; insets show the whole course. The panel on the right has the difference from the baseline, where a
+# small gain can be seen. A training loss is the mean over the batches since the last record, so it is noisy. Validation
+# losses are computed on a fixed set of sequences, the same for all runs, so a difference between two of them is not due
+# to the data. With several seeds a line is their mean, and the band is its 95 % t-interval.
 
 
 # %%
 def training_and_validation(size: str) -> plt.Figure:
-    """Figure for one size: training loss on the left, validation loss on the right, all variants."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
-    for axes, quantity in zip(panels, ("train_loss", "val_loss"), strict=True):
-        draw_curves(axes, curves_of(data, size, data.variants), quantity)
-    mark_published(panels[1], data, size, data.variants)
-    finish(figure, panels[0], f"{size.capitalize()}. {scale_note(data)}")
+    """Figure for one size, all variants: training loss, validation loss, and its difference from the baseline's."""
+    figure, (training, validation, differences) = plt.subplots(1, 3, figsize=(9.0, 2.9), layout="constrained")
+    baseline, *others = curves = curves_of(data, size, data.variants)
+    draw_curves(training, curves, "train_loss")
+    draw_curves(validation, curves, "val_loss")
+    draw_differences(differences, baseline, others)
+    mark_published(validation, data, size, data.variants)
+    legend(figure, training)
     return figure
 
 
-def finish(figure: plt.Figure, axes: plt.Axes, title: str) -> None:
-    """Add one title and one legend for all panels."""
-    figure.suptitle(title, fontsize="medium")
+def legend(figure: plt.Figure, axes: plt.Axes) -> None:
+    """Add one legend for all panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)
@@ -73,14 +99,14 @@ def finish(figure: plt.Figure, axes: plt.Axes, title: str) -> None:
 # %% [markdown]
 # **Figure 2.** Small models.
 
-# %% alt="Training and validation loss of the six designs against training tokens, small models"
+# %% alt="Training loss, validation loss and its difference from the baseline against training tokens, small models"
 figure2 = training_and_validation("small")
 save_figure(figure2, results, "figure2")
 
 # %% [markdown]
 # **Figure 4.** Medium models.
 
-# %% alt="Training and validation loss of the six designs against training tokens, medium models"
+# %% alt="Training loss, validation loss and its difference from the baseline against training tokens, medium models"
 figure4 = training_and_validation("medium")
 save_figure(figure4, results, "figure4")
 
@@ -92,7 +118,7 @@ figure3, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
 for axes, size in zip(panels, data.sizes, strict=True):
     draw_curves(axes, curves_of(data, size, [slug for slug in data.variants if slug != BASELINE]), "train_loss")
     axes.set_title(size.capitalize())
-finish(figure3, panels[0], scale_note(data))
+legend(figure3, panels[0])
 save_figure(figure3, results, "figure3")
 
 # %% [markdown]
@@ -117,7 +143,7 @@ write_table(
 # digits printed are those that the noise of a seed leaves.
 
 # %%
-sources = {"ours": measured(data), "published": published_numbers(data)}
+sources = {"ours": ours, "published": theirs}
 deltas = {
     f"{size}, {name}": {
         slug: Rounded(**source[size][slug]["shown"]["delta"]).difference for slug in data.variants if slug != BASELINE
@@ -143,7 +169,6 @@ def gradient_figure(size: str) -> plt.Figure:
     figure = plt.figure(figsize=(7.2, 5.0), layout="constrained")
     shown = (BASELINE, "ddl-dv1", "ddl-cc")
     draw_gradients(figure, {label(data.variants[slug].label): by_layer(data.gradients(size, slug)) for slug in shown})
-    figure.suptitle(f"{size.capitalize()}. {scale_note(data)}", fontsize="medium")
     return figure
 
 

@@ -32,6 +32,8 @@ import itertools
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import Markdown
+from matplotlib.lines import Line2D
 
 from ddl.config import paper_variants
 from ddl.layout import BASELINE
@@ -49,6 +51,17 @@ print(scale_note(data))
 data.cost().dropna(axis="columns", how="all").groupby("size").first().filter(
     ["device", "dtype", "batch_sequences", "sequence_length", "threads", "peak_mem_kind"]
 )
+
+# %%
+speeds = {size: {slug: row["train_ratio"] for slug, row in runs.items()} for size, runs in measured(data).items()}
+slowest = []
+for size, ratios in speeds.items():
+    known = {slug: ratio for slug, ratio in ratios.items() if ratio is not None and slug != BASELINE}
+    if known:
+        slug = min(known, key=known.__getitem__)
+        slowest.append(f"{known[slug]:.2f} of the baseline's speed ({size}, {data.variants[slug].label})")
+answer = f"On this machine the slowest design trains at {' and '.join(slowest)}" if slowest else "No speed was measured"
+Markdown(f"**Answer.** **{answer}.**")
 
 
 # %%
@@ -81,30 +94,32 @@ costs(5, "medium")
 # %% [markdown]
 # ## Loss against speed
 #
-# The figure shows the difference in loss from the baseline against the relative training throughput. Points further
-# left train more slowly; points further down have a lower loss. Filled markers are ours, hollow markers the paper's.
-# With several seeds a vertical line is the 95 % t-interval of our difference.
-# The costs of the designs w/o EC are from the revised text. Neither text has the cost of DDL ($d_v = 1$) at the medium
-# size.
+# The figure shows the difference in loss from the baseline against the relative training throughput: ours above, the
+# published values below, each with its own vertical scale. Points further left train more slowly; points further down
+# have a lower loss. With several seeds a vertical line is the 95 % t-interval of our difference. The costs of the
+# designs w/o EC are from the revised text. Neither text has the cost of DDL ($d_v = 1$) at the medium size.
 
-# %%
-sources = {"ours": measured(data), "published": published_numbers(data)}
-figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
-for axes, size in zip(panels, data.sizes, strict=True):
-    for name, source in sources.items():
+# %% alt="Difference in loss from the baseline against training throughput: ours above, published below, by size"
+sources = {"Ours": measured(data), "Published": published_numbers(data)}
+figure, grid = plt.subplots(2, len(data.sizes), figsize=(7.2, 5.0), layout="constrained", sharex="col", squeeze=False)
+for row_of_panels, (name, source) in zip(grid, sources.items(), strict=True):
+    for axes, size in zip(row_of_panels, data.sizes, strict=True):
         for slug, row in source[size].items():
             if None not in (row["train_ratio"], row["delta"]):
-                style = look(slug) | {"linestyle": "none", "fillstyle": "full" if name == "ours" else "none"}
-                text = label(data.variants[slug].label) if name == "ours" else "_"
-                axes.plot(row["train_ratio"], row["delta"], **style, label=text)
+                style = look(slug)
                 half_width = row["shown"]["delta"]["half_width"]
-                if half_width is not None:
-                    axes.errorbar(row["train_ratio"], row["delta"], half_width, color=style["color"], linewidth=0.8)
-    axes.axhline(0, color="0.6", linewidth=0.8)
-    axes.set(xlabel="Training throughput / baseline", ylabel="Loss − baseline (nats/token)", title=size.capitalize())
-handles, labels = panels[0].get_legend_handles_labels()
-if handles:
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)
+                bar = {"yerr": half_width, "capsize": 2, "elinewidth": 0.8} if half_width is not None else {}
+                axes.errorbar(row["train_ratio"], row["delta"], **bar, color=style["color"], marker=style["marker"])
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.set(ylabel="Loss − baseline (nats/token)", title=f"{name}, {size}")
+for axes in grid[-1]:
+    axes.set_xlabel("Training throughput / baseline")
+handles = [
+    Line2D([], [], **look(slug) | {"linestyle": "none"}, label=label(variant.label))
+    for slug, variant in data.variants.items()
+]
+figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)
+plt.show()
 
 # %% [markdown]
 # ## Loss against compute and against time
@@ -122,7 +137,6 @@ for row, size in zip(grid, data.sizes, strict=True):
         draw_curves(axes, curves, "val_loss", progress)
     row[0].set_title(size.capitalize(), loc="left")
     row[1].set_ylabel("")
-compute.suptitle(scale_note(data), fontsize="medium")
 handles, labels = grid[0, 0].get_legend_handles_labels() or grid[0, 1].get_legend_handles_labels()
 if handles:
     compute.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)

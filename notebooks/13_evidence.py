@@ -28,7 +28,7 @@ from IPython.display import Markdown, display
 from ddl.config import load_backbones, load_scale, load_variants, paper_variants
 from ddl.layout import BASELINE
 from ddl.reporting.copied_tokens import copied_tokens
-from ddl.reporting.evidence import climbs, finding, other_size, sentences, shown_p
+from ddl.reporting.evidence import climbs, finding, findings, shown_p
 from ddl.reporting.figures import label, look, ordering, save_figure
 from ddl.reporting.judged_claims import FAIR, PAPER, SCALE, committed_verdicts, of_runs, pooled
 from ddl.reporting.notebook_style import set_style
@@ -42,7 +42,7 @@ labels = {slug: variant.label for slug, variant in load_variants().items()}
 backbones = load_backbones()
 names = ("noise", "repairs", "designs", "controls", "ladder", "ladder-rates", "learning-rate", "inside")
 noise, repairs, designs, controls, ladder, ladder_rates, *others = (read_study(name, studies) for name in names)
-findings = {size: finding(size) for size in ("small", "medium")}
+measured = {size: finding(size) for size in ("small", "medium")}
 DDL = "ddl-cc"
 
 
@@ -54,7 +54,7 @@ def runs_of(rows, **wanted):
 
 
 # %%
-first, *rest = [*sentences(findings["small"]), *other_size(findings["medium"])]
+first, *rest = findings().values()
 points = "\n".join(f"- {text}" for text in rest)
 Markdown(f"**{first}**\n\n{points}\n\n± is the half-width of a 95 % interval over n seeds.")
 
@@ -221,7 +221,7 @@ save_figure(figure, results, "gradient-flow")
 
 # %% alt="Loss of each design minus that of the baseline, with intervals, on both backbones, one panel for each size"
 rows, panels_shown = [], []
-for size, found in findings.items():
+for size, found in measured.items():
     for backbone, gains in ((PAPER, found.paper), (FAIR, found.fair)):
         if gains:
             panels_shown.append((size, backbone, {slug: gain.negated() for slug, gain in gains.items()}))
@@ -269,7 +269,7 @@ pd.DataFrame(rows).set_index(["size", "backbone", "design"]) if rows else "not r
 # is too narrow.
 
 # %% alt="Effect of each part of DDL on the loss: each pair of designs, and their mean with an interval"
-effects = findings["small"].effects
+effects = measured["small"].effects
 figure, axes = plt.subplots(figsize=(6.0, 0.9 + 0.42 * max(len(effects), 1)), layout="constrained")
 for place, effect in enumerate(effects):
     pairs = [pair.mean for pair in effect.pairs.values()]
@@ -294,7 +294,7 @@ table = [
     for effect in effects
     for (with_it, without), pair in effect.pairs.items()
 ]
-quiet, *_, noisy = sorted(findings["small"].noises.items(), key=lambda item: item[1])
+quiet, *_, noisy = sorted(measured["small"].noises.items(), key=lambda item: item[1])
 print("standard deviation of a run, the effect of its seed removed:")
 print(
     "; ".join(f"{labels[slug]} {sd:.3f} nats" for slug, sd in (quiet, noisy)), "(the quietest and the noisiest design)"
@@ -317,7 +317,7 @@ table = [
         "difference": each.difference.shown("+"),
         "p (Holm)": shown_p(each.adjusted_p),
     }
-    for size, found in findings.items()
+    for size, found in measured.items()
     for each in found.primary
 ]
 pd.DataFrame(table).set_index(["size", "comparison"]) if table else "not run"

@@ -11,6 +11,7 @@ from ddl.config import load_scale, load_variants, paper_variants
 from ddl.files import finite
 from ddl.layout import BASELINE
 from ddl.reporting.copied_tokens import CopiedTokens, copied_tokens
+from ddl.reporting.inside_models import InsideModels, inside_models
 from ddl.reporting.judged_claims import (
     CONTROLS,
     DESIGNS,
@@ -176,15 +177,15 @@ def gains(blocks: Blocks | None) -> dict[str, Estimate]:
     return {slug: blocks.difference(slug, BASELINE, len(others)).negated() for slug in others}
 
 
-def sentences(found: Finding) -> list[str]:
-    """The answer, then one text each on the embedding, the parts of DDL, the most tokens and copying."""
+def sentences(found: Finding) -> dict[str, str]:
+    """The answer, then one text each on the embedding, the parts of DDL, the most tokens and copying, where known."""
     labels = {slug: variant.label for slug, variant in load_variants().items()}
     if EXPANDED not in found.paper or EXPANDED not in found.fair or found.repair is None:
-        return ["The runs that tell where the gain comes from have not been done."]
+        return {"answer": "The runs that tell where the gain comes from have not been done."}
     expanded, closed, top = labels[EXPANDED], found.closed, found.longest
-    said = [answer(found, expanded)]
+    said = {"answer": answer(found, expanded)}
     carried = ": the embedding carried {} ({} to {})".format(*map(percent, closed)) if closed else ""
-    said.append(
+    said["embedding"] = (
         f"With that embedding the {found.size} {expanded} {lead(found.paper[EXPANDED])}. If the embedding of every "
         f"design starts larger and learns faster, the baseline improves by {counted(found.repair)}, and {expanded} "
         f"{lead(found.fair[EXPANDED])}{carried}."
@@ -199,18 +200,19 @@ def sentences(found: Finding) -> list[str]:
             "A baseline with normalised sublayer outputs and DDL's embedding convolution, and no delta rule, ends "
             f"{apart(simple)} {expanded}."
         )
-    said += [" ".join(parts)] if parts else []
+    if parts:
+        said["parts"] = " ".join(parts)
     if top and EXPANDED in top.fair:
         recipe = f", and on the paper's recipe {lead(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
         names = {WRITE_ONLY: "without the erase term it", SIMPLE: "the baseline with normalised outputs and EC"}
         rivals = [f"{name} ends {apart(top.rivals[slug])} it" for slug, name in names.items() if slug in top.rivals]
-        said.append(
+        said["tokens"] = (
             f"After {count(top.tokens)} tokens {expanded} {lead(top.fair[EXPANDED])}{recipe}"
             f"{'; ' if rivals else ''}{' and '.join(rivals)} (noise pooled over the numbers of tokens)."
         )
         if top.copies:
             own, base = top.copies.own, top.copies.baseline
-            said.append(
+            said["copying"] = (
                 f"Of this lead, {top.copies.shown_part} is in the {percent(top.copies.share)} of tokens that repeat a "
                 f"pair of tokens of their context, which a model can copy: there {expanded} has a loss of "
                 f"{own.repeated:.2f} and the baseline of {base.repeated:.2f}, elsewhere {own.new:.2f} and "
@@ -237,15 +239,31 @@ def answer(found: Finding, expanded: str) -> str:
     return f"{said}."
 
 
-def other_size(found: Finding) -> list[str]:
-    """What the runs of another size say, in one sentence or none; it follows `sentences` of the first size."""
+def other_size(found: Finding) -> str:
+    """What the runs of another size say, in one sentence after those of the first; empty without runs."""
     labels = {slug: variant.label for slug, variant in load_variants().items()}
     if EXPANDED not in found.fair:
-        return []
+        return ""
     rivals = {WRITE_ONLY: "without the erase term it", SIMPLE: "the baseline with normalised outputs and EC"}
     ends = [f"{name} ends {apart(gap)} that" for slug, name in rivals.items() if (gap := found.against(slug))]
     said = f"The {found.size} {labels[EXPANDED]} {lead(found.fair[EXPANDED])} with the larger embedding"
-    return [f"{said}{'; ' if ends else ''}{' and '.join(ends)}."]
+    return f"{said}{'; ' if ends else ''}{' and '.join(ends)}."
+
+
+def overwriting(found: InsideModels) -> str:
+    """Whether trained models overwrite, and whether the erase term is used and useful, in two sentences."""
+    shares, before, after = (
+        (min(values), max(values)) for values in (found.erase_share, found.energy_before, found.energy_after)
+    )
+    said = (
+        f"In trained {load_variants()[EXPANDED].label}, {found.overwriting} of {len(found.erase_share)} "
+        f"sublayers overwrite: the erase term is {percent(shares[0])} to {percent(shares[1])} of an update, and along "
+        f"the direction the state has {before[0]:.1f} to {before[1]:.1f} times the energy of chance before the update "
+        f"and {after[0]:.0f} to {after[1]:.0f} times after it (n = {found.seeds}). Without the erase term at test time "
+        f"the loss rises by {found.relies.shown()} nats"
+    )
+    useful = found.useful and f"; models that are trained without it end {apart(found.useful)} those with it"
+    return f"{said}{useful or ''}."
 
 
 def percent(share: float) -> str:
@@ -253,9 +271,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def findings() -> list[str]:
+def findings() -> dict[str, str]:
     """What the committed studies say: the answer, then what it rests on, small models first."""
-    return [*sentences(finding()), *other_size(finding("medium"))]
+    inside = inside_models(SIZE)
+    said = sentences(finding()) | {"medium": other_size(finding("medium"))}
+    said["inside"] = overwriting(inside) if inside else ""
+    return {about: text for about, text in said.items() if text}
 
 
 def counted(estimate: Estimate) -> str:
@@ -349,8 +370,7 @@ def evidence() -> dict[str, Any]:
     _, judged = committed_verdicts(load_scale(SCALE))
     found = finding()
     return found.as_json() | {
-        "abstract": " ".join(sentences(found)[:4]),
-        "sentences": findings(),
+        "said": findings(),
         "ladder": [climb.as_json() for climb in climbs()],
         "verdicts": [claim.as_json() for claim in judged],
     }

@@ -163,7 +163,7 @@ def curves_of(results: Results, size: str, variants: Iterable[str]) -> list[Curv
 
 def draw_curves(axes: "Axes", curves: Sequence[Curve], quantity: str, progress: str = "tokens") -> None:
     """Plot a loss against the progress of training: the mean over seeds, and a band for its t-interval if there are
-    several. Curves without records are listed in the plot.
+    several. The axis cuts off the first fall; an inset has the whole course. Curves without records are listed.
 
     Args:
         quantity: "train_loss" or "val_loss", in nats per token.
@@ -189,11 +189,43 @@ def draw_curves(axes: "Axes", curves: Sequence[Curve], quantity: str, progress: 
         highest = max(highest, shown["mean"][shown["tokens"] >= WARM_UP_HIDDEN * end].max())
     if highest:
         axes.set_ylim(top=highest + 0.05)
+        inset = axes.inset_axes((0.62, 0.58, 0.36, 0.38))
+        for curve in curves:
+            records = curve.records.dropna(subset=[progress, quantity])
+            shown = over_steps(records, quantity, (progress,))
+            inset.plot(shown[progress] / divisor, shown["mean"], color=str(curve.style["color"]), linewidth=0.7)
+        inset.tick_params(labelsize=5, length=2)
     if missing:
         text = f"no {axis.lacking}: {', '.join(missing)}"
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", wrap=True)
     kind = {"train_loss": "Training", "val_loss": "Validation"}[quantity]
     axes.set(xlabel=f"{axis.title} ({unit})", ylabel=f"{kind} loss (nats/token)")
+
+
+def draw_differences(axes: "Axes", baseline: Curve, curves: Sequence[Curve]) -> None:
+    """Plot validation losses minus the baseline's against tokens: the mean over seeds, and its t-interval if several.
+
+    The axis is cut as in `draw_curves`.
+    """
+    keys = ["seed", "step", "tokens"]
+    base = baseline.records.dropna(subset=["val_loss"])[[*keys, "val_loss"]]
+    divisor, unit = PROGRESS["tokens"].unit(base["tokens"].max() if len(base) else 0.0)
+    ends: list[float] = [0.0]
+    for order, curve in enumerate(curves):
+        both = curve.records.dropna(subset=["val_loss"]).merge(base, on=keys, suffixes=("", "_baseline"))
+        if both.empty:
+            continue
+        shown = over_steps(both.assign(gap=both["val_loss"] - both["val_loss_baseline"]), "gap", ("tokens",))
+        every = max(1, len(shown) // 6)
+        style = curve.style | {"markevery": (order % every, every)}
+        axes.plot(shown["tokens"] / divisor, shown["mean"], **style)  # type: ignore[arg-type]
+        band = {"color": str(curve.style["color"]), "alpha": 0.2, "lw": 0}
+        axes.fill_between(shown["tokens"] / divisor, shown["low"], shown["high"], **band)  # type: ignore[arg-type]
+        ends += shown["mean"][shown["tokens"] >= WARM_UP_HIDDEN * shown["tokens"].max()].tolist()
+    axes.axhline(0, color=str(baseline.style["color"]), linewidth=1)
+    margin = 0.1 * (max(ends) - min(ends)) + 0.005
+    axes.set_ylim(min(ends) - margin, max(ends) + margin)
+    axes.set(xlabel=f"Tokens ({unit})", ylabel="Loss minus baseline's (nats)")
 
 
 def over_steps(records: pd.DataFrame, quantity: str, places: Iterable[str]) -> pd.DataFrame:

@@ -3,8 +3,9 @@
     ddl keep --results results/laptop --name laptop-epyc
     ddl readme --name laptop-epyc
 
-`keep` copies the files that a reader may want to see without running anything to results/reference/<name>/. `readme`
-writes the parts of README.md and docs/*.md between `begin` and `end` marks, e.g. results, times and the workflow graph.
+`keep` copies the files that a reader may want to see without running anything to results/reference/<name>/, and writes
+the notebooks there as Markdown. `readme` writes the parts of README.md and docs/*.md between `begin` and `end` marks,
+e.g. results, times and the workflow graph.
 """
 
 import csv
@@ -18,6 +19,7 @@ from typing import Any
 from ddl.errors import UserError
 from ddl.files import write_json
 from ddl.layout import ANY_RUN, COST, DATA_MANIFEST, ROOT
+from ddl.reporting.notebook_markdown import write_markdown
 
 REFERENCE = ROOT / "results" / "reference"
 KEPT = (
@@ -72,6 +74,8 @@ def keep(results: Path, name: str) -> None:
             copy = partial / source.relative_to(results)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
+    executed = {path.stem: path for path in sorted((results / "notebooks").glob("[0-9]*.ipynb"))}
+    write_markdown(executed, partial / "notebooks")
     write_json(partial / "times.json", times(results))
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

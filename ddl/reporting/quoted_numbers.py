@@ -24,6 +24,7 @@ from ddl.reporting.seed_noise import (
     shown_difference,
     shown_loss,
 )
+from ddl.reporting.seed_statistics import LEVEL
 from ddl.reporting.statistics import Z
 from ddl.reporting.table_format import MOST_DECIMALS
 
@@ -52,6 +53,8 @@ def collect(results: Results) -> Record:
         "model": settings_of_designs(scale),
         "choices": choices(scale),
         "paper": _paper(load_scale("paper")),
+        "settings": _settings(scale, load_scale("paper")),
+        "level": f"{100 * LEVEL:.0f} %",
         "corpus": _corpus(results),
         "variants": [{"slug": slug, "label": variant.label} for slug, variant in results.variants.items()],
         "runs": ours,
@@ -203,6 +206,31 @@ def _paper(paper: Scale) -> Record:
         "sizes": sizes,
         "embedding_std": paper.model("small", BASELINE).embedding_std,
     }
+
+
+def _settings(scale: Scale, paper: Scale) -> list[dict[str, str]]:
+    """Settings of the runs here and in the paper, as they are printed."""
+
+    def of(scale: Scale) -> dict[str, str]:
+        recipe, model = scale.recipe, scale.model("small", BASELINE)
+        return {
+            "Steps": f"{recipe.steps:,}",
+            "Sequences per step": f"{recipe.batch_sequences:,}",
+            "Tokens per sequence": f"{scale.sequence_length:,}",
+            "Tokens per run": f"{scale.tokens:,}",
+            "Vocabulary": f"{scale.tokenizer.vocab_size:,}",
+            "Peak learning rate": f"{recipe.learning_rate:g}",
+            "Last learning rate": f"{recipe.min_learning_rate:g}",
+            "Warm-up steps": f"{recipe.warmup_steps:,}",
+            "AdamW: β₁, β₂": f"{recipe.beta1:g}, {recipe.beta2:g}",
+            "Weight decay of matrices": f"{recipe.weight_decay:g}",
+            "Norm at which gradients are clipped": f"{recipe.grad_clip:g}",
+            "Embedding: initial standard deviation": f"{model.embedding_std:g}",
+            "Embedding: learning rate relative to the others": f"{recipe.embedding_rate_factor:g}",
+            "Number format of matrix products": recipe.dtype,
+        }
+
+    return [{"name": name, "here": here, "paper": of(paper)[name]} for name, here in of(scale).items()]
 
 
 def _shape(scale: Scale, size: str) -> Record:

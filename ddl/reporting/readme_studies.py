@@ -28,7 +28,7 @@ def study_parts() -> dict[str, str]:
 
 def finding_part() -> str:
     """What carries the gain: the answer, and a list of what it rests on."""
-    first, *rest = findings()
+    first, *rest = findings().values()
     rows = f"[`{STUDIES}`]({STUDIES})"
     note = f"± is the half-width of a 95 % interval over n seeds; rows in {rows}, figures in notebook 13."
     return "\n".join([f"**{first}**", "", *(f"- {text}" for text in rest), "", note])

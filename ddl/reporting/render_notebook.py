@@ -1,4 +1,4 @@
-"""Run a notebook and render it as a standalone HTML page.
+"""Run a notebook and render it as a standalone HTML page; the executed notebook is written beside it.
 
     ddl notebook notebooks/01_delta_rule.py --html results/laptop/notebooks/01_delta_rule.html \\
         --parameters '{"results": "results/laptop"}'
@@ -27,6 +27,7 @@ from xml.etree import ElementTree
 
 import jupytext
 import latex2mathml.converter
+import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -73,11 +74,12 @@ class CellFailure(RuntimeError):  # noqa: N818 - a result of the notebook, not a
 
 
 def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
-    """Execute a notebook and write it as one HTML file.
+    """Execute a notebook and write it as one HTML file and as an executed notebook.
 
     Args:
         source: a py:percent file with one cell tagged `parameters`.
-        page: the HTML file to write. If a cell fails, `<name>.failed.ipynb` is written in the same folder instead.
+        page: the HTML file to write. `<name>.ipynb` is written in the same folder or, if a cell fails,
+            `<name>.failed.ipynb` instead of both.
         parameters: JSON values for names assigned in the parameters cell.
 
     Raises:
@@ -86,9 +88,9 @@ def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
         CellFailure: a cell raised an exception (its traceback is printed to stderr), or the kernel died.
     """
     notebook = read_notebook(source, parameters)
-    failed = page.with_suffix(".failed.ipynb")
-    page.unlink(missing_ok=True)  # a page from an earlier run would be misleading next to a failed one
-    failed.unlink(missing_ok=True)
+    failed, kept = page.with_suffix(".failed.ipynb"), page.with_suffix(".ipynb")
+    for earlier in (page, kept, failed):  # a page from an earlier run would be misleading next to a failed one
+        earlier.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="ddl-") as folder:
         executed = Path(folder) / "executed.ipynb"
         try:
@@ -100,7 +102,23 @@ def run_notebook(source: Path, page: Path, parameters: dict[str, Any]) -> None:
             raise CellFailure(_describe_failure(error, traceback, source, failed)) from None
         except DeadKernelError as error:
             raise CellFailure(f"{source}: the kernel died, possibly because memory ran out: {error}") from None
+    tidy(done)
+    write_text(kept, nbformat.writes(done) + "\n")
     write_text(page, render(done, source))
+
+
+def tidy(notebook: NotebookNode) -> None:
+    """Remove what differs between two runs of the same notebook, and parameters that are the notebook's own.
+
+    Times and random identifiers of cells differ; printed text is split at points that depend on timing.
+    """
+    _tidy_parameters(notebook)
+    CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
+    notebook.metadata.pop("papermill", None)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
 
 
 def read_notebook(source: Path, parameters: dict[str, Any]) -> NotebookNode:
@@ -192,15 +210,11 @@ def _describe_failure(error: PapermillExecutionError, traceback: str, source: Pa
 
 def render(notebook: NotebookNode, source: Path) -> str:
     """Render an executed notebook as HTML."""
-    _tidy_parameters(notebook)
     fold(notebook, everything=source.stem in {*DRAWN, STUDY})
-    # The kernel splits printed text at points that depend on timing, so join the pieces.
-    notebook, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})
-    heading = re.search(r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
     numbered = sorted(path.stem for path in source.parent.glob("[0-9]*_*.py"))
     made_by = provenance()
     resources = {
-        "title": heading[1].strip() if heading else source.stem,
+        "title": title_of(notebook) or source.stem,
         "place": f"Notebook {numbered.index(source.stem) + 1} of {len(numbered)}" if source.stem in numbered else "",
         "source": f"{source.parent.name}/{source.name}",
         "made_by": made_by | {"commit": made_by["commit"] and made_by["commit"][:10]},
@@ -216,6 +230,13 @@ def render(notebook: NotebookNode, source: Path) -> str:
     if found := remote_references(html):
         raise NotebookError(f"{source}: the page would load {found[0]}, expected no remote resources")
     return with_contents(html).strip() + "\n"
+
+
+def title_of(notebook: NotebookNode) -> str:
+    """The first heading of the notebook; empty if it has none."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^# (.+)$", text, re.M)
+    return heading[1].strip() if heading else ""
 
 
 def with_contents(html: str) -> str:

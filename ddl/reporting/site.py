@@ -91,7 +91,7 @@ def linked(page: str, names: list[str], titles: dict[str, str], place: int) -> s
 
 def start_page(results: Results, names: list[str], titles: dict[str, str]) -> str:
     """The start page as HTML."""
-    first, *rest = findings()
+    first, *rest = findings().values()
     texts = sources()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES / "template"), autoescape=True)
     numbers = json.loads((results.path / "numbers.json").read_text(encoding="utf-8"))

@@ -27,7 +27,7 @@ def test_kept_results_are_the_small_files_and_their_times(run, tmp_path, monkeyp
     monkeypatch.setattr(reference, "REFERENCE", tmp_path / "reference")
     keep(run, "mine")
     kept = {str(path.relative_to(tmp_path / "reference/mine")) for path in (tmp_path / "reference/mine").rglob("*.*")}
-    assert kept == {"numbers.json", "times.json", "runs/small/a/seed0/provenance.json"}
+    assert kept == {"numbers.json", "times.json", "runs/small/a/seed0/provenance.json", "notebooks/README.md"}
     stages = {row["stage"]: row for row in json.loads((tmp_path / "reference/mine/times.json").read_text())["stages"]}
     assert stages["trainings"] == {"stage": "trainings", "jobs": 2, "seconds": 160.0, "longest": 100.0}
 

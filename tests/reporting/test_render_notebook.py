@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -83,8 +84,9 @@ def test_parameters_reach_the_notebook_which_runs_in_the_repository(twice: tuple
 def test_two_runs_give_the_same_bytes(twice: tuple[str, str, Path]) -> None:
     first, second, folder = twice
     assert first == second
-    figures = [(folder / name / "results" / "figure.svg").read_bytes() for name in ("first", "second")]
-    assert figures[0] == figures[1]
+    for file in ("results/figure.svg", "small.ipynb"):
+        one, other = ((folder / name / file).read_bytes() for name in ("first", "second"))
+        assert one == other
 
 
 def test_lines_printed_one_by_one_are_one_output(twice: tuple[str, str, Path]) -> None:
@@ -147,10 +149,17 @@ def test_a_caption_stands_below_its_figure() -> None:
     assert re.search(r'alt="A line"><figcaption><p>The line of <math.*</math>\.</p>\s*</figcaption></figure>', page)
 
 
-def test_page_shows_no_prompts_and_leaves_no_notebook_behind(twice: tuple[str, str, Path]) -> None:
+def test_page_shows_no_prompts(twice: tuple[str, str, Path]) -> None:
     assert "In&nbsp;[" not in twice[0]
     assert "[1]:" not in twice[0]
-    assert list(twice[2].rglob("*.ipynb")) == []
+
+
+def test_the_executed_notebook_stands_beside_the_page(twice: tuple[str, str, Path]) -> None:
+    executed = nbformat.read(twice[2] / "first" / "small.ipynb", as_version=4)
+    nbformat.validate(executed)
+    printed = [out["text"] for cell in executed.cells for out in cell.get("outputs", []) if out.get("name") == "stdout"]
+    assert len(printed) == 1
+    assert "times is 7" in printed[0]
 
 
 def test_kernel_is_this_interpreter_whatever_the_user_configured(
