@@ -119,7 +119,7 @@ def in_points(difference: Difference | None) -> tuple[str, str]:
     if difference is None:
         return DASH, ""
     value, low, high = (100 * end for end in (difference.value, difference.low, difference.high))
-    decimals = decimals_for((high - low) / 2)
+    decimals = decimals_for((high - low) / 2) if high > low else 0  # without noise all answers agree
     return f"{value:+.{decimals}f}", f"{low:+.{decimals}f} to {high:+.{decimals}f}"
 
 

@@ -7,7 +7,9 @@ with two levels. paper/template.typ typesets the same CSV by the same rules.
 """
 
 import html
+import itertools
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ DETAILS = {" ±": "± {}", " range": "({})"}
 HIDDEN = ("block", "bold", "underline", "reason")
 REASONS_SHOWN = 3
 MOST_DECIMALS = 4
+WIDEST, WIDEST_FIRST = 9, 13  # characters of a line in a cell for LaTeX; in the first column
 
 
 def cell(value: Any, digits: int | None = None) -> str:
@@ -162,25 +165,49 @@ def _rows(frame: pd.DataFrame) -> Iterable[tuple[str, list[tuple[str, str, bool,
 def _latex(frame: pd.DataFrame, name: str, caption: str, note: str) -> str:
     groups, columns = _header(frame)
     lines = [r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}", rf"\label{{tab:{name}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule"]
+    lines += [
+        r"\scriptsize\setlength{\tabcolsep}{1pt}",
+        rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+        r"\toprule",
+    ]
     if groups:
         lines.append(" & ".join(rf"\multicolumn{{{span}}}{{c}}{{{_escape(text)}}}" for text, span in groups) + r" \\")
-    lines += [" & ".join(_escape(short) for _, short in columns) + r" \\", r"\midrule"]
+        ends = list(itertools.accumulate(span for _, span in groups))
+        spans = zip(groups, ends, strict=True)
+        lines.append("".join(rf"\cmidrule(lr){{{end - span + 1}-{end}}}" for (text, span), end in spans if text))
+    lines += [" & ".join(_stacked(short) for _, short in columns) + r" \\", r"\midrule"]
     for index, (block, cells) in enumerate(_rows(frame)):
         if block:
             lines += [r"\midrule"] if index else []
             lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{{_escape(block)}}}}} \\")
-        lines.append(" & ".join(_latex_cell(*parts) for parts in cells) + r" \\")
+        shown = [_latex_cell(*parts, first=place == 0) for place, parts in enumerate(cells)]
+        lines.append(" & ".join(shown) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     notes = " ".join(filter(None, [note, reasons(frame)]))
     lines += [rf"\par\footnotesize {_escape(notes)}"] if notes else []
     return "\n".join([*lines, r"\end{table*}", ""])
 
 
-def _latex_cell(text: str, detail: str, bold: bool, underline: bool) -> str:
-    shown = _escape(text)
+def _latex_cell(text: str, detail: str, bold: bool, underline: bool, first: bool) -> str:
+    shown = _stacked(text, "l", WIDEST_FIRST) if first else _stacked(text)
     shown = rf"\textbf{{{shown}}}" if bold else rf"\underline{{{shown}}}" if underline else shown
-    return f"{shown} {{\\tiny {_escape(detail)}}}" if detail else shown
+    if detail.startswith("("):  # an interval: below its value, because the columns are narrow
+        return rf"\shortstack[r]{{{shown} \\ {{\tiny {_escape(detail.replace(' to ', ', '))}}}}}"
+    return rf"{shown}\,{{\tiny {_escape(detail.replace(' ', ''))}}}" if detail else shown
+
+
+def _stacked(text: str, align: str = "r", widest: int = WIDEST) -> str:
+    """A cell for LaTeX; a long one in several lines, broken at blanks and after underscores."""
+    lines: list[str] = []
+    for part in re.findall(r"[^ _]*[ _]?", text):
+        if lines and len(lines[-1]) + len(part.rstrip()) <= widest:
+            lines[-1] += part
+        elif part:
+            lines.append(part)
+    if len(lines) < 2:
+        return _escape(text)
+    stack = r" \\ ".join(_escape(line.rstrip()) for line in lines)
+    return rf"\shortstack[{align}]{{{stack}}}"
 
 
 def _html_cell(text: str, detail: str, bold: bool, underline: bool) -> str:

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,24 @@ def test_latex_is_escaped_marked_and_has_equal_rows(folder: Path) -> None:
     assert "<b>4.29</b>" in table._repr_html_()
 
 
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_tables_compile_with_booktabs_and_fit_two_columns_of_an_article(folder: Path, tmp_path: Path) -> None:
+    data = Results(folder)
+    frames = {
+        "accuracy": downstream_table(data, "small", 1),
+        "loss": loss_table(data),
+        "cost": cost_table(data, "small"),
+    }
+    for name, frame in frames.items():
+        write_table(frame, tmp_path, name, "What the table shows: 50 % & more.", "A note.")
+        text = rf"\documentclass[twocolumn]{{article}}\usepackage{{booktabs}}\begin{{document}}\input{{tables/{name}}}"
+        (tmp_path / f"{name}.tex").write_text(rf"{text}\end{{document}}")
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Overfull" not in done.stdout, name
+
+
 def test_plain_frames_can_be_written_too(tmp_path: Path) -> None:
     write_table(pd.DataFrame({"Model": ["a"], "x": [0.5], "n": [3], "y": [None]}), tmp_path, "table9", "caption")
     assert (tmp_path / "tables/table9.csv").read_text() == f"Model,x,n,y\na,0.5,3,{DASH}\n"
@@ -201,7 +220,7 @@ def test_notebooks_write_their_files_and_figures_are_identical_on_two_runs(
     tables = {file.name for file in (folder / "tables").iterdir()}
     assert tables == {f"table{k}.{kind}" for k in (1, 2, 3, 4, 5, 7, 8) for kind in ("csv", "tex")}
     first = {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
-    names = ("figure2", "figure3", "figure4", "gradients", "compute")
+    names = ("figure2", "figure3", "figure4", "gradients", "accuracies", "compute")
     assert set(first) == {f"{name}.{kind}" for name in names for kind in report.FORMATS}
     rerun(NOTEBOOKS[0], folder, monkeypatch)
     assert first == {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
