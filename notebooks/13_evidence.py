@@ -56,7 +56,7 @@ def runs_of(rows, **wanted):
 # %%
 first, *rest = findings().values()
 points = "\n".join(f"- {text}" for text in rest)
-Markdown(f"**{first}**\n\n{points}\n\n± is the half-width of a 95 % interval over n seeds.")
+Markdown(f"**Answer.** **{first}**\n\n{points}\n\n± is the half-width of a 95 % interval over n seeds.")
 
 # %% [markdown]
 # The figure shows every design that was run with the repaired embedding, small and medium, from the lowest loss to the
@@ -396,7 +396,8 @@ pd.DataFrame(rivals, index=[count(tokens) for tokens in rungs.tokens]).sort_inde
 # Some validation tokens repeat a pair of tokens of their sequence: the token before them occurred earlier, with the
 # same successor. An induction head (Olsson et al., 2022) predicts them by copying. It takes two attention layers: the
 # first tells each token which one stands before it, and the second looks for a token behind one like the present.
-# Left: the loss of these tokens with the repaired embedding. Right: the loss of all others.
+# Left: the loss of these tokens with the repaired embedding. Right: the loss of all others. Small marks are single
+# runs, lines their means.
 
 # %% alt="Loss of tokens that repeat a pair of their sequence, and of the others, against training tokens, by design"
 split = ladder[ladder["backbone"] == FAIR].dropna(subset=["repeated_loss"])
@@ -405,6 +406,8 @@ for axes, column, title in zip(panels, ("repeated_loss", "new_loss"), ("Repeated
     for variant, group in split.groupby("variant", sort=False):
         means = group.groupby("tokens")[column].mean()
         axes.plot(means.index, means, **look(variant), label=label(labels[variant]))
+        runs = look(variant) | {"linestyle": "none", "markersize": 3, "alpha": 0.5}
+        axes.plot(group["tokens"], group[column], **runs)
     axes.set_xscale("log")
     axes.set_xticks(rungs_shown := sorted(split["tokens"].unique()), [count(tokens) for tokens in rungs_shown])
     axes.minorticks_off()

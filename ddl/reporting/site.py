@@ -65,7 +65,7 @@ def build_site(results: Path, out: Path) -> None:
     names = list(sources())
     for place, name in enumerate(names):
         (partial / "notebooks" / f"{name}.html").write_text(linked(pages[name], names, titles, place), encoding="utf-8")
-    page = start_page(found, names, titles)
+    page = start_page(found, {name: (titles[name], answer(pages[name], sources()[name])) for name in names})
     if remote := remote_references(page):
         raise SiteError(f"the start page would load {remote[0]}, expected no remote resources")
     (partial / START).write_text(page, encoding="utf-8")
@@ -89,8 +89,12 @@ def linked(page: str, names: list[str], titles: dict[str, str], place: int) -> s
     return page.replace(SITE, f'<nav class="neighbours" aria-label="Notebooks">{"".join(links)}</nav>')
 
 
-def start_page(results: Results, names: list[str], titles: dict[str, str]) -> str:
-    """The start page as HTML."""
+def start_page(results: Results, notebooks: dict[str, tuple[str, str]]) -> str:
+    """The start page as HTML.
+
+    Args:
+        notebooks: name -> (title, answer), both as HTML.
+    """
     first, *rest = findings().values()
     texts = sources()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES / "template"), autoescape=True)
@@ -102,7 +106,7 @@ def start_page(results: Results, names: list[str], titles: dict[str, str]) -> st
         first=with_subscript(first),
         rest=[with_subscript(sentence) for sentence in rest],
         verdicts=with_subscript(to_html(verdicts_part())),
-        notebooks=[(name, titles[name], to_html(question(texts[name]))) for name in names],
+        notebooks=notebooks,
         figures=[(name, alternative(texts, name), drawn_files(name)) for name in drawn if not name.startswith("table")],
         tables=[(name, drawn_files(name)) for name in drawn if name.startswith("table")],
         charts=interactive(results),
@@ -141,10 +145,12 @@ def as_json(chart: Model, place: str) -> str:
     return re.sub(r'"p\d+"', lambda match: numbers[match[0]], text)
 
 
-def question(source: str) -> str:
-    """The first paragraph of a notebook after its title, as Markdown."""
+def answer(page: str, source: str) -> str:
+    """What a notebook answers, as HTML; of one without an answer in bold, the first paragraph after its title."""
+    if found := re.search(r"<p><strong>Answer\.</strong>\s*(.*?)</p>", page, re.S):
+        return f"<p>{re.sub('</?strong>', '', found[1])}</p>"
     text = re.findall(r"^# # .*?\n#\n(.*?)\n(?:#\n|\n)", source, re.M | re.S)[0]
-    return " ".join(line.removeprefix("# ") for line in text.splitlines()).replace("**Question.** ", "")
+    return to_html(" ".join(line.removeprefix("# ") for line in text.splitlines()))
 
 
 def alternative(texts: dict[str, str], name: str) -> str:

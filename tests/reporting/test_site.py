@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from ddl.layout import DRAWN, ROOT, drawn_files
 from ddl.reporting.quoted_numbers import report
 from ddl.reporting.render_notebook import render
-from ddl.reporting.site import SiteError, alternative, build_site, question, sources
+from ddl.reporting.site import SiteError, alternative, answer, build_site, sources
 from tests.helpers import fake_results
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -108,9 +108,11 @@ def test_notebooks_are_linked_in_their_order(site) -> None:
     assert 'rel="next"' not in pages[names[-1]]
 
 
-def test_the_start_page_asks_the_questions_of_the_notebooks_and_describes_the_figures() -> None:
+def test_the_start_page_has_the_answers_of_the_notebooks_and_describes_the_figures() -> None:
     texts = sources()
-    assert all(len(question(text)) > 40 and "\n" not in question(text) for text in texts.values())
+    assert all(len(answer("", text)) > 40 for text in texts.values())  # the page of a notebook that has no answer
+    page = "<p><strong>Question.</strong> Why?</p>\n<p><strong>Answer.</strong> <strong>Because\nof it.</strong></p>"
+    assert answer(page, "") == "<p>Because\nof it.</p>"
     for name in (name for names in DRAWN.values() for name in names if not name.startswith("table")):
         assert len(alternative(texts, name)) > 20, name
 
