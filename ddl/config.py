@@ -1,8 +1,9 @@
 """The schema of all settings, and the only place that defines their defaults.
 
 `config/scales/<scale>.yaml` sets the size of the runs; `config/variants.yaml` lists the residual designs to compare.
-Both are read into the frozen dataclasses below before anything runs. An unknown key, a missing key, a wrong type or an
-inconsistent combination raises a `ConfigError` that names the file and the key.
+Both are read into the frozen dataclasses below before anything runs. An unknown key, a missing key, a wrong type, a
+value outside its declared range or an inconsistent combination raises a `ConfigError` that names the file and the key.
+Ranges are declared with the types, see `ddl.setting_ranges`.
 """
 
 import abc
@@ -10,16 +11,28 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from ddl.errors import UserError
-from ddl.layout import ROOT, Point
+from ddl.layout import BASELINE, ROOT, Point
+from ddl.setting_ranges import (
+    AboveZero,
+    ConfigError,
+    Count,
+    Finite,
+    Momentum,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    Settings,
+)
 
 BACKBONES_FILE = ROOT / "config" / "backbones.yaml"
 SCALES_DIR = ROOT / "config" / "scales"
@@ -40,58 +53,62 @@ NEEDED_BY = {
     "sources_every": ("reader", ("depth-attention", "added-depth-attention")),
 }
 VARIANTS_FILE = ROOT / "config" / "variants.yaml"
+SLUG = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
 
-class ConfigError(UserError):
-    """An invalid setting. The message names the file and the key, what was expected and what was found."""
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ConfigError(f"heads: {heads} does not divide width {width}")
+    if width // heads % 2:
+        raise ConfigError(f"heads: rotary embeddings need an even head dimension, found {width // heads}")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Settings of one decoder-only language model; they span all variants of the paper (Sec. 3, App. A)."""
 
-    vocab_size: int
-    sequence_length: int
-    layers: int
-    width: int  # d
-    heads: int
+    vocab_size: Positive
+    sequence_length: Positive
+    layers: Positive
+    width: Positive  # d
+    heads: Positive
     # The residual design.
     residual: str = "additive"  # a key of ddl.model.residual.RULES
-    value_channels: int = 1  # d_v
+    value_channels: Positive = 1  # d_v
     compressor: Literal["none", "tc", "cc", "mean", "dynamic"] = "none"
     embed_conv: bool = False  # EC
-    embed_conv_kernel: int = 4
-    compressor_kernel: int = 4  # spans tokens for tc; spans value channels for cc, where it must equal d_v
+    embed_conv_kernel: Positive = 4
+    compressor_kernel: Positive = 4  # spans tokens for tc; spans value channels for cc, where it must equal d_v
     # The generators of direction, gate and value (Sec. 2.1, App. A.1, A.2).
     direction: Literal["output", "mlp"] = "output"
     direction_pool: Literal["mean", "flatten"] = "mean"  # how the state is pooled for the MLP direction
-    direction_eps: float = 1e-5
+    direction_eps: NotNegative = 1e-5
     gate: Literal["linear", "mlp", "fixed"] = "linear"  # fixed: beta = gate_init for every token
-    gate_hidden: int = 128
-    gate_init: float = 1.0  # beta_0
-    gate_limit: float = 2.0  # learned gates are in (0, gate_limit)
+    gate_hidden: Positive = 128
+    gate_init: Annotated[float, Range(0, 2)] = 1.0  # beta_0
+    gate_limit: Annotated[float, Range(0, 2, without=(0,))] = 2.0  # learned gates are in (0, gate_limit)
     value_input: Literal["normed", "compressed", "output"] = "normed"
     value_activation: Literal["linear", "sigmoid4"] = "linear"
-    value_bias_init: float | None = 1.0  # null: the value has no bias
+    value_bias_init: Finite | None = 1.0  # null: the value has no bias
     # Controls: one part of the delta rule changed or left out, a normalised sublayer output, a wider MLP.
     erase: Literal["shared", "own", "none"] = "shared"  # gate of the erase term: the write's, its own, or no erase term
     write: Literal["normalised", "unnormalised"] = "normalised"  # along k, or along k before its normalisation
     branch_norm: Literal["length", "rms"] = "length"  # what is 1 for the normalised output: its length or its rms
     branch_gain: Literal["scalar", "vector"] = "scalar"  # a learned gain per sublayer, or per feature of each sublayer
-    mlp_extra: int = 0  # hidden units added to every MLP
+    mlp_extra: Count = 0  # hidden units added to every MLP
     # Rival designs.
     reader: str = "compressor"  # a key of ddl.model.readers.READERS: what a sublayer reads from the state
     highway_gate: Literal["scalar", "vector"] = "scalar"
-    laurel_rank: int = 0
-    first_state_weight: float = 0.0  # initial weight of the embedding for the reader "first-state"
-    sources_every: int = 1  # depth attention: number of sublayers whose outputs are summed to one source
+    laurel_rank: Count = 0
+    first_state_weight: Finite = 0.0  # initial weight of the embedding for the reader "first-state"
+    sources_every: Positive = 1  # depth attention: number of sublayers whose outputs are summed to one source
     value_residual: bool = False  # attention's values are mixed with those of the first block
     # The backbone (Sec. 4.1).
-    rope_base: float = 10_000.0
-    norm_eps: float = 1e-5
-    embedding_std: float = 0.02
-    matrix_std_factor: float = 0.5  # matrices start at N(0, (factor / sqrt(d))^2)
-    output_std_factor: float = 1.0  # further factor for the output projections; 0 starts every sublayer at zero
+    rope_base: AboveZero = 10_000.0
+    norm_eps: NotNegative = 1e-5
+    embedding_std: NotNegative = 0.02
+    matrix_std_factor: NotNegative = 0.5  # matrices start at N(0, (factor / sqrt(d))^2)
+    output_std_factor: NotNegative = 1.0  # further factor for the output projections; 0 starts every sublayer at zero
     embedding_norm: bool = False  # RMS norm without parameters on the embedding
     logit_scale: bool = False  # a learned factor on the logits, which starts at 1
     # How the model is computed. These settings change results only by rounding.
@@ -100,28 +117,9 @@ class ModelConfig:
     state_memory: Literal["stored", "rebuilt"] = "stored"  # keep the states for the backward pass, or recompute them
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "sequence_length",
-            "layers",
-            "width",
-            "heads",
-            "value_channels",
-            "embed_conv_kernel",
-            "compressor_kernel",
-            "gate_hidden",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected a positive integer, found {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ConfigError(f"heads: {self.heads} does not divide width {self.width}")
-        if self.head_dim % 2:
-            raise ConfigError(f"heads: rotary embeddings need an even head dimension, found {self.head_dim}")
-        if self.mlp_extra < 0:
-            raise ConfigError(f"mlp_extra: expected 0 or more, found {self.mlp_extra}")
-        if not 0.0 < self.gate_limit <= 2.0:
-            raise ConfigError(f"gate_limit: expected a number in (0, 2], found {self.gate_limit}")
-        if not 0.0 <= self.gate_init <= self.gate_limit:
+        super().__post_init__()
+        _check_heads(self.width, self.heads)
+        if self.gate_init > self.gate_limit:
             raise ConfigError(f"gate_init: expected a gate in [0, {self.gate_limit:g}], found {self.gate_init}")
         if self.value_channels == 1 and self.compressor != "none":
             raise ConfigError(f"compressor: {self.compressor!r} needs value_channels > 1, found 1")
@@ -178,16 +176,20 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class SizeConfig:
+class SizeConfig(Settings):
     """Backbone shape of one model size (Table 6)."""
 
-    layers: int
-    heads: int
-    width: int
+    layers: Positive
+    heads: Positive
+    width: Positive
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus(abc.ABC):
+class Corpus(Settings, abc.ABC):
     """The source of the text for a scale.
 
     Each kind of corpus is a subclass with its settings and a `name`, which selects it in a scale's file. Add new kinds
@@ -198,9 +200,10 @@ class Corpus(abc.ABC):
     large: ClassVar[bool] = False  # large enough to use all cores of the machine
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in dataclasses.fields(self):
             if field.default is dataclasses.MISSING and getattr(self, field.name) in ("", ()):
-                raise ConfigError(f"corpus.{field.name}: required by the corpus {self.name!r}, found nothing")
+                raise ConfigError(f"{field.name}: required by the corpus {self.name!r}, found nothing")
 
     @property
     @abc.abstractmethod
@@ -233,15 +236,8 @@ class Corpus(abc.ABC):
 class TokenisedCorpus(Corpus):
     """A corpus of documents to tokenise into shards."""
 
-    max_train_tokens: int = 0  # 0 uses all
-    shard_tokens: int = 100_000_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_train_tokens < 0:
-            raise ConfigError(f"corpus.max_train_tokens: expected 0 or more, found {self.max_train_tokens}")
-        if self.shard_tokens < 1:
-            raise ConfigError(f"corpus.shard_tokens: expected a positive integer, found {self.shard_tokens}")
+    max_train_tokens: Count = 0  # 0 uses all
+    shard_tokens: Positive = 100_000_000
 
     def with_limit(self, max_train_tokens: int) -> Self:
         return dataclasses.replace(self, max_train_tokens=max_train_tokens)
@@ -251,12 +247,7 @@ class TokenisedCorpus(Corpus):
 class DocumentCorpus(TokenisedCorpus):
     """Documents that fit in memory and are split into train and validation by a hash of their text."""
 
-    val_fraction: float  # fraction of documents held out
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.val_fraction < 0.5:
-            raise ConfigError(f"corpus.val_fraction: expected a number in (0, 0.5), found {self.val_fraction}")
+    val_fraction: Annotated[float, Range(0, 0.5, without=(0, 0.5))]  # fraction of documents held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,12 +294,7 @@ class ParquetDataset(TokenisedCorpus):
     dataset: str  # owner/name on the hub, or a URL or local folder that holds the same files
     folder: str = ""  # folder of the parquet files within the dataset
     revision: str  # revision of the dataset
-    val_tokens: int  # this many tokens at the start are held out
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.val_tokens < 1:
-            raise ConfigError(f"corpus.val_tokens: expected a positive integer, found {self.val_tokens}")
+    val_tokens: Positive  # this many tokens at the start are held out
 
     @property
     def source(self) -> str:
@@ -345,7 +331,7 @@ FORMER_NAMES = {"fineweb-edu": "parquet-dataset"}  # old corpus name -> current 
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Settings):
     """`bpe` is trained on the training split; `gpt2` is the published tokenizer, padded to `vocab_size` rows.
 
     With `path`, the tokenizer is read from a tokenizer.json, or from a folder that contains either tokenizer.json or
@@ -353,71 +339,55 @@ class TokenizerConfig:
     """
 
     name: Literal["bpe", "gpt2"]
-    vocab_size: int
+    vocab_size: Annotated[int, Range(257, 65_536)]
     path: str = ""
 
     def __post_init__(self) -> None:
-        if self.name == "bpe" and not 257 <= self.vocab_size <= 65_536:
-            raise ConfigError(f"tokenizer.vocab_size: expected 257 to 65536, found {self.vocab_size}")
-        if self.name == "gpt2" and not 50_257 <= self.vocab_size <= 65_536:
-            raise ConfigError(f"tokenizer.vocab_size: expected 50257 to 65536, found {self.vocab_size}")
+        super().__post_init__()
+        if self.name == "gpt2" and self.vocab_size < 50_257:
+            raise ConfigError(f"vocab_size: expected 50257 to 65536 for gpt2, found {self.vocab_size}")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """The training recipe (Sec. 4.1)."""
 
-    steps: int
-    batch_sequences: int
-    micro_batch_sequences: int
-    learning_rate: float
-    min_learning_rate: float
-    warmup_steps: int
-    val_interval: int  # steps
-    val_sequences: int  # size of the fixed validation set
-    log_interval: int
-    checkpoint_interval: int
+    steps: Positive
+    batch_sequences: Positive
+    micro_batch_sequences: Positive
+    learning_rate: AboveZero
+    min_learning_rate: NotNegative
+    warmup_steps: Count
+    val_interval: Positive  # steps
+    val_sequences: Positive  # size of the fixed validation set
+    log_interval: Positive
+    checkpoint_interval: Positive
     dtype: Literal["float32", "bfloat16"]
-    threads: int  # CPU threads per run
-    gpus: int  # GPUs reserved per run, one process each; 0: the run shares a GPU or uses the CPU
+    threads: Positive  # CPU threads per run
+    gpus: Count  # GPUs reserved per run, one process each; 0: the run shares a GPU or uses the CPU
     sharding: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a shard of it
     compile: bool = False  # compile the layers with torch.compile
     tensorboard: bool = False  # also write event files; needs the extra `tensorboard`
-    snapshots: tuple[int, ...] = ()  # steps after which the weights are kept for `ddl mechanism`; 0: the initial ones
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    grad_clip: float = 1.0
-    embedding_rate_factor: float = 1.0  # learning rate of the embedding, relative to that of all other parameters
+    snapshots: tuple[Count, ...] = ()  # steps after which the weights are kept for `ddl mechanism`; 0: the initial ones
+    weight_decay: NotNegative = 0.1
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.95
+    grad_clip: AboveZero = 1.0
+    embedding_rate_factor: NotNegative = 1.0  # learning rate of the embedding, relative to that of all other parameters
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_sequences",
-            "micro_batch_sequences",
-            "val_interval",
-            "val_sequences",
-            "log_interval",
-            "checkpoint_interval",
-            "threads",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}: expected a positive integer, found {getattr(self, name)}")
-        if self.gpus < 0:
-            raise ConfigError(f"training.gpus: expected 0 or more, found {self.gpus}")
+        super().__post_init__()
         if self.batch_sequences % self.micro_batch_sequences:
             raise ConfigError(
-                f"training.micro_batch_sequences: {self.micro_batch_sequences} does not divide "
+                f"micro_batch_sequences: {self.micro_batch_sequences} does not divide "
                 f"batch_sequences {self.batch_sequences}"
             )
-        if not 0 <= self.warmup_steps < self.steps:
-            raise ConfigError(f"training.warmup_steps: expected 0 to {self.steps - 1}, found {self.warmup_steps}")
-        if not 0.0 <= self.min_learning_rate <= self.learning_rate:
-            raise ConfigError(
-                f"training.min_learning_rate: expected 0 to {self.learning_rate}, found {self.min_learning_rate}"
-            )
-        if any(step < 0 for step in self.snapshots) or sorted(set(self.snapshots)) != list(self.snapshots):
-            raise ConfigError(f"training.snapshots: expected steps in increasing order, found {list(self.snapshots)}")
+        if self.warmup_steps >= self.steps:
+            raise ConfigError(f"warmup_steps: expected 0 to {self.steps - 1}, found {self.warmup_steps}")
+        if self.min_learning_rate > self.learning_rate:
+            raise ConfigError(f"min_learning_rate: expected 0 to {self.learning_rate}, found {self.min_learning_rate}")
+        if sorted(set(self.snapshots)) != list(self.snapshots):
+            raise ConfigError(f"snapshots: expected steps in increasing order, found {list(self.snapshots)}")
 
     def determining(self) -> dict[str, Any]:
         """The settings that determine what a run learns.
@@ -430,26 +400,29 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Settings):
     """`offline` tasks are built from held-out documents; `benchmarks` are the eight of the paper."""
 
     tasks: Literal["offline", "benchmarks"]
-    items_per_task: int  # 0 uses all
-    batch_tokens: int
-    mechanism_tokens: int = 8192  # validation tokens on which `ddl mechanism` observes and changes the residual rules
+    items_per_task: Count  # 0 uses all
+    batch_tokens: Positive
+    mechanism_tokens: Positive = (
+        8192  # validation tokens on which `ddl mechanism` observes and changes the residual rules
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tasks == "offline" and self.items_per_task < 1:
-            raise ConfigError(f"evaluation.items_per_task: expected a positive integer, found {self.items_per_task}")
+            raise ConfigError(f"items_per_task: expected a positive integer, found {self.items_per_task}")
 
 
 @dataclass(frozen=True)
-class CostConfig:
+class CostConfig(Settings):
     """How throughput and memory are measured: each round measures every variant once."""
 
-    batch_sequences: int
-    warmup_rounds: int
-    rounds: int
+    batch_sequences: Positive
+    warmup_rounds: Count
+    rounds: Positive
 
 
 @dataclass(frozen=True)
@@ -474,26 +447,21 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Settings):
     """Runs of a study: all combinations of the values that it lists."""
 
     sizes: tuple[str, ...]
     backbones: tuple[str, ...]
     variants: tuple[str, ...]
-    steps: tuple[int, ...]  # each is a run of its own with a complete schedule
-    learning_rates: tuple[float, ...]  # peaks; the floor of the schedule is in proportion
-    seeds: tuple[int, ...]
+    steps: tuple[Positive, ...]  # each is a run of its own with a complete schedule
+    learning_rates: tuple[AboveZero, ...]  # peaks; the floor of the schedule is in proportion
+    seeds: tuple[Seed, ...]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in dataclasses.fields(self):
             if not getattr(self, field.name):
                 raise ConfigError(f"{field.name}: expected at least one value, found none")
-        for name, least in (("steps", 1), ("seeds", 0)):
-            if min(getattr(self, name)) < least:
-                raise ConfigError(f"{name}: expected {least} or more, found {min(getattr(self, name))}")
-        for rate in self.learning_rates:
-            if not 0 < rate < float("inf"):
-                raise ConfigError(f"learning_rates: expected positive numbers, found {rate}")
 
     def points(self) -> Iterator[Point]:
         """The runs, seed by seed, so that an interrupted study has as many complete seeds as possible."""
@@ -534,6 +502,10 @@ class Variant:
     published: str = ""  # name in paper/published, for the family `paper`
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(SLUG, self.slug):
+            raise ConfigError(
+                f"slug: expected letters, digits, - and _, because it is part of paths, found {self.slug!r}"
+            )
         if (self.family == "paper") != bool(self.published):
             expected = "the name in paper/published" if self.family == "paper" else "nothing"
             raise ConfigError(
@@ -542,13 +514,13 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Settings):
     """All settings of one `config/scales/<name>.yaml`."""
 
     name: str
     title: str
-    sequence_length: int
-    seeds: tuple[int, ...]
+    sequence_length: Positive
+    seeds: tuple[Seed, ...]
     sizes: dict[str, SizeConfig]
     corpus: AnyCorpus
     tokenizer: TokenizerConfig
@@ -559,6 +531,7 @@ class Scale:
     backbone: str  # a key of config/backbones.yaml
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.backbone not in load_backbones():
             raise ConfigError(f"backbone: expected one of {', '.join(load_backbones())}, found {self.backbone!r}")
         if set(self.sizes) != set(SIZES):
@@ -648,10 +621,17 @@ def scale_names() -> list[str]:
 def load_variants() -> dict[str, Variant]:
     """Read the designs of all families from `config/variants.yaml`: slug -> `Variant`, in the order of the tables."""
     where = str(VARIANTS_FILE.relative_to(ROOT))
-    return {
+    variants = {
         slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
         for slug, entry in _read_yaml(VARIANTS_FILE).items()
     }
+    if BASELINE not in variants:
+        raise ConfigError(f"{where}: expected a variant {BASELINE!r}, with which all others are compared, found none")
+    labels: dict[str, str] = {}
+    for slug, variant in variants.items():
+        if (other := labels.setdefault(variant.label, slug)) != slug:
+            raise ConfigError(f"{where}: {slug}.label: expected a label of its own, found that of {other}")
+    return variants
 
 
 def load_backbones() -> dict[str, Backbone]:
@@ -709,8 +689,7 @@ def from_mapping(cls: type, values: dict[str, Any], where: str, prefix: str = ""
     try:
         return cls(**converted)
     except ConfigError as error:
-        named = str(error).startswith((where, dotted))
-        raise ConfigError(f"{where}: {'' if named else dotted}{error}") from None
+        raise ConfigError(f"{where}: {dotted}{error}") from None
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -789,9 +768,21 @@ def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml  # imported here so that models can be built and timed without it
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the parser in C takes a thirtieth of the time
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C takes a thirtieth of the time
+        """A loader that refuses a key that is given twice; YAML would keep the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]} is given twice", node.start_mark)
+            return dict(super().construct_mapping(node, deep))
+
     try:
-        values = yaml.load(path.read_text(), loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path.relative_to(ROOT)}: expected text in UTF-8, found byte {error.start} invalid"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.relative_to(ROOT)}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

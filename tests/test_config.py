@@ -1,7 +1,9 @@
 """Settings: the shipped files are valid, and errors name the file and key."""
 
 import dataclasses
+import math
 import re
+import typing
 
 import pytest
 import yaml
@@ -20,7 +22,8 @@ from ddl.config import (
     scale_names,
     to_mapping,
 )
-from ddl.layout import ROOT
+from ddl.layout import ROOT, Point
+from ddl.setting_ranges import Range, declared_ranges
 from tests.helpers.command import ddl
 
 SHAPE = {"vocab_size": 64, "sequence_length": 8, "layers": 1, "width": 16, "heads": 2}
@@ -89,6 +92,7 @@ def test_paper_scale_is_the_papers():
         (lambda v: v.update(sizes={"small": v["sizes"]["small"]}), r"sizes: expected small and medium, found small"),
         (lambda v: v["sizes"]["small"].update(heads=[2]), r"sizes\.small\.heads: expected int, found \[2\]"),
         (lambda v: v.update(seeds=[0, 0]), r"seeds: expected different integers, found \[0, 0\]"),
+        (lambda v: v["sizes"]["small"].update(heads=5), r"mine\.yaml: sizes\.small\.heads: 5 does not divide width"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message):
@@ -96,6 +100,57 @@ def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message)
     with pytest.raises(ConfigError, match=message) as caught:
         load_scale("mine")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("training.steps", 0, "a positive integer"),
+        ("training.learning_rate", math.nan, "more than 0"),
+        ("training.learning_rate", math.inf, "more than 0"),
+        ("training.learning_rate", 0.0, "more than 0"),
+        ("training.weight_decay", -0.1, "0 or more"),
+        ("training.grad_clip", 0.0, "more than 0"),
+        ("training.beta2", 1.5, "a number in [0, 1)"),
+        ("training.beta1", 1.0, "a number in [0, 1)"),
+        ("training.warmup_steps", -1, "0 or more"),
+        ("training.snapshots", [-8], "0 or more"),
+        ("training.gpus", -1, "0 or more"),
+        ("evaluation.batch_tokens", 0, "a positive integer"),
+        ("evaluation.items_per_task", -1, "0 or more"),
+        ("cost.rounds", 0, "a positive integer"),
+        ("cost.warmup_rounds", -1, "0 or more"),
+        ("corpus.val_fraction", math.nan, "a number in (0, 0.5)"),
+        ("tokenizer.vocab_size", 4, "a number in [257, 65536]"),
+        ("sizes.small.width", 0, "a positive integer"),
+        ("sequence_length", 0, "a positive integer"),
+        ("seeds", [-1], "a number in [0, 2147483647]"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_with_the_range(scale_file, key, value, expected):
+    def change(values):
+        *sections, name = key.split(".")
+        for section in sections:
+            values = values[section]
+        values[name] = value
+
+    scale_file(change)
+    found = value[0] if isinstance(value, list) else value
+    with pytest.raises(ConfigError, match=re.escape(f"mine.yaml: {key}: expected {expected}, found {found}")):
+        load_scale("mine")
+
+
+def test_every_number_of_the_settings_has_a_range():
+    missing = []
+    for cls in vars(config_module).values():
+        if not dataclasses.is_dataclass(cls) or cls in (Point, Range):
+            continue
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            kinds = {hints[field.name], *typing.get_args(hints[field.name])}
+            if kinds & {int, float} and field.name not in declared_ranges(cls):
+                missing.append(f"{cls.__name__}.{field.name}")
+    assert missing == []
 
 
 PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_tokens": 9}
@@ -169,7 +224,7 @@ def test_a_corpus_without_a_limit_of_tokens_refuses_one():
             {"residual": "normalised", "value_channels": 4, "compressor": "cc"},
             "value_channels: the normalised rule has a scalar state, expected 1",
         ),
-        ({"gate_init": 2.5}, r"gate_init: expected a gate in \[0, 2\], found 2.5"),
+        ({"gate_init": 2.5}, r"gate_init: expected a number in \[0, 2\], found 2.5"),
         ({"gate_limit": 1.0, "gate_init": 1.5}, r"gate_init: expected a gate in \[0, 1\], found 1.5"),
         ({"gate_limit": 0.0, "gate_init": 0.0}, r"gate_limit: expected a number in \(0, 2\], found 0.0"),
         ({"erase": "none"}, "erase: 'none' needs residual 'delta', found 'additive'"),
@@ -188,6 +243,43 @@ def test_a_corpus_without_a_limit_of_tokens_refuses_one():
 def test_a_combination_that_makes_no_sense_is_refused_with_a_sentence(settings, message):
     with pytest.raises(ConfigError, match=message):
         from_mapping(ModelConfig, SHAPE | settings, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"title: a\ntitle: b\n", "mine.yaml: not valid YAML: key title is given twice"),
+        (b"training: {steps: 1, steps: 2}\n", "mine.yaml: not valid YAML: key steps is given twice"),
+        (b"title: \xff\n", "mine.yaml: expected text in UTF-8, found byte 7 invalid"),
+    ],
+)
+def test_a_file_with_a_key_twice_or_in_another_encoding_is_refused(scale_file, tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_scale("mine")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a/b": {"label": "A", "model": {}}}, "slug: expected letters, digits, - and _"),
+        ({"..": {"label": "A", "model": {}}}, "slug: expected letters, digits, - and _"),
+        ({"a|b": {"label": "A", "model": {}}}, "slug: expected letters, digits, - and _"),
+        (
+            {"twin": {"label": "Baseline", "model": {}}},
+            "twin.label: expected a label of its own, found that of baseline",
+        ),
+        ({"baseline": None}, "expected a variant 'baseline'"),
+    ],
+)
+def test_a_registry_that_a_workflow_cannot_use_is_refused(monkeypatch, entries, message):
+    base = {"baseline": {"label": "Baseline", "model": {}}} | entries
+    monkeypatch.setattr(
+        config_module, "_read_yaml", lambda path: {slug: entry for slug, entry in base.items() if entry is not None}
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_variants()
 
 
 def test_an_unreadable_file_and_an_unknown_scale_are_named(scale_file, tmp_path):
@@ -302,7 +394,7 @@ DEFAULTS = {
 def test_defaults_are_what_earlier_runs_were_made_with():
     found = {}
     for name, cls in vars(config_module).items():
-        if dataclasses.is_dataclass(cls):
+        if dataclasses.is_dataclass(cls) and cls is not Range:
             own = [field for field in dataclasses.fields(cls) if field.name in cls.__annotations__]
             assert all(field.default_factory is dataclasses.MISSING for field in own)
             given = {field.name: field.default for field in own if field.default is not dataclasses.MISSING}
