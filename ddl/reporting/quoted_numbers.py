@@ -54,7 +54,7 @@ def collect(results: Results) -> Record:
         "choices": choices(scale),
         "paper": _paper(load_scale("paper")),
         "settings": _settings(scale, load_scale("paper")),
-        "level": f"{100 * LEVEL:.0f} %",
+        "level": f"{100 * LEVEL:.0f}\N{NO-BREAK SPACE}%",
         "corpus": _corpus(results),
         "variants": [{"slug": slug, "label": variant.label} for slug, variant in results.variants.items()],
         "runs": ours,
