@@ -41,6 +41,7 @@ def write_markdown(notebooks: Mapping[str, Path], folder: Path) -> None:
         links.append("[Contents](README.md)")
         links += [f"[{titles[names[place + 1]]} →]({names[place + 1]}.md)"] if place + 1 < len(names) else []
         body = re.sub(r"\n{3,}", "\n\n", body).strip()
+        body = re.sub(r"\]\((\d\d_\w+)\.html", r"](\1.md", body)  # pages link to pages
         write_text(folder / f"{name}.md", f"{' · '.join(links)}\n\n{body}\n")
     listed = "".join(f"- [{title}]({name}.md)\n" for name, title in titles.items())
     write_text(

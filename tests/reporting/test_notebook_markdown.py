@@ -31,14 +31,14 @@ def written(tmp_path: Path) -> Path:
         new_output("display_data", {"text/latex": "$x^2$", "text/plain": "x**2"}),
     ]
     cells = [
-        new_markdown_cell("# What is $x_1$?"),
+        new_markdown_cell("See [notebook\n02](02_second.html)."),
         new_code_cell("import math", metadata={"tags": ["parameters"]}),
         new_code_cell("draw()", outputs=outputs, metadata={"alt": "A line", "caption": "The line."}),
     ]
     files = {}
     for name, title in (("01_first", "# First"), ("02_second", "# What is $x_1$?")):
         files[name] = tmp_path / f"{name}.ipynb"
-        nbformat.write(new_notebook(cells=[new_markdown_cell(title), *cells[1:]]), files[name])
+        nbformat.write(new_notebook(cells=[new_markdown_cell(title), *cells]), files[name])
     write_markdown(files, tmp_path / "out")
     return tmp_path / "out"
 
@@ -65,6 +65,7 @@ def test_pages_are_linked_in_the_order_of_reading(written: Path) -> None:
         .read_text()
         .startswith("[Contents](README.md) · [What is $x_1$? →](02_second.md)\n\n# First")
     )
+    assert "See [notebook\n02](02_second.md)." in (written / "01_first.md").read_text()
     assert "[← First](01_first.md)" in (written / "02_second.md").read_text()
     assert "- [First](01_first.md)\n- [What is $x_1$?](02_second.md)\n" in (written / "README.md").read_text()
 
