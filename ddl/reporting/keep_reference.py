@@ -48,7 +48,6 @@ STAGES = {  # pattern of Snakemake's benchmark files -> stage, in the order of t
     "notebooks/*.tsv": "notebooks, figures, tables",
     "numbers.tsv": "numbers",
     "paper.tsv": "paper",
-    "site.tsv": "site",
 }
 
 
