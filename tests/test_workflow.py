@@ -282,7 +282,9 @@ def test_a_changed_constant_of_the_model_retrains_and_what_it_does_not_touch_sta
 
 def add_option(text: str) -> str:
     """Add a training option with a default."""
-    return text.replace("    grad_clip: AboveZero = 1.0\n", "    grad_clip: AboveZero = 1.0\n    ema: NotNegative = 0.0\n")
+    return text.replace(
+        "    grad_clip: AboveZero = 1.0\n", "    grad_clip: AboveZero = 1.0\n    ema: NotNegative = 0.0\n"
+    )
 
 
 @pytest.mark.dag
