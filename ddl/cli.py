@@ -16,6 +16,7 @@ import click
 
 from ddl.config import FAMILIES, SHOTS, SIZES, Scale, Study, load_scale, load_study
 from ddl.errors import UserError
+from ddl.setting_ranges import MOST_SEED
 
 if TYPE_CHECKING:
     from ddl.training.checkpoints import Stale
@@ -124,7 +125,7 @@ class JsonObject(click.ParamType):
 FOLDER = click.Path(file_okay=False, path_type=Path)  # the command creates it, or reports which command does
 KNOWN_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-SEED = click.IntRange(0, 2**32 - 1)
+SEED = click.IntRange(0, MOST_SEED)
 
 Decorator = Callable[[Callable], Callable]
 

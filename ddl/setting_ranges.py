@@ -46,7 +46,8 @@ def _shown(end: float) -> str:
 
 Positive = Annotated[int, Range(1)]
 Count = Annotated[int, Range(0)]
-Seed = Annotated[int, Range(0, 2**31 - 1)]
+MOST_SEED = 2**32 - 1
+Seed = Annotated[int, Range(0, MOST_SEED)]
 Finite = Annotated[float, Range()]
 NotNegative = Annotated[float, Range(0)]
 AboveZero = Annotated[float, Range(0, without=(0,))]

@@ -32,7 +32,15 @@ from matplotlib.ticker import MaxNLocator
 from ddl.config import load_backbones, load_variants
 from ddl.layout import BASELINE
 from ddl.reporting.figures import label, look, save_figure, scale_note
-from ddl.reporting.mechanism_results import COUNTERPARTS, Mechanism, retrained, seeds_phrase, shown, study_rows
+from ddl.reporting.mechanism_results import (
+    COUNTERPARTS,
+    Mechanism,
+    overwrites,
+    retrained,
+    seeds_phrase,
+    shown,
+    study_rows,
+)
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_results import Results
 from ddl.reporting.read_studies import read_inside
@@ -68,10 +76,9 @@ MEASURES = ["erase_share", "energy_before", "energy_after", "overwrites", "gate"
 place = ["size", "variant", "sublayer"]
 means = last.reindex(columns=[*place, *MEASURES]).groupby(place, sort=False).mean().reset_index()
 means = means[means["variant"].isin(designs)]
-means["times_chance"] = means["energy_before"] * means["size"].map(found.width).astype(float)
-means["overwriting"] = (
-    (means["times_chance"] > 1) & (means["energy_after"] < means["energy_before"]) & (means["erase_share"] > 0.5)
-)
+width = means["size"].map(found.width).astype(float)
+means["times_chance"] = means["energy_before"] * width
+means["overwriting"] = overwrites(means["erase_share"], means["times_chance"], means["energy_after"] * width)
 
 
 def sentence(size: str) -> str:

@@ -124,7 +124,7 @@ def test_a_wrong_setting_is_refused_by_file_and_key(scale_file, change, message)
         ("tokenizer.vocab_size", 4, "a number in [257, 65536]"),
         ("sizes.small.width", 0, "a positive integer"),
         ("sequence_length", 0, "a positive integer"),
-        ("seeds", [-1], "a number in [0, 2147483647]"),
+        ("seeds", [-1], "a number in [0, 4294967295]"),
     ],
 )
 def test_a_number_outside_its_range_is_refused_with_the_range(scale_file, key, value, expected):

@@ -256,8 +256,9 @@ def overwriting(found: InsideModels) -> str:
         (min(values), max(values)) for values in (found.erase_share, found.energy_before, found.energy_after)
     )
     said = (
-        f"In trained {load_variants()[EXPANDED].label}, {found.overwriting} of {len(found.erase_share)} "
-        f"sublayers overwrite: the erase term is {percent(shares[0])} to {percent(shares[1])} of an update, and along "
+        f"In trained {SIZE} {load_variants()[EXPANDED].label}, {found.overwriting} of {len(found.erase_share)} "
+        f"sublayers overwrite (in a medium model one can, see notebook 14): "
+        f"the erase term is {percent(shares[0])} to {percent(shares[1])} of an update, and along "
         f"the direction the state has {before[0]:.1f} to {before[1]:.1f} times the energy of chance before the update "
         f"and {after[0]:.0f} to {after[1]:.0f} times after it (n = {found.seeds}). Without the erase term at test time "
         f"the loss rises by {found.relies.shown()} nats"
@@ -271,10 +272,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def findings() -> dict[str, str]:
-    """What the committed studies say: the answer, then what it rests on, small models first."""
+def findings(small: Finding | None = None) -> dict[str, str]:
+    """What the committed studies say: the answer, then what it rests on, small models first.
+
+    Args:
+        small: the finding for the small models, if it is known already.
+    """
     inside = inside_models(SIZE)
-    said = sentences(finding()) | {"medium": other_size(finding("medium"))}
+    said = sentences(small or finding()) | {"medium": other_size(finding("medium"))}
     said["inside"] = overwriting(inside) if inside else ""
     return {about: text for about, text in said.items() if text}
 
@@ -370,7 +375,7 @@ def evidence() -> dict[str, Any]:
     _, judged = committed_verdicts(load_scale(SCALE))
     found = finding()
     return found.as_json() | {
-        "said": findings(),
+        "said": findings(found),
         "ladder": [climb.as_json() for climb in climbs()],
         "verdicts": [claim.as_json() for claim in judged],
     }

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ddl.config import load_scale
 from ddl.reporting.judged_claims import FAIR, SCALE
-from ddl.reporting.mechanism_results import COUNTERPARTS, retrained, study_rows
+from ddl.reporting.mechanism_results import COUNTERPARTS, overwrites, retrained, study_rows
 from ddl.reporting.read_studies import StudyRowsError, read_inside
 from ddl.reporting.seed_statistics import Estimate, over_seeds
 
@@ -33,9 +33,9 @@ class InsideModels:
 
     @property
     def overwriting(self) -> int:
-        """Number of sublayers that find more than chance along k, leave less, and erase more than they write."""
+        """Number of sublayers that overwrite."""
         values = zip(self.erase_share, self.energy_before, self.energy_after, strict=True)
-        return sum(share > 0.5 and before > 1 and after < before for share, before, after in values)
+        return sum(overwrites(*each) for each in values)
 
 
 def inside_models(size: str = "small") -> InsideModels | None:

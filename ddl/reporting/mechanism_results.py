@@ -114,6 +114,16 @@ def study_rows(folder: Path = REFERENCE_DIR / "studies") -> pd.DataFrame:
     )
 
 
+def overwrites(erase_share: Any, before: Any, after: Any) -> Any:
+    """Whether sublayers find more energy along k than chance, leave less of it, and erase more than they write.
+
+    Args:
+        erase_share: length of the erase term relative to the sum of both terms' lengths; a number or a column.
+        before, after: energy of the state along k relative to chance, 1/d, of the same form.
+    """
+    return (erase_share > 0.5) & (before > 1) & (after < before)
+
+
 @dataclass(frozen=True)
 class Retrained:
     """A difference between two trained designs; `estimate` is None for the given reason."""

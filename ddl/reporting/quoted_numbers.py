@@ -230,7 +230,8 @@ def _settings(scale: Scale, paper: Scale) -> list[dict[str, str]]:
             "Number format of matrix products": recipe.dtype,
         }
 
-    return [{"name": name, "here": here, "paper": of(paper)[name]} for name, here in of(scale).items()]
+    theirs = of(paper)
+    return [{"name": name, "here": here, "paper": theirs[name]} for name, here in of(scale).items()]
 
 
 def _shape(scale: Scale, size: str) -> Record:
