@@ -315,7 +315,7 @@ rule train:
     shell:
         "ddl train --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --seed {wildcards.seed} --data $(dirname {input.data}) --out $(dirname {output.weights})"
-        " --processes {resources.gpu} {resources.on_stale} > {log} 2>&1"
+        " --processes $(({resources.gpu} ? {resources.gpu} : 1)) {resources.on_stale} > {log} 2>&1"
 
 
 # One run of a study. `rule all` excludes studies, so their logs and times have their own folders.
@@ -342,7 +342,7 @@ rule study_point:
     shell:
         "ddl study point --scale {wildcards.scale} --size {wildcards.size} --backbone {wildcards.backbone}"
         " --variant {wildcards.variant} --steps {wildcards.steps} --rate {wildcards.rate} --seed {wildcards.seed}"
-        " --data $(dirname {input.data}) --out $(dirname {output.row}) --processes {resources.gpu} {resources.on_stale}"
+        " --data $(dirname {input.data}) --out $(dirname {output.row}) --processes $(({resources.gpu} ? {resources.gpu} : 1)) {resources.on_stale}"
         " > {log} 2>&1"
 
 

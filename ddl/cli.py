@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddl.config import FAMILIES, SHOTS, SIZES, Scale, Study, load_scale, load_study
-from ddl.errors import UserError
+from ddl.errors import UserError, refused
 from ddl.setting_ranges import MOST_SEED
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `ddl`; None means the arguments of this process.
 
     Returns:
-        The exit code. A user's mistake prints one line to stderr and returns 2; any other exception is raised.
+        The exit code. A user's mistake, or what the machine refuses, prints one line to stderr and returns 2; any other
+        exception is raised.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -49,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stopped.__cause__, EOFError):  # click treats an early end of file as Ctrl-D
             raise
         return INTERRUPTED
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if (reason := refused(error)) is None:
+            raise
+        click.echo(f"error: {reason}", err=True)
+        return 2
 
 
 class InOrder(click.Group):
@@ -122,9 +128,37 @@ class JsonObject(click.ParamType):
         return values
 
 
-FOLDER = click.Path(file_okay=False, path_type=Path)  # the command creates it, or reports which command does
+class Output(click.Path):
+    """A file or folder to write, below a folder where this process may create it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]  # mypy: no file descriptor is given
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        if existing != path and not existing.is_dir():
+            self.fail(f"cannot create {path}: {existing} is a file.", param, ctx)
+        if not os.access(existing, os.W_OK):
+            self.fail(f"cannot write {path}: no permission to write to {existing}.", param, ctx)
+        return path
+
+
+class Text(click.ParamType):
+    """Text that the terminal passed as UTF-8."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail(f"{value!a} is not UTF-8.", param, ctx)
+        return str(value)
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)  # if it is missing, the command reports which command makes it
 KNOWN_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+OUT_FOLDER = Output(file_okay=False)
+OUT_FILE = Output(dir_okay=False)
 SEED = click.IntRange(0, MOST_SEED)
 
 Decorator = Callable[[Callable], Callable]
@@ -155,11 +189,11 @@ from_results = option("--results", KNOWN_FOLDER, "Results of a scale, e.g. resul
 of_training = together(
     option("--seed", SEED, "Seed of the initial weights and the data order.", "N"),
     from_data,
-    option("--out", FOLDER, "Folder for metrics, checkpoints and weights of the run.", "FOLDER"),
+    option("--out", OUT_FOLDER, "Folder for metrics, checkpoints and weights of the run.", "FOLDER"),
     option(
         "--processes",
-        click.IntRange(0),
-        "Processes that share each batch, started by torchrun; 0 and 1 train in this process.",
+        click.IntRange(1),
+        "Processes that share each batch, one per GPU; torchrun starts more than one.",
         "N",
         default=1,
     ),
@@ -191,11 +225,11 @@ def commands() -> None:
 
 @commands.command()
 @of_scale
-@option("--out", FOLDER, "Folder to write, e.g. results/laptop/data.", "FOLDER")
+@option("--out", OUT_FOLDER, "Folder to write, e.g. results/laptop/data.", "FOLDER")
 @option(
     "--max-tokens",
-    click.IntRange(0),
-    "Maximum number of training tokens; 0 uses the whole corpus.",
+    click.IntRange(1),
+    "Maximum number of training tokens.",
     "N",
     default=None,
     show_default="corpus.max_train_tokens of the scale",
@@ -251,7 +285,7 @@ def benchmarks() -> None:
 @commands.command()
 @of_scale
 @from_data
-@option("--out", FOLDER, "Folder for the items, e.g. results/laptop/data/tasks.", "FOLDER")
+@option("--out", OUT_FOLDER, "Folder for the items, e.g. results/laptop/data/tasks.", "FOLDER")
 def tasks(scale: Scale, data: Path, out: Path) -> None:
     """Build the eight offline tasks from held-out documents."""
     from ddl.evaluation.offline_tasks.build import build_tasks, report
@@ -283,10 +317,11 @@ def train(
     """
     stale = on_stale(restart, continue_anyway)
     from ddl.training.batches import check_shares
-    from ddl.training.distributed import start_processes
+    from ddl.training.distributed import check_devices, start_processes
     from ddl.training.run import Run
 
     check_shares(scale.training, processes)
+    check_devices(scale.training, processes)
     start_processes(processes, arguments)
     done = Run(scale, size, variant, seed, data / "manifest.json", out, stale=stale).train()
     return 0 if done else INTERRUPTED
@@ -326,9 +361,10 @@ def point(
     from ddl.layout import Point
     from ddl.studies.points import train
     from ddl.training.batches import check_shares
-    from ddl.training.distributed import start_processes
+    from ddl.training.distributed import check_devices, start_processes
 
     check_shares(scale.training, processes)
+    check_devices(scale.training, processes)
     start_processes(processes, arguments)
     done = train(scale, Point(size, backbone, variant, steps, rate, seed), data / "manifest.json", out, stale)
     return 0 if done else INTERRUPTED
@@ -397,7 +433,7 @@ def inside(study: Study, results: Path, reuse: bool, partial: bool) -> None:
 )
 @option(
     "--out",
-    FOLDER,
+    OUT_FOLDER,
     "Folder for the results, required with --scale.",
     "FOLDER",
     default=None,
@@ -443,7 +479,7 @@ def evaluate(
 @of_scale
 @from_data
 @option("--run", KNOWN_FOLDER, "Folder of a trained model of that scale.", "FOLDER")
-@option("--out", FOLDER, "Folder for mechanism.json and interventions.json.", "FOLDER")
+@option("--out", OUT_FOLDER, "Folder for mechanism.json and interventions.json.", "FOLDER")
 def mechanism(scale: Scale, data: Path, run: Path, out: Path) -> None:
     """Observe the residual rules of a model, and change them.
 
@@ -458,7 +494,7 @@ def mechanism(scale: Scale, data: Path, run: Path, out: Path) -> None:
 @commands.command()
 @of_scale
 @from_data
-@option("--out", FOLDER, "Folder for contamination.json and contamination.parquet, e.g. results/laptop.", "FOLDER")
+@option("--out", OUT_FOLDER, "Folder for contamination.json and contamination.parquet, e.g. results/laptop.", "FOLDER")
 def contamination(scale: Scale, data: Path, out: Path) -> None:
     """Look for evaluation items in the training shards.
 
@@ -472,7 +508,7 @@ def contamination(scale: Scale, data: Path, out: Path) -> None:
 @commands.command()
 @of_scale
 @of_size
-@option("--out", FOLDER, "Folder for one JSON file per variant, e.g. results/laptop/cost/small.", "FOLDER")
+@option("--out", OUT_FOLDER, "Folder for one JSON file per variant, e.g. results/laptop/cost/small.", "FOLDER")
 def cost(scale: Scale, size: str, out: Path) -> None:
     """Measure speed (tokens/s) and peak memory (bytes)."""
     from ddl.training.cost import measure
@@ -499,7 +535,7 @@ def describe(scale: Scale, family: tuple[str, ...]) -> None:
 
 @commands.command()
 @option("--run", KNOWN_FOLDER, "Folder of a trained model.", "FOLDER")
-@option("--prompt", click.STRING, "Text to continue.", "TEXT")
+@option("--prompt", Text(), "Text to continue.", "TEXT")
 @option("--tokens", click.IntRange(1), "Maximum number of tokens to generate.", "N", default=64)
 @option("--temperature", Finite(min=0), "Sampling temperature; 0 takes the most likely token.", "T", default=0.0)
 @option("--seed", SEED, "Seed for sampling at a temperature above 0.", "N", default=0)
@@ -526,7 +562,7 @@ def progress(results: Path) -> None:
 
 @commands.command()
 @click.argument("notebook", type=FILE)
-@option("--html", FILE, "HTML page to write.", "FILE")
+@option("--html", OUT_FILE, "HTML page to write.", "FILE")
 @option("--parameters", JsonObject(), "Values for its parameters cell, as a JSON object.", "JSON", default="{}")
 def notebook(notebook: Path, html: Path, parameters: dict[str, Any]) -> None:
     """Run a notebook and write it as a standalone HTML page.
@@ -561,7 +597,7 @@ def verdict(results: Path) -> None:
 
 @commands.command()
 @from_results
-@option("--out", FILE, "PDF to write, e.g. results/laptop/paper.pdf.", "FILE")
+@option("--out", OUT_FILE, "PDF to write, e.g. results/laptop/paper.pdf.", "FILE")
 def paper(results: Path, out: Path) -> None:
     """Typeset the paper with the results of one scale."""
     from ddl.reporting.typeset_paper import compile_paper
@@ -571,7 +607,7 @@ def paper(results: Path, out: Path) -> None:
 
 @commands.command()
 @from_results
-@option("--out", FOLDER, "Folder to write, e.g. results/laptop/site.", "FOLDER")
+@option("--out", OUT_FOLDER, "Folder to write, e.g. results/laptop/site.", "FOLDER")
 def site(results: Path, out: Path) -> None:
     """Build the site of one scale, which opens from disk."""
     from ddl.reporting.site import build_site
@@ -615,4 +651,7 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     import ddl.evaluation.lm_eval_model
     import ddl.model.transformers_model  # noqa: F401 - `--model hf` loads our runs too
 
-    harness.execute(parsed)
+    try:
+        harness.execute(parsed)
+    except OSError as error:  # how transformers reports a model that it cannot find or read
+        raise click.ClickException(str(error)) from None

@@ -20,7 +20,8 @@ def sha256_file(path: Path) -> str:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` if the block succeeds, and removed if it fails.
 
-    The contents reach the disk before the rename, so a reader sees the old file or the complete new one.
+    The contents reach the disk before the rename, so a reader sees the old file or the complete new one. An `OSError`
+    without a file name, as a full disk raises it, gets that of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,6 +33,10 @@ def atomic(path: Path) -> Iterator[Path]:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # flush the rename too
         os.close(folder)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -398,7 +398,7 @@ pd.DataFrame(beside).set_index(["size", "design", "change"])
 # %% [markdown]
 # ## Over several seeds
 #
-# The study `inside` has small laptop models with several seeds. With each, the rules of all sublayers were changed at
+# The study `inside` has laptop models with several seeds. With each, the rules of all sublayers were changed at
 # test time; ± is the half-width of the 95 % t-interval over seeds. Beside it, where a design was trained with the
 # change: its loss minus that of the design without it, over the seeds that the studies have.
 
@@ -406,11 +406,12 @@ pd.DataFrame(beside).set_index(["size", "design", "change"])
 inside = read_inside("inside")
 whole = inside[(inside["kind"] == "intervention") & (inside["place"] == "all")]
 over = []
-for (backbone, variant, change), group in whole.groupby(["backbone", "variant", "name"], sort=False):
+for (size, backbone, variant, change), group in whole.groupby(["size", "backbone", "variant", "name"], sort=False):
     own = rows[rows["backbone"] == backbone]
-    other = retrained(own, "small", variant, COUNTERPARTS.get((change, variant)))
+    other = retrained(own, size, variant, COUNTERPARTS.get((change, variant)))
     over.append(
         {
+            "size": size,
             "backbone": load_backbones()[backbone].label,
             "design": load_variants()[variant].label,
             "change": change,
@@ -420,7 +421,7 @@ for (backbone, variant, change), group in whole.groupby(["backbone", "variant", 
             "its seeds": other.estimate.n if other.estimate else DASH,
         }
     )
-pd.DataFrame(over).set_index(["backbone", "design", "change"]) if over else "not run"
+pd.DataFrame(over).set_index(["size", "backbone", "design", "change"]) if over else "not run"
 
 # %% [markdown]
 # What the rules do after training, per sublayer: the mean gate, the share of the erase term in the update, and the
@@ -430,18 +431,19 @@ pd.DataFrame(over).set_index(["backbone", "design", "change"]) if over else "not
 observed = inside[(inside["kind"] == "sublayer") & inside["name"].isin(["gate", "erase_share", "overwrites"])]
 table = [
     {
+        "size": size,
         "backbone": load_backbones()[backbone].label,
         "design": load_variants()[variant].label,
         "sublayer": place,
         "quantity": name,
         "mean": over_seeds(list(group["value"])).shown(),
     }
-    for (backbone, variant, place, name), group in observed.groupby(
-        ["backbone", "variant", "place", "name"], sort=False
+    for (size, backbone, variant, place, name), group in observed.groupby(
+        ["size", "backbone", "variant", "place", "name"], sort=False
     )
 ]
-wide = pd.DataFrame(table, columns=["backbone", "design", "sublayer", "quantity", "mean"])
-wide.pivot(index=["backbone", "design", "sublayer"], columns="quantity", values="mean").fillna(DASH)
+wide = pd.DataFrame(table, columns=["size", "backbone", "design", "sublayer", "quantity", "mean"])
+wide.pivot(index=["size", "backbone", "design", "sublayer"], columns="quantity", values="mean").fillna(DASH)
 
 # %% [markdown]
 # ## What was and was not shown

@@ -1,6 +1,8 @@
 """The command line: its commands, help, error messages and start-up time."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -75,7 +77,7 @@ def test_help_explains_every_option_and_shows_what_is_required_and_what_is_the_d
         ("generate", "the speed in tokens/s"),
         ("data", "Maximum number of training tokens"),
         ("data", "[default: (all cores); x>=1]"),
-        ("train", "[default: 1; x>=0]"),
+        ("train", "[default: 1; x>=1]"),
         ("study point", "[x>0; required]"),
     ],
 )
@@ -106,7 +108,7 @@ POINT = "study point --scale smoke --size small --backbone paper --variant ddl-c
         ("cost --scale smoke --out o", "Missing option '--size'. Choose from: small, medium"),
         (f"{RUN} --seed -1", "Invalid value for '--seed': -1 is not in the range 0<=x<=4294967295."),
         (f"{RUN} --seed 1.5", "Invalid value for '--seed': '1.5' is not a valid integer range."),
-        (f"{RUN} --processes -2", "Invalid value for '--processes': -2 is not in the range x>=0."),
+        (f"{RUN} --processes -2", "Invalid value for '--processes': -2 is not in the range x>=1."),
         (f"{RUN} --restart --continue-anyway", "--restart and --continue-anyway exclude each other."),
         (f"{POINT} --rate 1e-3 --restart --continue-anyway", "--restart and --continue-anyway exclude each other."),
         (f"{POINT} --rate 0", "Invalid value for '--rate': 0.0 is not in the range x>0."),
@@ -115,8 +117,17 @@ POINT = "study point --scale smoke --size small --backbone paper --variant ddl-c
         ("data --scale smoke --out o --workers 0", "Invalid value for '--workers': 0 is not in the range x>=1."),
         (
             "data --scale smoke --out o --max-tokens -1",
-            "Invalid value for '--max-tokens': -1 is not in the range x>=0.",
+            "Invalid value for '--max-tokens': -1 is not in the range x>=1.",
         ),
+        (
+            "data --scale smoke --out Makefile/data",
+            "Invalid value for '--out': cannot create Makefile/data: Makefile is a file.",
+        ),
+        (
+            "notebook n.py --html /dev/null/n.html",
+            "Invalid value for '--html': cannot create /dev/null/n.html: /dev/null is a file.",
+        ),
+        ("generate --run . --prompt \udcff", "Invalid value for '--prompt': '\\udcff' is not UTF-8."),
         ("data --scale smoke --out Makefile", "Invalid value for '--out': Directory 'Makefile' is a file."),
         ("evaluate --run . --shots 0,-1", "Invalid value for '--shots': -1 is not in the range x>=0."),
         ("evaluate --run . --shots 0,one", "Invalid value for '--shots': 'one' is not a valid integer range."),
@@ -133,15 +144,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, monke
 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
-    [(UserError("a.yaml: key"), 2, "error: a.yaml: key\n"), (KeyboardInterrupt(), 130, "\n")],
+    [
+        (UserError("a.yaml: key"), 2, "error: a.yaml: key\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "f"), 2, "error: f: No space left on device\n"),
+        (MemoryError(), 2, "error: out of memory\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), 2, "error: out of memory\n"),
+        (KeyboardInterrupt(), 130, "\n"),
+    ],
 )
-def test_a_users_error_is_one_line_and_an_interruption_is_none(raised, code, said, capsys, monkeypatch):
+def test_a_users_error_and_what_the_machine_refuses_is_one_line_and_an_interruption_none(
+    raised, code, said, capsys, monkeypatch
+):
     monkeypatch.setattr("ddl.model.flops.describe", fail(raised))
     ddl("describe", "--scale", "smoke", code=code)
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("raised", [ZeroDivisionError(), ValueError(), OSError("disk"), EOFError()], ids=repr)
+@pytest.mark.parametrize(
+    "raised",
+    [ZeroDivisionError(), ValueError(), OSError("disk"), FileNotFoundError(errno.ENOENT, "", "f"), EOFError()],
+    ids=repr,
+)
 def test_any_other_exception_keeps_its_traceback(raised, monkeypatch):
     monkeypatch.setattr("ddl.model.flops.describe", fail(raised))
     with pytest.raises(BaseException) as stopped:  # noqa: PT011
@@ -172,21 +195,30 @@ def test_what_a_training_does_with_stale_checkpoints_and_its_end_reach_the_comma
     assert asked == ["restart", "continue", "refuse"]
 
 
-def test_several_processes_run_the_same_command_through_torchrun(monkeypatch):
-    class Replaced(Exception):  # noqa: N818 - stands for os.execv, which does not return
-        pass
+@pytest.mark.parametrize("arguments", [RUN, f"{POINT} --rate 1e-3"])
+def test_several_processes_fail_in_one_line_after_their_own(arguments, tmp_path):
+    """torchrun runs the same command in each process, which here finds no data."""
+    given = [sys.executable, "-m", "ddl", *arguments.split(), "--processes", "2", "--out", str(tmp_path / "o")]
+    done = subprocess.run(
+        given, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    missing = "error: d/manifest.json: No such file or directory: `ddl data` creates it"
+    lines = done.stderr.splitlines()
+    assert re.fullmatch("error: process [01] of 2 ended with exit code 2", lines.pop())
+    assert done.returncode == 2
+    assert set(lines) == {missing}
 
-    def execv(program, command):
-        raise Replaced(command)
 
-    monkeypatch.setattr(os, "execv", execv)
-    for arguments in (RUN, f"{POINT} --rate 1e-3"):
-        given = [*arguments.split(), "--processes", "2"]
-        with pytest.raises(Replaced) as started:
-            cli.main(given)
-        command = started.value.args[0]
-        assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
-        assert command[-len(given) - 2 :] == ["-m", "ddl", *given]
+def test_a_run_that_asks_for_gpus_is_refused_where_there_is_none(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    ddl("train", "--scale", "h200", *RUN.split()[3:], code=2)
+    assert capsys.readouterr().err == (
+        "error: training.gpus: 1 per run, but this machine has no GPU that PyTorch can use; set it to 0 to train on "
+        "the CPU\n"
+    )
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    ddl(*RUN.split(), "--processes", 2, code=2)
+    assert capsys.readouterr().err == "error: 2 processes need a GPU each, found 1\n"
 
 
 def test_help_and_mistakes_wait_for_no_library():

@@ -112,7 +112,9 @@ def train_command(folder: Path, target: str, *arguments: str, **kwargs) -> str:
 @pytest.mark.parametrize(("granted", "processes"), [(1, 1), (8, 4)])
 def test_a_training_gets_the_processes_that_its_resources_grant(project, granted, processes):
     target = "results/paper/runs/small/baseline/seed0/summary.json"
-    assert f"--processes {processes} " in train_command(project, target, "--resources", f"gpu={granted}")
+    assert f"--processes $(({processes} ? {processes} : 1)) " in train_command(
+        project, target, "--resources", f"gpu={granted}"
+    )
 
 
 @pytest.mark.parametrize(

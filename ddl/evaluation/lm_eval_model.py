@@ -46,7 +46,7 @@ class DDL(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str | Path | LanguageModel,
+        pretrained: str | Path | LanguageModel | None = None,
         tokenizer: str | Path | None = None,
         batch_tokens: int = BATCH_TOKENS,
         device: str | None = None,
@@ -54,6 +54,8 @@ class DDL(TemplateLM):
         **unused: Any,
     ) -> None:
         super().__init__()
+        if pretrained is None:  # the harness passes what --model_args has, and no more
+            raise ModelFileError("expected --model_args pretrained=FOLDER, the folder of a trained model")
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, self._encode, self._end, self._begin = load(pretrained, tokenizer, self._device)
         self.scorer = Scorer(model, batch_tokens, share)

@@ -154,11 +154,16 @@ def run_tasks(lm: "TemplateLM", tasks: dict[str, Task], shots: int) -> tuple[dic
         acc, acc_norm; and "average": value, stderr, chance. Scores are fractions; standard errors are the harness's
         standard errors of the mean over items. The table has one row per item: task, item (its index in the split),
         gold, correct (by the task's metric), log_likelihoods of the choices in nats.
+
+    Raises:
+        HarnessError: a task has fewer items for demonstrations than `shots`.
     """
     from lm_eval import evaluate
 
-    for task in tasks.values():
+    for name, task in tasks.items():
         task.task.set_config(key="num_fewshot", value=shots)
+        if shots > (most := len(task.task.fewshot_docs())):
+            raise HarnessError(f"shots: task {name} has demonstrations for at most {most}, found {shots}")
         task.task.set_fewshot_seed(seed=SEED)  # reset the sampler, so that every model sees the same prompts
     random.seed(0)  # the seeds of the harness's command line, for tasks that draw from the global generators
     np.random.seed(SEED)

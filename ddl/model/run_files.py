@@ -88,5 +88,9 @@ def load_model(directory: Path, device: torch.device | str = "cpu", step: int | 
     except ConfigError as error:
         raise ModelFileError(str(error)) from None
     except (SafetensorError, RuntimeError) as error:
-        raise ModelFileError(f"{weights_path}: not the weights of {config_path.name}: {str(error).strip()}") from None
+        first, *others = (
+            str(error).removeprefix("Error(s) in loading state_dict for LanguageModel:").strip().splitlines()
+        )
+        more = f" (and {len(others)} more)" if others else ""
+        raise ModelFileError(f"{weights_path}: not the weights of {config_path.name}: {first}{more}") from None
     return model.to(device).eval()

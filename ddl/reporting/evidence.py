@@ -256,15 +256,27 @@ def overwriting(found: InsideModels) -> str:
         (min(values), max(values)) for values in (found.erase_share, found.energy_before, found.energy_after)
     )
     said = (
-        f"In trained {SIZE} {load_variants()[EXPANDED].label}, {found.overwriting} of {len(found.erase_share)} "
-        f"sublayers overwrite (in a medium model one can, see notebook 14): "
+        f"In {found.models} trained {found.size} models of {load_variants()[EXPANDED].label}, "
+        f"{overwriting_sublayers(found)}: "
         f"the erase term is {percent(shares[0])} to {percent(shares[1])} of an update, and along "
         f"the direction the state has {before[0]:.1f} to {before[1]:.1f} times the energy of chance before the update "
-        f"and {after[0]:.0f} to {after[1]:.0f} times after it (n = {found.seeds}). Without the erase term at test time "
+        f"and {after[0]:.0f} to {after[1]:.0f} times after it. Without the erase term at test time "
         f"the loss rises by {found.relies.shown()} nats"
     )
     useful = found.useful and f"; models that are trained without it end {apart(found.useful)} those with it"
     return f"{said}{useful or ''}."
+
+
+def overwriting_sublayers(found: InsideModels) -> str:
+    """Which sublayers overwrite, e.g. "1 of 8 sublayers overwrites (the attention of block 4, in 3 of 3 models)"."""
+    hits, total = found.overwriting, len(found.erase_share)
+    if not hits:
+        return f"none of the {total} sublayers overwrites"
+    which = ", ".join(
+        f"the {'MLP' if place % 2 else 'attention'} of block {place // 2 + 1}, in {count} of {found.models} models"
+        for place, count in hits.items()
+    )
+    return f"{len(hits)} of {total} sublayers overwrite{'s' if len(hits) == 1 else ''} ({which})"
 
 
 def percent(share: float) -> str:
@@ -278,9 +290,11 @@ def findings(small: Finding | None = None) -> dict[str, str]:
     Args:
         small: the finding for the small models, if it is known already.
     """
-    inside = inside_models(SIZE)
+    inside, medium = inside_models(SIZE), inside_models("medium")
     said = sentences(small or finding()) | {"medium": other_size(finding("medium"))}
     said["inside"] = overwriting(inside) if inside else ""
+    if inside and medium:
+        said["inside"] += f" In {medium.models} medium models, {overwriting_sublayers(medium)}."
     return {about: text for about, text in said.items() if text}
 
 

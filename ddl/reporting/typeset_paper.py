@@ -43,20 +43,20 @@ def compile_paper(results: Path, out: Path) -> None:
             raise PaperError(f"{results / name}: not found; the paper needs it, so build it first")
     with tempfile.TemporaryDirectory() as folder:
         root = stage(results, Path(folder))
-        with atomic(out) as temporary:
-            try:
-                typst.compile(
-                    root / "paper" / "main.typ",
-                    output=temporary,
-                    root=root,
-                    format="pdf",
-                    sys_inputs={"results": "/results"},
-                    timestamp=timestamp(results),
-                    font_paths=typst.Fonts(include_system_fonts=False),
-                    pdf_standards=["ua-1", "a-2a"],
-                )
-            except RuntimeError as error:
-                raise PaperError(f"paper/main.typ: {_one_line(error, root)}") from None
+        try:
+            pdf = typst.compile(
+                root / "paper" / "main.typ",
+                root=root,
+                format="pdf",
+                sys_inputs={"results": "/results"},
+                timestamp=timestamp(results),
+                font_paths=typst.Fonts(include_system_fonts=False),
+                pdf_standards=["ua-1", "a-2a"],
+            )
+        except RuntimeError as error:
+            raise PaperError(f"paper/main.typ: {_one_line(error, root)}") from None
+    with atomic(out) as temporary:
+        temporary.write_bytes(pdf)
 
 
 def stage(results: Path, root: Path) -> Path:

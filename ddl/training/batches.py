@@ -83,7 +83,7 @@ def check_shares(recipe: TrainConfig, processes: int) -> None:
         ConfigError: they cannot; the message lists the numbers that can.
     """
     parts = recipe.batch_sequences // recipe.micro_batch_sequences
-    if parts % max(processes, 1):
+    if parts % processes:
         fitting = [str(count) for count in range(1, parts + 1) if parts % count == 0]
         raise ConfigError(
             f"{processes} processes cannot share a batch of {parts} micro-batches (training.batch_sequences "

@@ -4,6 +4,7 @@ Every process holds the whole model (`ddp`) or a shard of each parameter (`fsdp`
 share of the batch, and all apply the mean of these gradients.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
+from ddl.config import ConfigError, TrainConfig
 from ddl.model.language_model import Attention, LanguageModel, SwiGLU
+from ddl.training.errors import TrainingError
 
 PEER_TIMEOUT = timedelta(minutes=10)  # how long to wait for the others, e.g. while one writes a checkpoint
 
@@ -80,7 +83,6 @@ class Processes:
 
         Parameter names do not change.
 
-
         Args:
             sharding: "ddp" or "fsdp".
         """
@@ -99,18 +101,48 @@ class Processes:
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
 
+def check_devices(recipe: TrainConfig, processes: int) -> None:
+    """Check that this machine has the GPUs that a run of this recipe takes.
+
+    Raises:
+        ConfigError: it has none although the recipe asks for them, or fewer than processes.
+    """
+    found = torch.cuda.device_count()
+    if recipe.gpus and not found:
+        raise ConfigError(
+            f"training.gpus: {recipe.gpus} per run, but this machine has no GPU that PyTorch can use; "
+            "set it to 0 to train on the CPU"
+        )
+    if found and processes > found:
+        raise ConfigError(f"{processes} processes need a GPU each, found {found}")
+
+
 def start_processes(count: int, arguments: list[str]) -> None:
-    """Replace this process with torchrun if `count` is above 1.
+    """If `count` is above 1, run this command in that many processes by torchrun, and exit when they have ended.
 
-    torchrun starts this command in `count` processes, and stops all of them if one fails.
-
+    torchrun stops all of them if one fails, or if this process gets a signal.
 
     Args:
         arguments: the words after `ddl` in this command.
+
+    Raises:
+        TrainingError: a process failed; it has printed why.
     """
-    if count > 1 and not dist.is_torchelastic_launched():
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        os.execv(sys.executable, [sys.executable, *launcher, "-m", "ddl", *arguments])
+    if count == 1 or dist.is_torchelastic_launched():
+        return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say the same
+    try:
+        torchrun(["--standalone", "--nproc-per-node", str(count), "-m", "ddl", *arguments])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise TrainingError(f"process {rank} of {count} ended with exit code {failure.exitcode}") from None
+    except SignalException:
+        raise KeyboardInterrupt from None
+    sys.exit()
 
 
 @contextmanager

@@ -1,15 +1,12 @@
 """Errors that stop a run, each reported in one sentence that suggests a remedy."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ddl.errors import UserError
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from ddl.errors import OUT_OF_MEMORY, UserError, refused
 
 
 class TrainingError(UserError):
@@ -42,13 +39,14 @@ def explained(checkpoints: Path, process: str) -> Iterator[None]:
 def explain(error: Exception) -> str | None:
     """Describe an error caused by the machine; None for any other error."""
     text = " ".join(str(error).split())
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+    reason = refused(error)
+    if reason == OUT_OF_MEMORY:
         return (
-            "out of memory: lower training.micro_batch_sequences (the batch stays the same), set state_memory: "
-            "rebuilt, or shard the model over more processes with training.sharding: fsdp"
+            f"{reason}: lower training.micro_batch_sequences (the batch stays the same), set state_memory: rebuilt, or "
+            "shard the model over more processes with training.sharding: fsdp"
         )
-    if isinstance(error, OSError):
-        return f"disk full: {error.filename or 'a file of the run'}" if error.errno in DISK_FULL else None
+    if reason:
+        return reason
     if isinstance(error, torch.distributed.DistError) or "gloo" in text.lower():
         return f"another process of this run has stopped or cannot be reached ({text.removesuffix('.')})"
     return None

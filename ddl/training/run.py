@@ -20,6 +20,7 @@ from torch import Tensor
 from ddl.code_identity import code_identity
 from ddl.config import ModelConfig, Scale, TrainConfig, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
+from ddl.data.shard_format import DataError
 from ddl.data.tokenizer import save_tokenizer
 from ddl.files import finite, write_json
 from ddl.layout import SNAPSHOT
@@ -71,6 +72,11 @@ class Run:
         manifest = load_manifest(data)
         self.tokenizer = data.parent / manifest["tokenizer"]["file"]
         train, val = (TokenSequences(data, split, scale.sequence_length) for split in ("train", "val"))
+        if train.vocab_size != self.config.vocab_size:
+            raise DataError(
+                f"{data}: expected tokenizer.vocab_size {self.config.vocab_size}, as in the scale {scale.name}, "
+                f"found {train.vocab_size}"
+            )
         self.batches = TrainingBatches(train, self.recipe, seed, self.processes)
         self.validation, self.validation_sequences = validation_batch(val, self.recipe, self.processes)
         model = LanguageModel(self.config, seed).to(self.processes.device)

@@ -5,7 +5,7 @@ import pytest
 
 from ddl.config import load_scale
 from ddl.reporting import inside_models as module
-from ddl.reporting.evidence import overwriting
+from ddl.reporting.evidence import overwriting, overwriting_sublayers
 from ddl.reporting.inside_models import inside_models
 from ddl.reporting.judged_claims import FAIR, SCALE
 from ddl.reporting.read_studies import StudyRowsError
@@ -40,22 +40,24 @@ def measured(monkeypatch):
 
 def test_a_sublayer_that_writes_more_than_it_erases_does_not_overwrite(measured):
     measured([0.2, 0.3], [2 / WIDTH, 3 / WIDTH], [20 / WIDTH, 30 / WIDTH])
-    found = inside_models()
-    assert (found.seeds, found.overwriting) == (3, 0)
+    found = inside_models("small")
+    assert (found.models, found.overwriting) == (3, {})
     assert found.energy_before == pytest.approx([2, 3])
     assert found.relies.mean == pytest.approx(0.21)
     assert (found.useful.mean, found.useful.n) == (pytest.approx(-0.02), 2)
     said = overwriting(found)
-    assert "0 of 2 sublayers overwrite" in said
+    assert said.startswith("In 3 trained small models of DDL-CC, none of the 2 sublayers overwrites: ")
     assert "the erase term is 20 % to 30 % of an update" in said
-    assert "2.0 to 3.0 times the energy of chance before the update and 20 to 30 times after it (n = 3)" in said
+    assert "2.0 to 3.0 times the energy of chance before the update and 20 to 30 times after it" in said
     assert "the loss rises by 0.21" in said
     assert "nats (n = 2) below those with it" in said
 
 
 def test_a_sublayer_that_clears_its_direction_overwrites(measured):
     measured([0.7, 0.3], [30 / WIDTH, 3 / WIDTH], [2 / WIDTH, 30 / WIDTH])
-    assert inside_models().overwriting == 1
+    found = inside_models("small")
+    assert found.overwriting == {0: 3}
+    assert overwriting_sublayers(found) == "1 of 2 sublayers overwrites (the attention of block 1, in 3 of 3 models)"
 
 
 def test_without_rows_nothing_is_said(monkeypatch):
@@ -63,4 +65,4 @@ def test_without_rows_nothing_is_said(monkeypatch):
         raise StudyRowsError("not found")
 
     monkeypatch.setattr(module, "read_inside", missing)
-    assert inside_models() is None
+    assert inside_models("small") is None

@@ -480,7 +480,8 @@ def test_a_full_disk_leaves_the_checkpoints_of_before_and_nothing_half_written(s
 
     monkeypatch.setattr(run.checkpoints, "save", save_on_a_full_disk)
     with pytest.raises(
-        TrainingError, match=r"^disk full: .*step00000008.*; run the command again to continue from the last"
+        TrainingError,
+        match=r"^.*step00000008.*: No space left on device; run the command again to continue from the last",
     ):
         run.train()
     monkeypatch.undo()
