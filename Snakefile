@@ -23,7 +23,8 @@ from ddl.config import (
     study_names,
 )
 from ddl.layout import DRAWN, STUDY, drawn_files
-from ddl.reporting.workflow_messages import Messages
+from ddl.locks import WorkflowLock
+from ddl.reporting.workflow_messages import Messages, say
 from ddl.studies.inside import reusable
 from ddl.studies.rows import committed, point_of
 
@@ -184,6 +185,10 @@ def task_files(wildcards):
 
 
 messages = Messages(DEFAULT)
+# Snakemake reads this file before it looks for locks.
+lock = WorkflowLock(Path(".snakemake"))
+if lock.removed:
+    say("removed the lock of a Snakemake that no longer runs; its work continues")
 
 
 def everything():

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,40 @@ def test_a_file_of_any_scale_is_a_target_without_a_flag(project, scale):
     jobs = planned(project, f"results/{scale}/figures/figure2.pdf")
     assert jobs["train"] == RUNS
     assert ("tasks" in jobs) == (load_scale(scale).evaluation.tasks == "offline")
+
+
+def test_after_a_kill_the_same_command_continues_and_a_living_one_keeps_its_lock(tmp_path):
+    """Kill Snakemake and its job at once, then build; and while one builds, another may not build the same files."""
+    folder = copy_project(tmp_path)
+    command = [SNAKEMAKE, "results/smoke/data/manifest.json", "--cores", "1", "--config", "scale=smoke"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    locks, log = folder / ".snakemake/locks", folder / "results/smoke/logs/data.log"
+
+    def start() -> subprocess.Popen:
+        log.unlink(missing_ok=True)
+        started = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not log.is_file():
+            assert started.poll() is None, started.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return started
+
+    killed = start()
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert any(locks.iterdir())
+    living = start()
+    refused = snakemake(folder, "results/smoke/data/manifest.json")
+    assert refused.returncode != 0
+    assert "Directory cannot be locked" in refused.stdout + refused.stderr
+    _, said = living.communicate(timeout=300)
+    assert living.returncode == 0, said
+    assert said.count("removed the lock of a Snakemake that no longer runs") == 1
+    assert not locks.exists()
 
 
 def test_every_figure_and_table_has_a_short_name(project):

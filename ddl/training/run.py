@@ -10,6 +10,7 @@ import dataclasses
 import math
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,7 @@ from ddl.data.shard_format import DataError
 from ddl.data.tokenizer import save_tokenizer
 from ddl.files import finite, write_json
 from ddl.layout import SNAPSHOT
+from ddl.locks import only_writer
 from ddl.model.flops import flops_per_token
 from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.run_files import read_metadata, save_model, save_weights, snapshot_steps
@@ -107,6 +109,7 @@ class Run:
 
         Raises:
             TrainingError: the run cannot continue; earlier checkpoints are kept.
+            LockError: another process is training in this folder.
         """
         recipe, count = self.recipe, self.processes.count
         self.say(
@@ -116,8 +119,12 @@ class Run:
             f"fingerprint {self.checkpoints.folder.name}"
         )
         previous = {name: signal.signal(name, self.request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
+        lock = self.out / "checkpoints" / ".lock"
         try:
-            with explained(self.checkpoints.folder, self.processes.name):
+            with (
+                explained(self.checkpoints.folder, self.processes.name),
+                only_writer(lock) if self.processes.leads else nullcontext(),
+            ):
                 self.resume()
                 if not self.processes.leads:
                     self.steps()

@@ -45,12 +45,21 @@ def test_the_harness_evaluates_a_run_through_transformers(run, task, capsys, mon
     assert printed.lstrip().startswith("hf (")
 
 
-@pytest.mark.full
-def test_a_folder_without_a_model_is_one_line(task, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "given", "code", "said"),
+    [
+        ("ddl", [], 2, "expected --model_args pretrained=FOLDER, the folder of a trained model"),
+        ("ddl", ["pretrained=nowhere"], 2, "nowhere/config.json: not found or not a model config, expected a model"),
+        ("hf", ["pretrained=."], 1, "It looks like the config file at './config.json' is not a valid JSON file."),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_one_line(model, given, code, said, task, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
-    ddl("lm-eval", "--model", "ddl", "--model_args", "pretrained=nowhere", *task, code=2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    ddl("lm-eval", "--model", model, *(["--model_args", *given] if given else []), *task, code=code)
     printed = capsys.readouterr().err
-    assert printed.splitlines()[-1].startswith("error: nowhere/config.json: not found or not a model config")
+    assert printed.splitlines()[-1] == f"error: {said}"
     assert "Traceback" not in printed
 
 

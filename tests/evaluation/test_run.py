@@ -189,6 +189,11 @@ def test_changed_items_are_refused(data, model, tmp_path):
         evaluate_tasks(harness_model(data, model), tmp_path / "tasks", None)
 
 
+def test_more_demonstrations_than_a_task_has_items_are_refused(data, model):
+    with pytest.raises(HarnessError, match=r"shots: task \w+ has demonstrations for at most \d+, found 500"):
+        evaluate_tasks(harness_model(data, model), data / "tasks", None, shots=[500])
+
+
 def test_the_data_card_shows_checks_and_overlaps(data, model, tmp_path, monkeypatch, capsys):
     results = tmp_path / "smoke"
     results.mkdir()

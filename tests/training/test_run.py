@@ -465,6 +465,11 @@ def test_parameters_with_a_bad_gradient_are_named(start, monkeypatch):
     )
 
 
+def test_data_of_another_vocabulary_is_refused(data, tmp_path):
+    with pytest.raises(DataError, match=r"manifest\.json: expected tokenizer\.vocab_size 1024, .* smoke, found 64$"):
+        Run(load_scale("smoke"), "small", "ddl-cc", 0, data, tmp_path / "run")
+
+
 def test_a_full_disk_leaves_the_checkpoints_of_before_and_nothing_half_written(start, tmp_path, monkeypatch):
     run = start("run")
     save, write = run.checkpoints.save, Path.write_bytes
