@@ -16,7 +16,7 @@ from ddl.config import Scale, load_scale, load_study, load_variants
 from ddl.layout import DRAWN, ROOT, STUDY, drawn_files
 from ddl.reporting import progress
 from ddl.training.run import Run
-from tests.helpers import golden
+from tests.helpers import golden, without_network
 from tests.helpers.project import copy_project
 
 SNAKEMAKE = str(Path(sys.executable).parent / "snakemake")
@@ -24,9 +24,12 @@ DESIGNS = load_scale("smoke").variants
 RUNS = 2 * len(DESIGNS)  # two sizes
 
 
+CUT = without_network.PREFIX if without_network.possible() else []
+
+
 def snakemake(folder: Path, *arguments: str, config: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """Run the workflow at the smoke scale, in a copy of the project."""
-    command = [SNAKEMAKE, *arguments, "--cores", "2", "--config", "scale=smoke", *config]
+    """Run the workflow at the smoke scale, in a copy of the project; without a network, if this system can cut it."""
+    command = [*CUT, SNAKEMAKE, *arguments, "--cores", "2", "--config", "scale=smoke", *config]
     environment = {**os.environ, "PYTHONPATH": str(folder), "SOURCE_DATE_EPOCH": "0"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -128,6 +131,13 @@ def test_after_a_kill_the_same_command_continues_and_a_living_one_keeps_its_lock
     assert living.returncode == 0, said
     assert said.count("removed the lock of a Snakemake that no longer runs") == 1
     assert not locks.exists()
+
+
+@pytest.mark.skipif(not CUT, reason="this system has no network namespaces")
+def test_the_workflow_of_these_tests_has_no_network():
+    code = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=30)"
+    done = subprocess.run([*CUT, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Network is unreachable" in done.stderr
 
 
 def test_every_figure_and_table_has_a_short_name(project):

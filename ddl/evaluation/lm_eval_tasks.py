@@ -62,13 +62,13 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         entries = [task[split] for task in manifest["tasks"].values() for split in ("train", "test")]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        listed = [(folder / entry["file"], entry["sha256"]) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise HarnessError(f"{path}: not found or not a manifest of tasks: {remedy}") from None
-    for entry in entries:
-        file = folder / entry["file"]
+    for file, checksum in listed:
         if not file.is_file():
             raise HarnessError(f"{file}: not found, expected the items listed in {path.name}: {remedy}")
-        if sha256_file(file) != entry["sha256"]:
+        if sha256_file(file) != checksum:
             raise HarnessError(f"{file}: not the items listed in {path.name}, SHA-256 differs: {remedy}")
     return manifest
 

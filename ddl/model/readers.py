@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ddl.config import ConfigError, ModelConfig
 from ddl.model.cache import Window
-from ddl.model.residual import RULES, Streams, Sums
+from ddl.model.residual import RULES, Streams, Sums, rule_class
 from ddl.ops.dispatch import saved_dtype, without_autocast
 
 MIX_EPS = 1e-6  # mHC, iHC: added to sigmoids, and to sums before they divide
@@ -197,7 +197,7 @@ class StreamReader(Reader):
 
     def __init__(self, config: ModelConfig, place: int) -> None:
         super().__init__(config, place)
-        self.hands_on_weights = RULES[config.residual].takes is Streams
+        self.hands_on_weights = rule_class(config).takes is Streams
 
 
 class HyperConnections(StreamReader):
@@ -344,12 +344,12 @@ def make_reader(config: ModelConfig, place: int) -> Reader:
     """Build the reader that `config.reader` names, for one place.
 
     Raises:
-        ConfigError: there is no such reader, or it does not fit the rule or the number of streams.
+        ConfigError: there is no such reader or rule, or the reader does not fit the rule or the number of streams.
     """
     if config.reader not in READERS:
         raise ConfigError(f"reader: expected one of {', '.join(READERS)}, found {config.reader!r}")
     reader = READERS[config.reader]
-    if RULES[config.residual].takes not in reader.gives:
+    if rule_class(config).takes not in reader.gives:
         fitting = ", ".join(name for name, rule in RULES.items() if rule.takes in reader.gives)
         raise ConfigError(f"reader: {config.reader!r} needs residual {fitting}, found {config.residual!r}")
     if reader.streams is not None and reader.streams != (config.value_channels > 1):

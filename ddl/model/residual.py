@@ -465,14 +465,19 @@ class MLPDirection(nn.Module):
 
 
 def make_rule(config: ModelConfig) -> Rule:
-    """Build the rule that `config.residual` names, for one sublayer.
+    """Build the rule that `config.residual` names, for one sublayer; raises as `rule_class` does."""
+    return rule_class(config)(config)
+
+
+def rule_class(config: ModelConfig) -> type[Rule]:
+    """The class of the rule that `config.residual` names.
 
     Raises:
         ConfigError: there is no such rule.
     """
     if config.residual not in RULES:
         raise ConfigError(f"residual: expected one of {', '.join(RULES)}, found {config.residual!r}")
-    return RULES[config.residual](config)
+    return RULES[config.residual]
 
 
 def add_outer(X: Tensor, a: Tensor, b: Tensor) -> Tensor:

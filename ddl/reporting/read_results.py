@@ -5,7 +5,7 @@ because it would otherwise look like a run that never took place.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,22 @@ class Results:
         `flops` and `seconds` are cumulative over training; they are NaN for runs that did not record them.
         """
         rows: list[Record] = []
+        quantities = ("train_loss", "val_loss", "lr", "grad_norm", "tok_per_s")
         for size, variant, seed in self.runs():
             key = {"size": size, "variant": variant, "seed": seed}
             folder = RUN.format(**key)
             per_token = self._json(f"{folder}/summary.json").get("train_flops_per_token") or float("nan")
             records = self._lines(f"{folder}/metrics.jsonl")
+            for record in records:
+                _check(
+                    self.path / f"{folder}/metrics.jsonl",
+                    record,
+                    dict.fromkeys(("step", "tokens", "seconds", *quantities), float),
+                    needed=("step", "tokens"),
+                )
             rows += [{**key, "flops": per_token * record["tokens"], **record, "reason": ""} for record in records]
             if not records:
                 rows.append({**key, "reason": self._reason(f"{folder}/metrics.jsonl")})
-        quantities = ("train_loss", "val_loss", "lr", "grad_norm", "tok_per_s")
         return _frame(rows, numeric=("step", "tokens", "flops", "seconds", *quantities))
 
     def gradients(self, size: str, variant: str) -> pd.DataFrame:
@@ -151,8 +158,15 @@ class Results:
 
     def _tasks(self, name: str) -> list[Record]:
         found = self._json(name)
-        columns = by_column({**entry, "task": task} for task, entry in found.get("tasks", {}).items())
-        columns["Avg."] = found.get("average", {})
+        _check(self.path / name, found, {"tasks": dict, "average": dict})
+        tasks, average = found.get("tasks") or {}, found.get("average") or {}
+        _check(self.path / name, tasks, dict.fromkeys(tasks, dict), needed=tasks)
+        for entry in (*tasks.values(), average):
+            _check(self.path / name, entry, dict.fromkeys(("value", "stderr", "chance", "n"), float))
+        for entry in tasks.values():
+            _check(self.path / name, entry, {"column": str, "metric": str}, needed=("column",))
+        columns = by_column({**entry, "task": task} for task, entry in tasks.items())
+        columns["Avg."] = average
         rows = []
         for column in (*TASK_COLUMNS, "Avg."):
             entry = columns.get(column, {})
@@ -173,6 +187,7 @@ class Results:
                         row |= {f"{key}_{part}": x for part, x in value.items()}
                     elif key not in ("size", "variant"):
                         row[key] = value
+                _check(self.path / name, row, dict.fromkeys(COST_NUMBERS, float))
                 rows.append(row)
         return _frame(rows, COST_NUMBERS)
 
@@ -191,6 +206,7 @@ class Results:
         for size, variant, seed in self.runs():
             name = pattern.format(size=size, variant=variant, seed=seed)
             found = self._json(name)
+            _check(self.path / name, found, dict.fromkeys(numeric, float))
             row = {key: found.get(key) for key in numeric}
             lacking = [key for key in numeric[:1] if row[key] is None]
             reason = self._reason(name, *lacking) if lacking else ""
@@ -212,9 +228,13 @@ class Results:
         if not path.is_file():
             return []
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        except json.JSONDecodeError as error:
+            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        except ValueError as error:  # not JSON, or not UTF-8
             raise ResultsError(f"{path}: expected one JSON record per line, found: {error}") from None
+        for record in records:
+            if not isinstance(record, dict):
+                raise ResultsError(f"{path}: expected one JSON record per line, found: {record!r}")
+        return records
 
 
 def published(name: str) -> pd.DataFrame:
@@ -313,6 +333,23 @@ def _read_json(path: Path) -> Record:
     if not isinstance(value, dict):
         raise ResultsError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _check(path: Path, found: Record, kinds: Mapping[str, type], needed: Iterable[str] = ()) -> None:
+    """Check that entries have their type, `float` for any number; unless they are needed, they may be missing or null.
+
+    Raises:
+        ResultsError: one has not.
+    """
+    for key in needed:
+        if found.get(key) is None:
+            raise ResultsError(f"{path}: expected a key {key}, found {', '.join(found) or 'none'}")
+    for key, kind in kinds.items():
+        value = found.get(key)
+        allowed = (int, float) if kind is float else kind
+        if value is not None and (not isinstance(value, allowed) or isinstance(value, bool)):
+            expected = {float: "a number", str: "text", dict: "an object"}[kind]
+            raise ResultsError(f"{path}: {key}: expected {expected}, found {value!r}")
 
 
 def _task_frame(rows: list[Record]) -> pd.DataFrame:

@@ -29,6 +29,7 @@ from ddl.training.errors import TrainingError
 
 DIGITS = 16  # digits of a fingerprint or checksum in a file name
 LISTED = 5  # differences listed in a message
+SHOWN = 200  # characters of another library's message
 
 Stale = Literal["refuse", "restart", "continue"]  # what to do if all checkpoints have another origin
 
@@ -77,6 +78,21 @@ class Origin:
         return found
 
 
+def read_origin(path: Path) -> Origin:
+    """Read an origin.json.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    try:
+        origin = Origin(**json.loads(path.read_text(encoding="utf-8")))
+        if not all(isinstance(part, dict) for part in dataclasses.astuple(origin)):
+            raise TypeError("expected three mappings")
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{path}: damaged ({error}); remove its folder to start over") from None
+    return origin
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -119,7 +135,7 @@ class Checkpoints:
         """
         if (state := self.newest(say)) is not None or (other := self._newest_other()) is None:
             return state
-        origin = Origin(**json.loads((other / "origin.json").read_text()))
+        origin = read_origin(other / "origin.json")
         differences = self.origin.differences(origin)
         step = _step(_files(other)[-1])
         listed = "; ".join(map(str, differences[:LISTED]))
@@ -160,8 +176,12 @@ class Checkpoints:
                     say(f"{path}: skipped, damaged: the contents do not match the checksum in the name")
                     continue
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, UnpicklingError) as error:
-                say(f"{path}: skipped, cannot be read ({type(error).__name__}: {error})")
+            except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+                reason = " ".join(str(error).split())[:SHOWN]
+                say(f"{path}: skipped, cannot be read ({type(error).__name__}: {reason})")
+                continue
+            if not isinstance(state, dict) or "progress" not in state:
+                say(f"{path}: skipped, not the state of a run")
                 continue
             say(f"resumed from step {_step(path)} ({path})")
             return state

@@ -10,10 +10,11 @@ import dataclasses
 import math
 import signal
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -31,11 +32,11 @@ from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.run_files import read_metadata, save_model, save_weights, snapshot_steps
 from ddl.provenance import peak_resident_bytes, provenance
 from ddl.training.batches import TrainingBatches, validation_batch
-from ddl.training.checkpoints import Checkpoints, Origin, Stale
+from ddl.training.checkpoints import SHOWN, Checkpoints, Origin, Stale
 from ddl.training.distributed import Processes
 from ddl.training.errors import NotFiniteError, TrainingError, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
-from ddl.training.metrics import Metrics, line, norms_by_part
+from ddl.training.metrics import CURVES, Metrics, line, norms_by_part
 
 
 @dataclasses.dataclass
@@ -47,6 +48,22 @@ class Progress:
     losses: list[float] = dataclasses.field(default_factory=list)  # losses of the steps since the last record
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     continued: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # times it continued from another origin
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """From the entries of a checkpoint.
+
+        Raises:
+            TypeError: an entry is unknown or not what a run writes.
+        """
+        found = cls(**values)
+        kinds = {"step": int, "seconds": float, "losses": list, "records": list, "continued": list}
+        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(found, name), kind)]
+        if wrong or not all(isinstance(each, dict) for each in (*found.records, *found.continued)):
+            raise TypeError(f"progress: {wrong[0] if wrong else 'records'} cannot be read")
+        if not found.records or not all({"step", "tokens", *CURVES} <= record.keys() for record in found.records):
+            raise TypeError("progress: records are missing or incomplete")
+        return found
 
 
 class Run:
@@ -259,24 +276,41 @@ class Run:
         """Load the newest checkpoint that this run may continue from, if there is one."""
         if self.processes.leads:
             self.checkpoints.tidy()
-        state, refused = None, None
+        state, refused, progress = None, None, self.progress
         try:
             state = self.checkpoints.find(self.stale, self.recipe.steps, self.say)
+            if state:
+                with self.of_this_run():
+                    progress = Progress.read(state["progress"])
         except TrainingError as error:
             refused = error
-        start = str(refused) if refused else state["progress"]["step"] if state else 0
+        start = str(refused) if refused else progress.step
         starts = self.processes.gather((self.checkpoints.folder.name, start))
         if len(set(starts)) > 1:
             raise TrainingError(f"the processes would start from different checkpoints: {starts}")
         if refused:
             raise refused
         if state:
-            self.learner.load(state)
-            self.progress = Progress(**state["progress"])
+            with self.of_this_run():
+                self.learner.load(state)
+            self.progress = progress
             if "origin" in state:
                 self.progress.continued.append({"step": self.progress.step, **state["origin"]})
         if self.processes.leads:
             self.remove_other_snapshots()
+
+    @contextmanager
+    def of_this_run(self) -> Iterator[None]:
+        """Turn errors from a checkpoint that contains something else than a run writes into a `TrainingError`."""
+        try:
+            yield
+        except TrainingError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"{self.checkpoints.folder}: the newest checkpoint is not of this run ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:SHOWN]}); remove it to continue"
+            ) from None
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: stop at the end of this step; a second signal stops at once."""
