@@ -124,7 +124,9 @@ def test_after_a_kill_the_same_command_continues_and_a_living_one_keeps_its_lock
     killed.wait()
     assert any(locks.iterdir())
     living = start()
+    os.killpg(living.pid, signal.SIGSTOP)  # so that it cannot end before the other one asks
     refused = snakemake(folder, "results/smoke/data/manifest.json")
+    os.killpg(living.pid, signal.SIGCONT)
     assert refused.returncode != 0
     assert "Directory cannot be locked" in refused.stdout + refused.stderr
     _, said = living.communicate(timeout=300)

@@ -203,7 +203,7 @@ def sentences(found: Finding) -> dict[str, str]:
     if parts:
         said["parts"] = " ".join(parts)
     if top and EXPANDED in top.fair:
-        recipe = f", and on the paper's recipe {lead(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
+        recipe = f", and on the paper's recipe it {lead(top.paper[EXPANDED])}" if EXPANDED in top.paper else ""
         names = {WRITE_ONLY: "without the erase term it", SIMPLE: "the baseline with normalised outputs and EC"}
         rivals = [f"{name} ends {apart(top.rivals[slug])} it" for slug, name in names.items() if slug in top.rivals]
         said["tokens"] = (
