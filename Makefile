@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: setup reproduce test test-full test-seeds cluster-test lint format lock readme
+.PHONY: setup reproduce test test-full test-seeds cluster-test kill-test lint format lock readme
 .DEFAULT_GOAL := reproduce
 
 setup: $(INSTALLED)
@@ -38,6 +38,11 @@ test-seeds: setup
 cluster-test: setup
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c requirements.lock -e ".[slurm]"
 	$(BIN)/python -m tests.cluster.run
+
+# Kill the workflow at 30 random moments, and compare its results with those of a build without kills.
+kill-test: setup
+	rm -rf results/kill-test
+	$(BIN)/python -m tests.kills.run --folder results/kill-test
 
 lint: setup
 	$(BIN)/ruff check

@@ -185,10 +185,11 @@ def task_files(wildcards):
 
 
 messages = Messages(DEFAULT)
-# Snakemake reads this file before it looks for locks.
-lock = WorkflowLock(Path(".snakemake"))
-if lock.removed:
-    say("removed the lock of a Snakemake that no longer runs; its work continues")
+# Snakemake reads this file before it looks for locks, and jobs on a cluster read it too.
+if workflow.is_main_process:
+    lock = WorkflowLock(Path(".snakemake"))
+    if lock.removed:
+        say("removed the lock of a Snakemake that no longer runs; its work continues")
 
 
 def everything():

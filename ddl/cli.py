@@ -133,10 +133,11 @@ class Output(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]  # mypy: no file descriptor is given
-        existing = next(folder for folder in (path, *path.parents) if folder.exists())
-        if existing != path and not existing.is_dir():
+        folders = (path, *path.parents) if path.is_dir() else path.parents  # a file is replaced, not written to
+        existing = next(folder for folder in folders if folder.exists())
+        if not existing.is_dir():
             self.fail(f"cannot create {path}: {existing} is a file.", param, ctx)
-        if not os.access(existing, os.W_OK):
+        if not os.access(existing, os.W_OK | os.X_OK):
             self.fail(f"cannot write {path}: no permission to write to {existing}.", param, ctx)
         return path
 
@@ -653,5 +654,7 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
 
     try:
         harness.execute(parsed)
-    except OSError as error:  # how transformers reports a model that it cannot find or read
-        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(str(error)) from None  # how transformers reports a model that it cannot find or read

@@ -13,8 +13,7 @@ class UserError(ValueError):
 
 # What a file system refuses whatever the program does. ENOENT is not among them: a missing file can be our mistake.
 FILE_SYSTEM = frozenset(
-    getattr(errno, name)
-    for name in ("EACCES", "EDQUOT", "EFBIG", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+    getattr(errno, name) for name in ("EACCES", "EDQUOT", "EFBIG", "EIO", "ENAMETOOLONG", "ENOSPC", "EPERM", "EROFS")
 )
 OUT_OF_MEMORY = "out of memory"
 # Parts of messages of PyTorch, of Python's threads and of the dynamic linker, which have no exception of their own.

@@ -34,7 +34,7 @@ def atomic(path: Path) -> Iterator[Path]:
         os.fsync(folder)  # flush the rename too
         os.close(folder)
     except OSError as error:
-        if error.filename in (None, str(temporary)):
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:

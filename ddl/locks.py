@@ -3,14 +3,18 @@
 They are locks of the operating system on a file (`flock`). The file stays, and says nothing by itself.
 """
 
+import errno
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddl.errors import UserError
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system that has none: go on without
 
 
 class LockError(UserError):
@@ -31,11 +35,14 @@ def only_writer(path: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise LockError(
-                f"{path.parent}: process {file.read().strip() or 'unknown'} is writing this run; "
+                f"{path.parent}: {file.read().strip() or 'another process'} is writing this run; "
                 "wait until it has ended, or stop it"
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
 
@@ -56,13 +63,16 @@ class WorkflowLock:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self._held = open(folder / "alive", "w", encoding="utf-8")  # noqa: SIM115 - open until this process ends
+        self._held = open(folder / "alive", "a+", encoding="utf-8")  # noqa: SIM115 - open until this process ends
         locks = folder / "locks"
         self.removed = False
-        with suppress(OSError):  # the file system has no such locks
+        try:
             with suppress(BlockingIOError):  # another one lives
                 fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.removed = locks.is_dir() and any(locks.iterdir())
-                if self.removed:
+                if locks.is_dir() and any(locks.iterdir()):
                     shutil.rmtree(locks)
+                    self.removed = True
             fcntl.flock(self._held, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise

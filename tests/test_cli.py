@@ -199,9 +199,8 @@ def test_what_a_training_does_with_stale_checkpoints_and_its_end_reach_the_comma
 def test_several_processes_fail_in_one_line_after_their_own(arguments, tmp_path):
     """torchrun runs the same command in each process, which here finds no data."""
     given = [sys.executable, "-m", "ddl", *arguments.split(), "--processes", "2", "--out", str(tmp_path / "o")]
-    done = subprocess.run(
-        given, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, env=environment)
     missing = "error: d/manifest.json: No such file or directory: `ddl data` creates it"
     lines = done.stderr.splitlines()
     assert re.fullmatch("error: process [01] of 2 ended with exit code 2", lines.pop())

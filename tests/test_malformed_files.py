@@ -31,7 +31,7 @@ from ddl.files import write_json
 from ddl.layout import ROOT
 from ddl.model.run_files import load_model
 from ddl.reporting.read_results import Results
-from ddl.training.run import Run
+from ddl.training.run import Progress, Run
 from tests.helpers.tiny_run import tiny_scale, write_data
 
 EXAMPLES = settings(
@@ -186,6 +186,29 @@ def test_a_checkpoint_with_a_good_checksum(data, trained, tmp_path, draws):
     newest.unlink()
     (folder / f"step00000011-{hashlib.sha256(content).hexdigest()[:16]}.pt").write_bytes(content)
     accepts_or_says_why(Run(tiny_scale(), "small", "ddl-cc", 0, data / "manifest.json", tmp_path / "run").train)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"step": -(2**70)},
+        {"step": 13},
+        {"step": True},
+        {"losses": ["x"]},
+        {"continued": [{}]},
+        {"records": []},
+        {"records": [{"step": 3}]},
+        {"seconds": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_the_progress_in_a_checkpoint(trained, entries):
+    file = sorted(trained.glob("checkpoints/*/*.pt"))[-1]
+    progress = torch.load(file, weights_only=True)["progress"]
+    assert Progress.read(progress, 12).step == 12
+    with pytest.raises((AttributeError, KeyError, TypeError)):
+        Progress.read(progress | entries, 12)
 
 
 @EXAMPLES

@@ -122,7 +122,8 @@ class Checkpoints:
     def find(self, stale: Stale, steps: int, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Load the state to continue from, on the CPU; None means to start from the first step.
 
-        A state of another origin has an additional entry "origin" with its fingerprint and all differences.
+        The state has an additional entry "file", its path. One of another origin also has an entry "origin", with its
+        fingerprint and all differences.
 
         Args:
             stale: what to do if all checkpoints come from other settings, data or code.
@@ -184,7 +185,7 @@ class Checkpoints:
                 say(f"{path}: skipped, not the state of a run")
                 continue
             say(f"resumed from step {_step(path)} ({path})")
-            return state
+            return state | {"file": str(path)}
         return None
 
     def tidy(self) -> None:

@@ -24,7 +24,7 @@ from ddl.config import ModelConfig, Scale, TrainConfig, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.shard_format import DataError
 from ddl.data.tokenizer import save_tokenizer
-from ddl.files import finite, write_json
+from ddl.files import finite, sha256_file, write_json
 from ddl.layout import SNAPSHOT
 from ddl.locks import only_writer
 from ddl.model.flops import flops_per_token
@@ -34,7 +34,7 @@ from ddl.provenance import peak_resident_bytes, provenance
 from ddl.training.batches import TrainingBatches, validation_batch
 from ddl.training.checkpoints import SHOWN, Checkpoints, Origin, Stale
 from ddl.training.distributed import Processes
-from ddl.training.errors import NotFiniteError, TrainingError, explained, not_finite
+from ddl.training.errors import NotFiniteError, TrainingError, explain, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
 from ddl.training.metrics import CURVES, Metrics, line, norms_by_part
 
@@ -50,19 +50,26 @@ class Progress:
     continued: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # times it continued from another origin
 
     @classmethod
-    def read(cls, values: dict[str, Any]) -> Self:
-        """From the entries of a checkpoint.
+    def read(cls, values: dict[str, Any], steps: int) -> Self:
+        """From the entries of a checkpoint of a run of `steps` steps.
 
         Raises:
-            TypeError: an entry is unknown or not what a run writes.
+            AttributeError, KeyError, TypeError: an entry is missing, unknown or not what a run writes.
         """
         found = cls(**values)
-        kinds = {"step": int, "seconds": float, "losses": list, "records": list, "continued": list}
-        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(found, name), kind)]
-        if wrong or not all(isinstance(each, dict) for each in (*found.records, *found.continued)):
-            raise TypeError(f"progress: {wrong[0] if wrong else 'records'} cannot be read")
-        if not found.records or not all({"step", "tokens", *CURVES} <= record.keys() for record in found.records):
-            raise TypeError("progress: records are missing or incomplete")
+        numbers = [found.seconds, *found.losses]
+        for record in found.records:
+            numbers += [record["step"], record["tokens"], *(record[name] or 0 for name in CURVES)]
+            numbers += (record.get("grad_norms") or {}).values()
+        fingerprints = [origin["fingerprint"] for origin in found.continued]
+        if type(found.step) is not int or not 0 <= found.step <= steps:
+            raise TypeError(f"progress: step: expected 0 to {steps}, found {found.step!r}")
+        if (
+            not found.records
+            or {type(number) for number in numbers} - {int, float}
+            or {*map(type, fingerprints)} - {str}
+        ):
+            raise TypeError("progress: records are missing, or not numbers")
         return found
 
 
@@ -90,6 +97,8 @@ class Run:
         self.processes = Processes()
         manifest = load_manifest(data)
         self.tokenizer = data.parent / manifest["tokenizer"]["file"]
+        if not self.tokenizer.is_file() or sha256_file(self.tokenizer) != manifest["tokenizer"]["sha256"]:
+            raise DataError(f"{self.tokenizer}: not the tokenizer listed in {data.name}: run ddl data")
         train, val = (TokenSequences(data, split, scale.sequence_length) for split in ("train", "val"))
         if train.vocab_size != self.config.vocab_size:
             raise DataError(
@@ -280,8 +289,8 @@ class Run:
         try:
             state = self.checkpoints.find(self.stale, self.recipe.steps, self.say)
             if state:
-                with self.of_this_run():
-                    progress = Progress.read(state["progress"])
+                with self.of_this_run(state["file"]):
+                    progress = Progress.read(state["progress"], self.recipe.steps)
         except TrainingError as error:
             refused = error
         start = str(refused) if refused else progress.step
@@ -291,7 +300,7 @@ class Run:
         if refused:
             raise refused
         if state:
-            with self.of_this_run():
+            with self.of_this_run(state["file"]):
                 self.learner.load(state)
             self.progress = progress
             if "origin" in state:
@@ -300,16 +309,18 @@ class Run:
             self.remove_other_snapshots()
 
     @contextmanager
-    def of_this_run(self) -> Iterator[None]:
+    def of_this_run(self, file: str) -> Iterator[None]:
         """Turn errors from a checkpoint that contains something else than a run writes into a `TrainingError`."""
         try:
             yield
         except TrainingError:
             raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if explain(error):  # of the machine, not of the checkpoint
+                raise
+            reason = " ".join(str(error).split())[:SHOWN]
             raise TrainingError(
-                f"{self.checkpoints.folder}: the newest checkpoint is not of this run ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:SHOWN]}); remove it to continue"
+                f"{file}: not a checkpoint of this run ({type(error).__name__}: {reason}); remove it to continue"
             ) from None
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:

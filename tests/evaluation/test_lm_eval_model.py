@@ -50,7 +50,7 @@ def test_the_harness_evaluates_a_run_through_transformers(run, task, capsys, mon
     [
         ("ddl", [], 2, "expected --model_args pretrained=FOLDER, the folder of a trained model"),
         ("ddl", ["pretrained=nowhere"], 2, "nowhere/config.json: not found or not a model config, expected a model"),
-        ("hf", ["pretrained=."], 1, "It looks like the config file at './config.json' is not a valid JSON file."),
+        ("hf", ["pretrained=."], 2, "It looks like the config file at './config.json' is not a valid JSON file."),
     ],
 )
 def test_a_model_that_cannot_be_read_is_one_line(model, given, code, said, task, tmp_path, capsys, monkeypatch):

@@ -20,8 +20,8 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ddl.training.run", "ddl.data.build", "torch._dynamo", "torch.distributed.fsdp"])
 
 
-def write_data(folder: Path) -> Path:
-    """Write shards, tokenizer and manifest, and return the path of the manifest."""
+def write_data(folder: Path, vocab_size: int = 64) -> Path:
+    """Write shards, tokenizer and manifest, and return the path of the manifest; all tokens are below 64."""
     folder.mkdir()
     splits = {}
     for split, tokens in (("train", 2000), ("val", 500)):
@@ -30,7 +30,7 @@ def write_data(folder: Path) -> Path:
         shard = {"file": path.name, "tokens": tokens, "sha256": sha256_file(path)}
         splits[split] = {"documents": 1, "bytes": tokens, "tokens": tokens, "shards": [shard]}
     Tokenizer(models.WordLevel({END_OF_TEXT: 0}, END_OF_TEXT)).save(str(folder / "tokenizer.json"))
-    tokenizer = {"name": "bpe", "vocab_size": 64, "file": "tokenizer.json"}
+    tokenizer = {"name": "bpe", "vocab_size": vocab_size, "file": "tokenizer.json"}
     tokenizer["sha256"] = sha256_file(folder / "tokenizer.json")
     write_json(folder / "manifest.json", {"tokenizer": tokenizer, "splits": splits, "documents": None})
     return folder / "manifest.json"

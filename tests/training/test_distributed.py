@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from ddl.config import ConfigError
+from ddl.config import ConfigError, load_scale
 from ddl.data.sequences import TokenSequences
 from ddl.layout import ROOT
 from ddl.training.batches import TrainingBatches, validation_batch
@@ -192,7 +192,7 @@ def test_validation_sequences_are_spread_over_the_split(tmp_path):
 
 def test_torchrun_is_started_and_ends_all_when_one_is_killed(tmp_path):
     """Kill one of the two processes of the workflow's training command at the smoke scale."""
-    data = write_data(tmp_path / "data")
+    data = write_data(tmp_path / "data", load_scale("smoke").tokenizer.vocab_size)
     arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0", "--processes", "2"]
     places = ["--data", str(data.parent), "--out", str(tmp_path / "run")]
     log = open(tmp_path / "log", "w+")  # noqa: SIM115
