@@ -516,7 +516,7 @@ MUTATIONS = [
     Mutation(
         RUN,
         "records from before an interruption are lost",
-        'Progress(**state["progress"])',
+        'Progress.read(state["progress"], self.recipe.steps)',
         'Progress(state["progress"]["step"], state["progress"]["seconds"])',
     ),
     Mutation(

@@ -271,7 +271,7 @@ def overwriting_sublayers(found: InsideModels) -> str:
     """Which sublayers overwrite, e.g. "1 of 8 sublayers overwrites (the attention of block 4, in 3 of 3 models)"."""
     hits, total = found.overwriting, len(found.erase_share)
     if not hits:
-        return f"none of the {total} sublayers overwrites"
+        return f"not one of the {total} sublayers overwrites"
     which = ", ".join(
         f"the {'MLP' if place % 2 else 'attention'} of block {place // 2 + 1}, in {count} of {found.models} models"
         for place, count in hits.items()

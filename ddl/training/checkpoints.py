@@ -104,6 +104,7 @@ class Checkpoints:
     def __init__(self, run: Path, origin: Origin) -> None:
         self.run, self.origin = run, origin
         self.folder = run / "checkpoints" / origin.fingerprint[:DIGITS]
+        self.loaded: Path | None = None  # the file that was read
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after a step, and delete all but the newest `KEPT_CHECKPOINTS`."""
@@ -122,8 +123,7 @@ class Checkpoints:
     def find(self, stale: Stale, steps: int, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Load the state to continue from, on the CPU; None means to start from the first step.
 
-        The state has an additional entry "file", its path. One of another origin also has an entry "origin", with its
-        fingerprint and all differences.
+        A state of another origin has an additional entry "origin" with its fingerprint and all differences.
 
         Args:
             stale: what to do if all checkpoints come from other settings, data or code.
@@ -181,11 +181,12 @@ class Checkpoints:
                 reason = " ".join(str(error).split())[:SHOWN]
                 say(f"{path}: skipped, cannot be read ({type(error).__name__}: {reason})")
                 continue
-            if not isinstance(state, dict) or "progress" not in state:
+            if not isinstance(state, dict):
                 say(f"{path}: skipped, not the state of a run")
                 continue
             say(f"resumed from step {_step(path)} ({path})")
-            return state | {"file": str(path)}
+            self.loaded = path
+            return state
         return None
 
     def tidy(self) -> None:

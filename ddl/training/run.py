@@ -288,8 +288,8 @@ class Run:
         state, refused, progress = None, None, self.progress
         try:
             state = self.checkpoints.find(self.stale, self.recipe.steps, self.say)
-            if state:
-                with self.of_this_run(state["file"]):
+            if state is not None:
+                with self.of_this_run():
                     progress = Progress.read(state["progress"], self.recipe.steps)
         except TrainingError as error:
             refused = error
@@ -299,8 +299,8 @@ class Run:
             raise TrainingError(f"the processes would start from different checkpoints: {starts}")
         if refused:
             raise refused
-        if state:
-            with self.of_this_run(state["file"]):
+        if state is not None:
+            with self.of_this_run():
                 self.learner.load(state)
             self.progress = progress
             if "origin" in state:
@@ -309,7 +309,7 @@ class Run:
             self.remove_other_snapshots()
 
     @contextmanager
-    def of_this_run(self, file: str) -> Iterator[None]:
+    def of_this_run(self) -> Iterator[None]:
         """Turn errors from a checkpoint that contains something else than a run writes into a `TrainingError`."""
         try:
             yield
@@ -318,9 +318,9 @@ class Run:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if explain(error):  # of the machine, not of the checkpoint
                 raise
-            reason = " ".join(str(error).split())[:SHOWN]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}"
             raise TrainingError(
-                f"{file}: not a checkpoint of this run ({type(error).__name__}: {reason}); remove it to continue"
+                f"{self.checkpoints.loaded}: not a checkpoint of this run ({reason}); remove it to continue"
             ) from None
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:

@@ -46,7 +46,7 @@ def test_a_sublayer_that_writes_more_than_it_erases_does_not_overwrite(measured)
     assert found.relies.mean == pytest.approx(0.21)
     assert (found.useful.mean, found.useful.n) == (pytest.approx(-0.02), 2)
     said = overwriting(found)
-    assert said.startswith("In 3 trained small models of DDL-CC, none of the 2 sublayers overwrites: ")
+    assert said.startswith("In 3 trained small models of DDL-CC, not one of the 2 sublayers overwrites: ")
     assert "the erase term is 20 % to 30 % of an update" in said
     assert "2.0 to 3.0 times the energy of chance before the update and 20 to 30 times after it" in said
     assert "the loss rises by 0.21" in said
