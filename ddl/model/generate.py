@@ -39,6 +39,11 @@ def generate(
         GenerationError: prompt and continuation are longer than the model's sequences.
     """
     limit = model.config.sequence_length - ids.shape[1] + 1  # the model does not read the last token
+    if limit < 1:
+        raise GenerationError(
+            f"prompt: expected at most {model.config.sequence_length} tokens, found {ids.shape[1]}, with the one that "
+            "starts a document"
+        )
     if tokens > limit:
         raise GenerationError(f"tokens: expected at most {limit} after a prompt of {ids.shape[1]}, found {tokens}")
     cache = Cache(model.config.layers) if use_cache else None

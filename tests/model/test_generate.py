@@ -157,6 +157,8 @@ def test_generation_fills_the_sequence_and_no_more(build):
     assert len(list(generate(model, ids, 13))) == 13
     with pytest.raises(GenerationError, match="tokens: expected at most 13 after a prompt of 4, found 14"):
         generate(model, ids, 14)
+    with pytest.raises(GenerationError, match="prompt: expected at most 16 tokens, found 20"):
+        generate(model, ids.repeat(1, 5), 1)
 
 
 @pytest.fixture(scope="module")
