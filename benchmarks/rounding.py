@@ -26,18 +26,8 @@ from ddl.layout import Point
 from ddl.studies.points import train
 
 STUDY, SIZE, BACKBONE = "noise", "small", "embedding-std-0.09-rate-4"
-COLUMNS = (
-    "scale",
-    "size",
-    "backbone",
-    "variant",
-    "steps",
-    "learning_rate",
-    "seed",
-    "threads",
-    "instructions",
-    "val_loss",
-)
+POINT = tuple(field.name for field in dataclasses.fields(Point))
+COLUMNS = ("scale", *POINT, "threads", "instructions", "val_loss")
 # Instruction set -> the variables that limit PyTorch's own loops, oneDNN and MKL to it; "native" is the best one.
 INSTRUCTIONS = {
     "native": {},
@@ -59,8 +49,8 @@ def val_loss(point: Point, threads: int, data: Path) -> float | None:
     scale = dataclasses.replace(scale, training=dataclasses.replace(scale.training, threads=threads))
     with tempfile.TemporaryDirectory() as out:
         train(scale, point, data / "manifest.json", Path(out))
-        found = json.loads((Path(out) / "point.json").read_text(encoding="utf-8"))
-    return found["val_loss"] and float(found["val_loss"])
+        found: float | None = json.loads((Path(out) / "point.json").read_text(encoding="utf-8"))["val_loss"]
+    return found
 
 
 def in_own_process(point: Point, threads: int, instructions: str, data: Path) -> float | None:
@@ -89,9 +79,10 @@ def main() -> None:
             continue
         loss = in_own_process(point, threads, instructions, options.data)
         rows.add(
-            **{"scale": load_study(STUDY).scale, "size": point.size, "backbone": point.backbone},
-            **{"variant": point.variant, "steps": point.steps, "learning_rate": point.rate, "seed": point.seed},
-            **{"threads": threads, "instructions": instructions},
+            scale=load_study(STUDY).scale,
+            **dataclasses.asdict(point),
+            threads=threads,
+            instructions=instructions,
             val_loss=f"{loss:.8f}" if loss else "",  # text, because numbers are rounded to five digits
             reason="" if loss else "diverged",
         )

@@ -110,6 +110,13 @@ def trained(data, tmp_path_factory) -> Path:
     return folder
 
 
+def copied_checkpoints(run: Path, copy: Path) -> Path:
+    """Copy a run, replacing an earlier copy, and return the folder of its checkpoints."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy)
+    return next((copy / "checkpoints").glob("*/"))
+
+
 @EXAMPLES
 @given(st.data())
 def test_a_shard(tmp_path, draws):
@@ -175,9 +182,7 @@ def test_a_tokenizer(trained, tmp_path, draws):
 @given(st.data())
 def test_a_checkpoint_with_a_good_checksum(data, trained, tmp_path, draws):
     """The checksum is in the name, so a file made by anyone can have a good one."""
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    shutil.copytree(trained, tmp_path / "run")
-    folder = next((tmp_path / "run/checkpoints").glob("*/"))
+    folder = copied_checkpoints(trained, tmp_path / "run")
     newest = sorted(folder.glob("*.pt"))[-1]
     state = torch.load(newest, weights_only=True)
     buffer = io.BytesIO()
@@ -214,9 +219,7 @@ def test_the_progress_in_a_checkpoint(trained, entries):
 @EXAMPLES
 @given(st.data())
 def test_the_origin_of_checkpoints_of_another_run(data, trained, tmp_path, draws):
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    shutil.copytree(trained, tmp_path / "run")
-    folder = next((tmp_path / "run/checkpoints").glob("*/"))
+    folder = copied_checkpoints(trained, tmp_path / "run")
     document = draws.draw(changed_value(json.loads((folder / "origin.json").read_text())))
     content = draws.draw(st.sampled_from([dumped(document), b"{", b"[]"]))
     (folder / "origin.json").write_bytes(content)
