@@ -1,4 +1,9 @@
-"""Residual designs of several papers side by side, from the rows of the study `rivals`."""
+"""Residual designs of several papers side by side, from the rows of the study `rivals`.
+
+A design is compared at its own learning rate: of those at which it has as many runs as at any, the one with the lowest
+mean loss. The study runs the small models of each design at the rate that its half-length runs in `rivals-rates`
+prefer.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,12 +16,12 @@ import pandas as pd
 from ddl.config import SIZES, load_scale, load_variants
 from ddl.files import finite
 from ddl.layout import BASELINE, REFERENCE
-from ddl.reporting.judged_claims import FAIR, LADDER, SCALE, of_runs
-from ddl.reporting.read_studies import rows_if_any
+from ddl.reporting.judged_claims import FAIR, LADDER, SCALE
+from ddl.reporting.read_studies import at_best_rate, losses, rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, holm, over_seeds, p_value
 from ddl.reporting.token_ladder import Ladder
 
-STUDY = "rivals"
+STUDY, TUNING = "rivals", "rivals-rates"
 SPEEDS = REFERENCE / "designs.csv"  # rows of benchmarks/designs.py
 STRONG = "normalised-branch-ec"  # the strongest baseline of the controls
 ALPHA = 0.05  # of the p-values adjusted for all designs
@@ -29,6 +34,7 @@ class Compared:
     """One design at one size. Differences are in nats, negative if the design is better; None for too few runs."""
 
     slug: str
+    rate: float  # the learning rate of its runs
     loss: Estimate
     diverged: int  # runs without a loss
     params: int
@@ -48,15 +54,16 @@ class Compared:
 
 
 def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
-    """All designs of the study at one size and the shared learning rate, from the lowest loss to the highest."""
+    """All designs of the study at one size, each at its own learning rate, from the lowest loss to the highest."""
     every = rows_if_any(STUDY) if rows is None else rows
-    shared = load_scale(SCALE).training.learning_rate
-    own = every[(every["size"] == size) & (every["backbone"] == FAIR) & (every["learning_rate"] == shared)]
+    own = at_own_rate(every[(every["size"] == size) & (every["backbone"] == FAIR)])
     if own.empty:
         return []
-    losses = of_runs(own, size, FAIR)
-    blocks = Blocks.if_enough(losses)
+    by_design = {str(slug): losses(group) for slug, group in own.groupby("variant", sort=False)}
+    by_design = {slug: runs for slug, runs in by_design.items() if runs}
+    blocks = Blocks.if_enough(by_design)
     params, flops = ({str(k): float(v) for k, v in own.groupby("variant")[name].first().items()} for name in COSTS)
+    rates = own.groupby("variant")["learning_rate"].first()
     cosines = own.groupby("variant")["stream_cosine"].mean() if "stream_cosine" in own else pd.Series(dtype=float)
     differences = blocks_against(blocks, BASELINE)
     strong = blocks_against(blocks, STRONG)
@@ -69,6 +76,7 @@ def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
     found = [
         Compared(
             slug,
+            float(rates[slug]),
             over_seeds(list(runs.values())),
             int(own[own["variant"] == slug]["val_loss"].isna().sum()),
             int(params[slug]),
@@ -81,9 +89,21 @@ def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
             beyond_width(blocks, flops, slug),
             at_equal_time(differences.get(slug), ratios.get(slug), usual, ladder),
         )
-        for slug, runs in losses.items()
+        for slug, runs in by_design.items()
     ]
     return sorted(found, key=lambda each: each.loss.mean)
+
+
+def at_own_rate(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each design at its own rate, see above; a rate with fewer runs than another is left out."""
+    runs = rows.groupby(["variant", "learning_rate"])["seed"].transform("count")
+    return at_best_rate(rows[runs == runs.groupby(rows["variant"]).transform("max")])
+
+
+def tuned_rates() -> dict[str, float]:
+    """Design -> the rate with the lowest loss of its half-length runs."""
+    best = at_best_rate(rows_if_any(TUNING))
+    return {str(slug): float(rate) for slug, rate in zip(best["variant"], best["learning_rate"], strict=True)}
 
 
 def blocks_against(blocks: Blocks | None, reference: str) -> dict[str, Estimate]:
