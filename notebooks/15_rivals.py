@@ -10,8 +10,8 @@
 # # How do other residual streams compare?
 #
 # DDL is one of several designs that replace the residual addition. Each was published in its own training code. Here
-# they share backbone, data, order of the data, recipe and the repaired embedding, so that two designs differ in the
-# residual stream alone. The page `docs/residual-designs.md` gives all of them in one notation, what their papers
+# they share backbone, data, order of the data, recipe and the repaired embedding, and each has the learning rate that
+# suits it, so that two designs differ in the residual stream alone. The page `docs/residual-designs.md` gives all of them in one notation, what their papers
 # report, and what we expected before the runs. The rows are kept with the package.
 
 # %% tags=["parameters"]
@@ -28,11 +28,12 @@ from IPython.display import Markdown
 
 from ddl.config import load_scale, load_variants
 from ddl.layout import BASELINE
+from ddl.reporting.expectations import outcomes
 from ddl.reporting.figures import family_color, label, ordering, save_figure
 from ddl.reporting.judged_claims import SCALE
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import rows_if_any
-from ddl.reporting.rivals import STRONG, WIDER, compared, speeds
+from ddl.reporting.rivals import STRONG, TUNING, WIDER, compared, speeds
 from ddl.reporting.table_format import DASH, count
 
 set_style()
@@ -64,9 +65,37 @@ figure = ordering(ordered, margin=0.03, dotted=STRONG)
 save_figure(figure, results, "rivals")
 
 # %% [markdown]
-# In brackets: the seeds. The table adds the p-value of the difference, adjusted for the number of designs (Holm), the
-# difference to the stronger baseline, the difference to a baseline whose MLP is wide enough to cost as much, and how
-# alike the streams are at the readout: with a cosine of 1 they are one stream.
+# In brackets: the seeds. The table adds the learning rate of each design, the p-value of the difference, adjusted for
+# the number of designs (Holm), the difference to the stronger baseline, and the difference to a baseline that costs as
+# much.
+
+# %%
+tables = []
+for size, rows in found.items():
+    for each in rows:
+        tables.append(
+            {
+                "size": size,
+                "design": labels[each.slug],
+                "rate": f"{each.rate:g}",
+                "seeds": f"{each.loss.n}" + (f" ({each.diverged} diverged)" if each.diverged else ""),
+                "minus the baseline": DASH if each.over_baseline is None else each.over_baseline.shown("+"),
+                "p": DASH if each.p is None else "< 0.001" if each.p < 0.001 else f"{each.p:.2g}",
+                "minus the strong baseline": DASH if each.over_strong is None else each.over_strong.shown("+"),
+                "at equal parameters": DASH if each.at_equal_params is None else each.at_equal_params.shown("+"),
+                "at equal FLOPs": DASH if each.at_equal_flops is None else each.at_equal_flops.shown("+"),
+                "at equal time": DASH if each.at_equal_time is None else each.at_equal_time.shown("+"),
+            }
+        )
+pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
+
+# %% [markdown]
+# *Equal parameters* and *equal FLOPs* compare with a baseline whose MLP is as wide as needed, *equal time* with a
+# baseline that is trained as long in plain PyTorch, and so with more tokens; its loss is interpolated between the
+# complete runs of the token ladder, which has small models only. A dash: the design costs more than the widest baseline
+# that was run, or has no more parameters or operations than the baseline.
+#
+# What the designs cost, and how alike the streams are at the readout: with a cosine of 1 they are one stream.
 
 # %%
 tables = []
@@ -74,22 +103,14 @@ for size, rows in found.items():
     measured = speeds(size).set_index(["variant", "kernels"])["ratio"] if len(speeds(size)) else {}
     for each in rows:
         plain, fused = measured.get((each.slug, "reference")), measured.get((each.slug, "auto"))
-        speed = DASH if plain is None else f"{plain:.2f}" + (f" (fused {fused:.2f})" if fused is not None else "")
         tables.append(
             {
                 "size": size,
                 "design": labels[each.slug],
-                "seeds": each.loss.n,
-                "diverged": each.diverged,
-                "minus the baseline": DASH if each.over_baseline is None else each.over_baseline.shown("+"),
-                "p": DASH if each.p is None else "< 0.001" if each.p < 0.001 else f"{each.p:.2g}",
-                "minus the strong baseline": DASH if each.over_strong is None else each.over_strong.shown("+"),
-                "at equal parameters": DASH if each.at_equal_params is None else each.at_equal_params.shown("+"),
-                "at equal FLOPs": DASH if each.at_equal_flops is None else each.at_equal_flops.shown("+"),
-                "at equal time": DASH if each.at_equal_time is None else each.at_equal_time.shown("+"),
                 "parameters": count(each.params),
                 "MFLOP per token": f"{each.flops / 1e6:.3g}",
-                "speed": speed,
+                "speed": DASH if plain is None else f"{plain:.2f}",
+                "speed, fused": DASH if fused is None else f"{fused:.2f}",
                 "stream cosine": DASH if math.isnan(each.stream_cosine) else f"{each.stream_cosine:.2f}",
             }
         )
@@ -97,10 +118,7 @@ pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
 
 # %% [markdown]
 # *Speed* is the baseline's time of a training step over the design's, on one machine and thread, in plain PyTorch. Only
-# DDL has operations of its own; its speed with them is in brackets. *At equal time* compares with a baseline that is
-# trained as long in plain PyTorch, and so with more tokens; its loss is interpolated between the complete runs of the
-# token ladder, which has small models only. A dash at equal cost: the design costs more than the widest baseline that
-# was run, or has no more parameters or operations than the baseline.
+# DDL has operations of its own, and a speed with them.
 #
 # Loss against cost: the lower left is better. The line joins the baselines with wider MLPs.
 
@@ -134,14 +152,40 @@ for axes, (size, title, costs) in zip(drawn.flat, panels, strict=False):
 save_figure(figure, results, "rivals-cost")
 
 # %% [markdown]
-# ## Does the shared learning rate favour a design?
+# ## What was expected?
 #
-# Every rival at three rates with half of the steps and another seed: the loss by rate, and what the shared rate costs.
+# Before any of these designs was trained, we wrote down what we expected, with ranges in nats. An expectation holds if
+# the whole interval is in its range, is missed if it is outside, and is open otherwise.
 
 # %%
-rates, shared = rows_if_any("rivals-rates"), load_scale(SCALE).training.learning_rate
+judged = [
+    {
+        "expected": each.expectation.text,
+        "size": size,
+        "design": labels[each.design],
+        "minus": labels[each.expectation.reference],
+        "difference": each.difference.shown("+"),
+        "seeds": each.difference.n,
+        "outcome": each.verdict,
+    }
+    for size in found
+    for each in outcomes(size)
+]
+pd.DataFrame(judged).set_index(["expected", "size"]) if judged else "not run"
+
+# %% [markdown]
+# ## Which learning rate does each design have?
+#
+# Half-length runs with another seed, first at the rate that the designs of the other studies share, and from there in
+# the direction that lowers the loss. The lowest loss decides at which rate the small models of a design are compared;
+# if the designs of other studies have as many runs at the shared rate, the better of both. The medium models have the
+# shared rate.
+
+# %%
+rates, shared = rows_if_any(TUNING), load_scale(SCALE).training.learning_rate
 table = rates.pivot_table(index="variant", columns="learning_rate", values="val_loss", sort=False)
 if len(table):
+    table = table.sort_index(axis=1)
     table["lost at the shared rate"] = table[shared] - table.min(axis=1)
     table.index = [labels[slug] for slug in table.index]
-table.round(3) if len(table) else "not run"
+table.round(3).map(lambda loss: DASH if math.isnan(loss) else f"{loss:.3f}") if len(table) else "not run"

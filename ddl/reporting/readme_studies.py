@@ -1,15 +1,20 @@
 """The generated parts of README.md and docs/*.md that the committed rows of the studies decide."""
 
-from ddl.config import load_backbones, load_scale, load_variants
+import csv
+
+from ddl.config import SIZES, load_backbones, load_scale, load_variants
 from ddl.layout import BASELINE, ROOT
 from ddl.reporting.evidence import findings
+from ddl.reporting.expectations import outcomes
 from ddl.reporting.judged_claims import CONTROLS, FAIR, SCALE, committed_verdicts, of_runs
 from ddl.reporting.keep_reference import REFERENCE
 from ddl.reporting.read_studies import DESIGN, rows_if_any
+from ddl.reporting.rivals import compared
 from ddl.reporting.seed_statistics import Losses, best_rate, over_seeds, paired_difference
 from ddl.reporting.table_format import DASH, count
 
 RATES = "learning-rate"  # the study of learning rates
+REPORTED = ROOT / "paper/published/residual_designs.csv"  # what the papers of other designs say
 STUDIES = (REFERENCE / "studies").relative_to(ROOT)
 READINGS = {  # a design -> the same design with our value
     "baseline": "baseline",
@@ -23,7 +28,14 @@ READINGS = {  # a design -> the same design with our value
 
 def study_parts() -> dict[str, str]:
     """Name of a part -> its text."""
-    return {"finding": finding_part(), "verdicts": verdicts_part(), "bias": bias_part(), "rate": rate_part()}
+    return {
+        "finding": finding_part(),
+        "verdicts": verdicts_part(),
+        "bias": bias_part(),
+        "rate": rate_part(),
+        "reported": reported_part(),
+        "expected": expected_part(),
+    }
 
 
 def finding_part() -> str:
@@ -129,3 +141,37 @@ def rate_part() -> str:
             f"the lowest of each row is bold. Rows of the study `{RATES}` in [`{STUDIES}`](../{STUDIES}).",
         ]
     )
+
+
+def reported_part() -> str:
+    """What other papers report for their designs, beside the difference to the baseline that was measured here."""
+    labels = {slug: variant.label for slug, variant in load_variants().items()}
+    found = {size: {each.slug: each.over_baseline for each in compared(size)} for size in SIZES}
+    lines = [
+        "| design | reported by its authors | by others | measured here: small | medium |",
+        "|---|---|---|---|---|",
+    ]
+    with open(REPORTED, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            slugs, cells = row["variants"].split(), []
+            for differences in found.values():
+                shown = {slug: gap.shown("+") for slug in slugs if (gap := differences.get(slug))}
+                several = [f"{labels[slug]} {text}" for slug, text in shown.items()]
+                cells.append("<br>".join(several if len(slugs) > 1 else shown.values()) or DASH)
+            name = f"[{row['design']}]({row['url']})" if row["url"] else row["design"]
+            lines.append(f"| {name} | {row['reported']} | {row['independent'] or DASH} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def expected_part() -> str:
+    """What came of each expectation about the residual designs of other papers."""
+    labels = {slug: variant.label for slug, variant in load_variants().items()}
+    found = [(size, outcome) for size in SIZES for outcome in outcomes(size)]
+    if not found:
+        return "The runs have not been done."
+    lines = ["| expected | size | difference, in nats | n | |", "|---|---|---|--:|---|"]
+    for size, each in found:
+        pair = f"{labels[each.design]} minus {labels[each.expectation.reference]}"
+        gap = each.difference
+        lines.append(f"| {each.expectation.text} | {size} | {pair}: {gap.shown('+')} | {gap.n} | {each.verdict} |")
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ import pytest
 from ddl.config import load_scale, load_study, load_variants
 from ddl.reporting import rivals
 from ddl.reporting.judged_claims import FAIR
+from ddl.reporting.read_studies import rows_if_any
 from ddl.reporting.rivals import WIDER, at_equal_time, compared, speeds
 from ddl.reporting.seed_statistics import Estimate
 from ddl.reporting.token_ladder import Ladder
@@ -96,6 +97,45 @@ def test_the_newest_speed_of_a_design_is_read(tmp_path, monkeypatch):
     ]
     pd.DataFrame(values, columns=columns).to_csv(rivals.SPEEDS, index=False)
     assert speeds("small")["ms"].tolist() == [200]
+
+
+def at_rate(frame, slug, rate, shift, seeds=None):
+    """Further rows of a design at another rate, with losses shifted."""
+    more = frame[frame["variant"] == slug].iloc[:seeds]
+    return pd.concat([frame, more.assign(learning_rate=rate, val_loss=more["val_loss"] + shift)])
+
+
+def rates_and_losses(frame):
+    return {each.slug: (each.rate, each.loss) for each in compared("small", frame)}
+
+
+def test_a_design_is_compared_at_the_rate_where_it_ends_lowest():
+    both = at_rate(rows(), "ihc", 0.016, -0.03)
+    ihc = next(each for each in compared("small", both) if each.slug == "ihc")
+    assert (ihc.rate, ihc.loss.n) == (0.016, 4)
+    assert ihc.over_baseline.mean == pytest.approx(-0.13, abs=0.006)
+    worse = at_rate(rows(), "ihc", 0.016, +0.03)
+    assert rates_and_losses(worse) == rates_and_losses(rows())
+
+
+def test_a_rate_with_fewer_runs_than_another_or_with_a_diverged_one_is_not_compared():
+    fewer = at_rate(rows(), "ihc", 0.016, -0.03, seeds=3)
+    assert rates_and_losses(fewer) == rates_and_losses(rows())
+    diverged = at_rate(rows(), "ihc", 0.016, -0.03).reset_index(drop=True)
+    diverged.loc[(diverged["learning_rate"] == 0.016) & (diverged["seed"] == 1), "val_loss"] = math.nan
+    assert rates_and_losses(diverged) == rates_and_losses(rows())
+
+
+def test_small_models_run_in_full_at_the_rate_that_their_half_length_runs_prefer():
+    full = {(point.variant, point.rate) for point in load_study("rivals").points() if point.size == "small"}
+    assert set(rivals.tuned_rates().items()) <= full
+
+
+def test_every_rate_was_tried_until_the_loss_rose_on_both_sides():
+    """The lowest loss of a design is not at the end of its rates, or the end was not reached."""
+    for slug, group in rows_if_any("rivals-rates").groupby("variant"):
+        best = group.loc[group["val_loss"].idxmin(), "learning_rate"]
+        assert group["learning_rate"].min() < best < group["learning_rate"].max(), slug
 
 
 def test_every_rival_and_every_width_of_the_baseline_is_in_the_study():
