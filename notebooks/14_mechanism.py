@@ -58,20 +58,6 @@ interval = (
     if len(data.scale.seeds) > 1
     else "an interval over documents, which says nothing about other seeds"
 )
-print(scale_note(data))
-print(
-    "missing: " + ", ".join(found.missing) if found.missing else f"{len(last)} sublayers observed, {seeds} per design"
-)
-
-# %% [markdown]
-# ## The answer
-#
-# A sublayer counts as *overwriting* if three things hold, each for the mean over tokens and seeds: the state has more
-# energy along $\mathbf{k}$ before the update than a random direction would have ($1/d$); the update leaves less of it
-# than there was; and what it erases is longer than what it writes. The first sublayer has only the embedding to
-# overwrite.
-
-# %%
 MEASURES = ["erase_share", "energy_before", "energy_after", "overwrites", "gate", "gate_sd", "direction_rank"]
 place = ["size", "variant", "sublayer"]
 means = last.reindex(columns=[*place, *MEASURES]).groupby(place, sort=False).mean().reset_index()
@@ -81,11 +67,17 @@ means["times_chance"] = means["energy_before"] * width
 means["overwriting"] = overwrites(means["erase_share"], means["times_chance"], means["energy_after"] * width)
 
 
-def sentence(size: str) -> str:
-    """The answer for the models of one size."""
+def counted(size: str) -> str:
+    """How many sublayers of the models of one size overwrite."""
+    rows = means[means["size"] == size]
+    return f"{int(rows['overwriting'].sum())} of {len(rows)} sublayers of the {size} models overwrite"
+
+
+def details(size: str) -> str:
+    """Which sublayers of the models of one size overwrite, and which comes closest."""
     rows = means[means["size"] == size]
     if rows.empty:
-        return f"**{size.capitalize()}:** no measurements ({DASH})."
+        return f"{size.capitalize()}: no measurements ({DASH})."
     hits = rows[rows["overwriting"]]
     where = [
         f"{data.variants[variant].label}: {', '.join(str(number) for number in part['sublayer'])}"
@@ -93,10 +85,9 @@ def sentence(size: str) -> str:
     ]
     most = rows.loc[rows["erase_share"].idxmax()]
     return (
-        f"**{size.capitalize()}** ({rows['variant'].nunique()} designs with a delta rule, {seeds} each): "
-        f"{len(hits)} of {len(rows)} sublayers overwrite"
-        + (f" (numbered from 0; {'; '.join(where)})" if where else "")
-        + f". The erase term makes up {rows['erase_share'].min():.0%} to {rows['erase_share'].max():.0%} of an update; "
+        f"{size.capitalize()} ({rows['variant'].nunique()} designs with a delta rule, {seeds} each): "
+        + (f"these overwrite, numbered from 0: {'; '.join(where)}. " if where else "")
+        + f"The erase term makes up {rows['erase_share'].min():.0%} to {rows['erase_share'].max():.0%} of an update; "
         f"most in sublayer {most['sublayer']} of {data.variants[most['variant']].label}, where the state has "
         f"{most['times_chance']:.1f} times the energy of chance along $\\mathbf{{k}}$ before the update and "
         f"{most['energy_after'] * found.width[size]:.1f} times after it, and the directions of all tokens span about "
@@ -104,9 +95,19 @@ def sentence(size: str) -> str:
     )
 
 
-Markdown("\n\n".join(sentence(size) for size in data.sizes))
+missing = f"\n\nMissing: {', '.join(found.missing)}." if found.missing else ""
+Markdown(
+    f"**Answer.** **{'; '.join(counted(size) for size in data.sizes)}.**\n\n"
+    + "\n\n".join(details(size) for size in data.sizes)
+    + f"\n\n{scale_note(data)}.{missing}"
+)
 
 # %% [markdown]
+# A sublayer counts as *overwriting* if three things hold, each for the mean over tokens and seeds: the state has more
+# energy along $\mathbf{k}$ before the update than a random direction would have ($1/d$); the update leaves less of it
+# than there was; and what it erases is longer than what it writes. The first sublayer has only the embedding to
+# overwrite.
+#
 # ## Gates
 #
 # Left: mean gate of every sublayer at the end of training; the bars reach from the 5th to the 95th percentile over

@@ -49,10 +49,10 @@ for size, rows in found.items():
     better = [each for each in rivals if each.is_better]
     strong = [each for each in better if each.over_strong and each.over_strong.high < 0]
     said.append(
-        f"**{size.capitalize()}: {len(better)} of {len(rivals)} rival designs end below the baseline, and "
-        f"{len(strong)} below the baseline with normalised outputs and EC.**"
+        f"{size.capitalize()}: {len(better)} of {len(rivals)} rival designs end below the baseline, and "
+        f"{len(strong)} below the baseline with normalised outputs and EC."
     )
-Markdown(" ".join(said) if said else "The runs of this study have not been done.")
+Markdown(f"**Answer.** **{' '.join(said) or 'The runs of this study have not been done.'}**")
 
 # %% [markdown]
 # Each design's loss minus that of the baseline, from the lowest to the highest, with intervals from the noise pooled

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddl.config import SIZES, load_scale, load_variants
+from ddl.config import SIZES, load_variants
 from ddl.files import finite
 from ddl.layout import BASELINE, REFERENCE
 from ddl.reporting.judged_claims import FAIR, LADDER, SCALE
