@@ -60,16 +60,13 @@ def distance(name: str, accuracy: float) -> float:
 
 distances = [distance(name, value) for name in manifest["tasks"] for value in strategies(name).values()]
 distances = [each for each in distances if each == each]
-whole = {name: found[str(max(NGRAMS))]["all"] for name, found in touched.items() if "all" in found[str(max(NGRAMS))]}
+long = [found[str(max(NGRAMS))] for found in touched.values()]
+whole = [found["all"] for found in long if "all" in found]
 asked = "which word, order or number is plausible in a text" if offline else "what the published benchmarks ask"
 Markdown(
     f"**Answer.** **The {len(manifest['tasks'])} tasks of this scale ask {asked}. Without reading or without learning, "
     f"scores end at most {max(distances):.1f} standard errors from chance, in {len(distances)} tries."
-    + (
-        f" At most {100 * max(whole.values()):.1f} % of a task's items are in the training data as a whole."
-        if whole
-        else ""
-    )
+    + (f" At most {100 * max(whole):.1f} % of a task's items are in the training data as a whole." if whole else "")
     + f"** {data.scale.title} scale, tasks in `{folder}`."
 )
 

@@ -11,8 +11,8 @@
 #
 # DDL is one of several designs that replace the residual addition. Each was published in its own training code. Here
 # they share backbone, data, order of the data, recipe and the repaired embedding, and each has the learning rate that
-# suits it, so that two designs differ in the residual stream alone. The page `docs/residual-designs.md` gives all of them in one notation, what their papers
-# report, and what we expected before the runs. The rows are kept with the package.
+# suits it, so that two designs differ in the residual stream alone. The page `docs/residual-designs.md` gives all of
+# them in one notation, with what their papers report. The rows are kept with the package.
 
 # %% tags=["parameters"]
 results = "results/laptop"
