@@ -136,7 +136,12 @@ class _Build:
         sides = {"train": split.train, "val": split.val}
         for name, side in sides.items():
             if not side:
-                raise DataError(f"the {name} split is empty: the corpus is too small for corpus.val_fraction")
+                raise DataError(
+                    f"the {name} split is empty: of {len(documents):,} documents with corpus.val_fraction "
+                    f"{corpus.val_fraction:g}, {len(split.train):,} are left for training and {len(split.val):,} for "
+                    f"validation, after {split.exact_removed:,} exact and {split.near_removed:,} near duplicates were "
+                    "removed; expected one or more on both sides: use more documents, or cut long ones into several"
+                )
         files = {name: _write_documents(self.out / "documents" / f"{name}.jsonl", sides[name]) for name in SPLITS}
         journal = self.start({"documents": files}, split.train)
         limits = {"train": corpus.max_train_tokens or sys.maxsize, "val": sys.maxsize}

@@ -62,19 +62,24 @@ def in_validation(key: bytes, val_fraction: float) -> bool:
 def split_documents(documents: Iterable[Document], val_fraction: float) -> Split:
     """Split by hash and remove duplicates; see `NEAR_DEFINITION`. The order of the documents is kept.
 
+    A corpus so small that no hash falls below the fraction has its document with the lowest hash held out.
+
     Args:
         val_fraction: expected fraction of documents in validation, in (0, 1), before near duplicates are removed.
     """
     train: list[Document] = []
     val: list[Document] = []
-    seen, exact_removed = set(), 0
+    seen: dict[bytes, None] = {}  # the keys of the documents, in their order
+    exact_removed = 0
     for document in documents:
         key = text_key(document.text)
         if key in seen:
             exact_removed += 1
             continue
-        seen.add(key)
+        seen[key] = None
         (val if in_validation(key, val_fraction) else train).append(document)
+    if len(train) > 1 and not val:
+        val.append(train.pop(list(seen).index(min(seen))))
     shared = shared_fractions([document.text for document in val], [document.text for document in train])
     kept = [document for document, fraction in zip(val, shared, strict=True) if fraction < MAX_SHARED]
     return Split(train, kept, exact_removed, len(val) - len(kept))

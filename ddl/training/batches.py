@@ -37,6 +37,11 @@ class TrainingBatches:
         self.data, self.recipe, self.seed, self.processes = data, recipe, seed, processes
         self._orders: dict[int, np.ndarray] = {}
 
+    @property
+    def passes(self) -> float:
+        """How often a run sees each sequence of the split, on average."""
+        return self.recipe.steps * self.recipe.batch_sequences / len(self.data)
+
     def indices(self, step: int) -> np.ndarray:
         """Indices of the sequences in one batch, over all processes."""
         count, size = len(self.data), self.recipe.batch_sequences

@@ -144,6 +144,11 @@ class Run:
             f"{recipe.batch_sequences} x {self.scale.sequence_length} tokens, "
             f"fingerprint {self.checkpoints.folder.name}"
         )
+        if self.batches.passes > 1:
+            self.say(
+                f"warning: the run passes over its training data {self.batches.passes:.1f} times: "
+                f"{len(self.batches.data):,} sequences of {self.scale.sequence_length} tokens"
+            )
         previous = {name: signal.signal(name, self.request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
         lock = self.out / "checkpoints" / ".lock"
         try:
@@ -164,7 +169,9 @@ class Run:
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)
-        if not done:
+        if done:
+            self.say(f"the model is in {self.out}; `ddl generate --run {self.out} --prompt TEXT` continues a text")
+        else:
             self.say(f"stopped after step {self.progress.step}; run the command again to continue from there")
         return done
 

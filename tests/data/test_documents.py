@@ -310,3 +310,11 @@ def test_side_of_a_document_does_not_depend_on_the_others():
     joined = dedup.split_documents(documents(*(words(9000 + seed, 40) for seed in range(100)), *texts), 0.2)
     assert {document.text for document in alone.val} <= {document.text for document in joined.val}
     assert 20 <= len(alone.val) <= 60  # 40 expected, standard deviation 5.7
+
+
+def test_a_corpus_of_which_no_hash_is_held_out_has_one_document_held_out():
+    found = documents(*(words(seed, 30) for seed in range(30)))
+    split = dedup.split_documents(found, val_fraction=1e-9)
+    assert (len(split.train), len(split.val)) == (29, 1)
+    assert split.val[0] == min(found, key=lambda document: dedup.text_key(document.text))
+    assert dedup.split_documents(found[::-1], val_fraction=1e-9).val == split.val  # whatever the order

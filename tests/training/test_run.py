@@ -127,6 +127,17 @@ def test_training_learns_and_writes_what_it_promises(start, tmp_path):
     assert load_tokenizer(tmp_path / "run" / "tokenizer.json").get_vocab() == {END_OF_TEXT: 0}
 
 
+def test_a_run_says_how_often_it_repeats_its_data_and_where_its_model_is(start, tmp_path, capsys):
+    run = start("run")
+    repeated = len(run.batches.data) // run.recipe.batch_sequences + 1  # steps
+    start("once", steps=repeated - 1).train()
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert f"ddl generate --run {tmp_path / 'once'}" in said
+    start("twice", steps=2 * repeated).train()
+    assert re.search(r"warning: the run passes over its training data 2\.\d times", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("variant", ["baseline", "ddl-tc"])
 def test_gradient_norms_of_the_parts_make_up_the_norm_of_the_whole_gradient(start, tmp_path, variant):
     run = start("run", variant)
