@@ -627,6 +627,16 @@ def keep(results: Path, name: str) -> None:
 
 
 @commands.command()
+@from_results
+@click.option("--name", metavar="NAME", help="Name of the folder in results/reference.  [default: that of the scale]")
+def compare(results: Path, name: str | None) -> None:
+    """Compare the losses of a scale with committed ones, by the noise of seeds."""
+    from ddl.reporting.compare_reference import report
+
+    click.echo(report(results, name))
+
+
+@commands.command()
 @option("--name", click.STRING, "Name of the folder in results/reference.", "NAME")
 def readme(name: str) -> None:
     """Write the generated parts of README.md and docs/."""
