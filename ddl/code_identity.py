@@ -54,6 +54,11 @@ def _files(module: str) -> list[Path]:
     return [path for path in candidates if package == "ddl" and path.parent != PACKAGE and path.is_file()]
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of the syntax tree of a Python file, without comments and docstrings."""
+    return _read(path)[0]
+
+
 @cache
 def _read(path: Path) -> tuple[str, tuple[str, ...]]:
     """Digest a file's syntax tree and list the names that the file imports."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from ddl.layout import BASELINE, ROOT, Point
+from ddl.outside_parts import is_outside, outside_digest
 from ddl.setting_ranges import (
     AboveZero,
     ConfigError,
@@ -73,7 +74,7 @@ class ModelConfig(Settings):
     width: Positive  # d
     heads: Positive
     # The residual design.
-    residual: str = "additive"  # a key of ddl.model.residual.RULES
+    residual: str = "additive"  # a key of ddl.model.residual.RULES, or package.module:Class
     value_channels: Positive = 1  # d_v
     compressor: Literal["none", "tc", "cc", "mean", "dynamic"] = "none"
     embed_conv: bool = False  # EC
@@ -97,7 +98,7 @@ class ModelConfig(Settings):
     branch_gain: Literal["scalar", "vector"] = "scalar"  # a learned gain per sublayer, or per feature of each sublayer
     mlp_extra: Count = 0  # hidden units added to every MLP
     # Rival designs.
-    reader: str = "compressor"  # a key of ddl.model.readers.READERS: what a sublayer reads from the state
+    reader: str = "compressor"  # a key of ddl.model.readers.READERS, or package.module:Class: what a sublayer reads
     highway_gate: Literal["scalar", "vector"] = "scalar"
     laurel_rank: Count = 0
     first_state_weight: Finite = 0.0  # initial weight of the embedding for the reader "first-state"
@@ -170,8 +171,14 @@ class ModelConfig(Settings):
         return 8 * self.width // 3 + self.mlp_extra
 
     def determining(self) -> dict[str, Any]:
-        """The settings, given and computed, that determine what a model learns; the others affect only rounding."""
-        computed = {"head_dim": self.head_dim, "mlp_hidden": self.mlp_hidden}
+        """The settings, given and computed, that determine what a model learns; the others affect only rounding.
+
+        A rule or reader from outside the package comes with a digest of its file.
+        """
+        computed: dict[str, Any] = {"head_dim": self.head_dim, "mlp_hidden": self.mlp_hidden}
+        for part in ("residual", "reader"):
+            if is_outside(name := getattr(self, part)):
+                computed[f"{part}_file"] = outside_digest(part, name)
         return _without(changed_settings(self), "kernels", "state_memory") | computed
 
 
@@ -632,6 +639,12 @@ def load_variants() -> dict[str, Variant]:
         if (other := labels.setdefault(variant.label, slug)) != slug:
             raise ConfigError(f"{where}: {slug}.label: expected a label of its own, found that of {other}")
     return variants
+
+
+def registered_values(setting: str) -> set[str]:
+    """The values that the entries of `config/variants.yaml` give to a setting of text."""
+    values = {variant.model.get(setting) for variant in load_variants().values()}
+    return {value for value in values if isinstance(value, str)}
 
 
 def load_backbones() -> dict[str, Backbone]:

@@ -48,8 +48,7 @@ def extended(tmp_path_factory) -> Path:
     with open(folder / "config/variants.yaml", "a") as file:
         file.writelines(f"\n{entry}" for entry in examples("A variant", "yaml"))
     (rule,) = examples("A variant", "python")
-    insert(folder / "ddl/model/residual.py", "RULES: dict", f"{rule}\n\n")
-    insert(folder / "ddl/model/residual.py", '    "delta": Delta,\n', '    "gated": Gated,\n')
+    (folder / "my_rules.py").write_text(rule)
     settings, reader = examples("A corpus", "python")
     insert(folder / "ddl/config.py", "AnyCorpus = ", f"{settings}\n\n")
     insert(folder / "ddl/config.py", "\nFORMER_NAMES", " | LineFile")
@@ -92,7 +91,7 @@ def test_their_runs_are_planned_and_a_model_is_trained_on_the_corpus(extended, t
     rows = {tuple(line.split()[:2]): line for line in described.splitlines() if line.startswith(("small", "medium"))}
     assert len(rows) == 2 * (len(load_scale("smoke").variants) + 2)
     assert [key for key, line in rows.items() if "–" in line] == [("small", "gated"), ("medium", "gated")]
-    assert "–: the rule 'gated' does not count its FLOPs" in described
+    assert "–: the rule 'my_rules:Gated' does not count its FLOPs" in described
 
     planned = run(extended, "snakemake", "-n", "--cores", 1, "results/mine/paper.pdf")
     runs = 2 * (len(load_scale("smoke").variants) + 2)  # controls are trained only if they are named

@@ -7,9 +7,10 @@ A rule is a module built from a `ModelConfig`. It maps (X, x_in, c, h) to the ne
     c     (B, T, d), RMSNorm(x_in), the input of the sublayer
     h     (B, T, d), the output of the sublayer
 
-To add a rule, write a subclass of `Rule` with this `forward`, one line in `RULES` and one entry in
-config/variants.yaml. The rest of the package learns about a rule through the attributes and methods of `Rule`, whose
-defaults are safe for any rule.
+To add a rule, write a subclass of `Rule` with this `forward`, in a module of your own, and one entry in
+config/variants.yaml that names it as `residual: package.module:Class`. A rule of this package is one line in `RULES`
+instead. The rest of the package learns about a rule through the attributes and methods of `Rule`, whose defaults are
+safe for any rule.
 """
 
 import abc
@@ -20,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddl.config import ConfigError, ModelConfig
+from ddl.config import ConfigError, ModelConfig, registered_values
 from ddl.ops.dispatch import saved_dtype, without_autocast
 from ddl.ops.fused_rewrite import Rebuilding, fused_rewrite, fused_rewrite_in_place
 from ddl.ops.rewrite import normalize_direction, rewrite, rewrite_reference
+from ddl.outside_parts import is_outside, outside_class
 
 GATE_LOGIT_LIMIT = 15.0  # sigmoid(15) is 1 - 3e-7: a gate can start close to 0 or 2 and is still trainable
 
@@ -473,10 +475,13 @@ def rule_class(config: ModelConfig) -> type[Rule]:
     """The class of the rule that `config.residual` names.
 
     Raises:
-        ConfigError: there is no such rule.
+        ConfigError: there is no such rule, or it is outside the package and no registered design names it.
     """
+    if is_outside(config.residual):
+        return outside_class("residual", config.residual, Rule, registered_values("residual"))
     if config.residual not in RULES:
-        raise ConfigError(f"residual: expected one of {', '.join(RULES)}, found {config.residual!r}")
+        known = ", ".join(RULES)
+        raise ConfigError(f"residual: expected one of {known}, or package.module:Class, found {config.residual!r}")
     return RULES[config.residual]
 
 

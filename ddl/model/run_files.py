@@ -84,7 +84,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu", step: int | 
         model = LanguageModel(read_settings(json.loads(config_path.read_text()), str(config_path)))
         model.load_state_dict(load_file(weights_path))
     except ConfigError as error:
-        raise ModelFileError(str(error)) from None
+        raise ModelFileError(f"{config_path}: {str(error).removeprefix(f'{config_path}: ')}") from None
     except (ValueError, AttributeError) as error:  # not JSON, not UTF-8, or not an object
         raise ModelFileError(f"{config_path}: not a model config: {error}") from None
     except (SafetensorError, RuntimeError) as error:
