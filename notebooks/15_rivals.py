@@ -176,10 +176,9 @@ pd.DataFrame(judged).set_index(["expected", "size"]) if judged else "not run"
 # %% [markdown]
 # ## Which learning rate does each design have?
 #
-# Half-length runs with another seed, first at the rate that the designs of the other studies share, and from there in
-# the direction that lowers the loss. The lowest loss decides at which rate the small models of a design are compared;
-# if the designs of other studies have as many runs at the shared rate, the better of both. The medium models have the
-# shared rate.
+# Half-length runs with another seed, at rates that enclose the lowest loss. The small models of every design have the
+# rate that all studies share; those of a design that loses noticeably there have its best rate too, and are compared at
+# the better of both. The medium models have the shared rate.
 
 # %%
 rates, shared = rows_if_any(TUNING), load_scale(SCALE).training.learning_rate

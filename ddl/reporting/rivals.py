@@ -1,8 +1,8 @@
 """Residual designs of several papers side by side, from the rows of the study `rivals`.
 
 A design is compared at its own learning rate: of those at which it has as many runs as at any, the one with the lowest
-mean loss. The study runs the small models of each design at the rate that its half-length runs in `rivals-rates`
-prefer.
+mean loss. The small models run at the rate that all studies share, and where the half-length runs of `rivals-rates` are
+noticeably better at another one, at that too.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ddl.config import SIZES, load_variants
+from ddl.config import SIZES, load_scale, load_variants
 from ddl.files import finite
 from ddl.layout import BASELINE, REFERENCE
 from ddl.reporting.judged_claims import FAIR, LADDER, SCALE
@@ -24,6 +24,7 @@ from ddl.reporting.token_ladder import Ladder
 STUDY, TUNING = "rivals", "rivals-rates"
 SPEEDS = REFERENCE / "designs.csv"  # rows of benchmarks/designs.py
 STRONG = "normalised-branch-ec"  # the strongest baseline of the controls
+NOTICEABLE = 0.03  # nats between two tuning runs: more than twice the noise of a paired difference
 ALPHA = 0.05  # of the p-values adjusted for all designs
 COSTS = ("params", "flops_per_token")
 WIDER = (BASELINE, "baseline-equal-parameters", "baseline-equal-flops", "baseline-wider")  # ever wider MLPs
@@ -101,9 +102,15 @@ def at_own_rate(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tuned_rates() -> dict[str, float]:
-    """Design -> the rate with the lowest loss of its half-length runs."""
-    best = at_best_rate(rows_if_any(TUNING))
-    return {str(slug): float(rate) for slug, rate in zip(best["variant"], best["learning_rate"], strict=True)}
+    """Design -> the rate with the lowest loss of its half-length runs, or the shared one if that loses no more than
+    `NOTICEABLE`."""
+    rows, shared = rows_if_any(TUNING), load_scale(SCALE).training.learning_rate
+    found = {}
+    for slug, group in rows.groupby("variant", sort=False):
+        losses_by_rate = group.set_index("learning_rate")["val_loss"]
+        best = float(losses_by_rate.idxmin())
+        found[str(slug)] = best if losses_by_rate[shared] - losses_by_rate[best] > NOTICEABLE else shared
+    return found
 
 
 def blocks_against(blocks: Blocks | None, reference: str) -> dict[str, Estimate]:

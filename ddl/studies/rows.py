@@ -43,14 +43,11 @@ class StudyError(UserError):
     """A study whose runs are not complete."""
 
 
-def point_of(row: dict[str, Any]) -> Point:
-    """The run that a row describes."""
-    rate = float(row["learning_rate"])
-    return Point(row["size"], row["backbone"], row["variant"], int(row["steps"]), rate, int(row["seed"]))
-
-
 def committed(study: Study, also: str = "") -> dict[Point, tuple[dict[str, str], str, int]]:
     """Committed rows of this study or any other of the same scale, whose settings are still those of this study.
+
+    A run is known by its settings and seed. Another study may have it under another name, e.g. as a change of the
+    backbone instead of the design; its row gets the name that it has here.
 
     Args:
         also: only studies that have this file too, as a pattern with `{study}`.
@@ -59,7 +56,10 @@ def committed(study: Study, also: str = "") -> dict[Point, tuple[dict[str, str],
         Run -> its row, the study that it was found in, and the number of the row there.
     """
     scale = load_scale(study.scale)
-    wanted = {point: scale.at(point).fingerprint(point.size, point.variant) for point in study.points()}
+    wanted: dict[tuple[str, int], list[Point]] = {}
+    for point in study.points():
+        settings = scale.at(point).fingerprint(point.size, point.variant)
+        wanted.setdefault((settings, point.seed), []).append(point)
     found: dict[Point, tuple[dict[str, str], str, int]] = {}
     paths = [path for path in sorted(REFERENCE.glob(STUDY_ROWS.format(study="*"))) if "." not in path.stem]
     for path in sorted(paths, key=lambda path: path.stem != study.name):  # its own rows first
@@ -67,9 +67,10 @@ def committed(study: Study, also: str = "") -> dict[Point, tuple[dict[str, str],
             continue
         with open(path, newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.DictReader(file)):
-                point = point_of(row)
-                if row["scale"] == scale.name and row["settings"] == wanted.get(point):
-                    found.setdefault(point, (row, path.stem, number))
+                same = wanted.get((row["settings"], int(row["seed"])), []) if row["scale"] == scale.name else []
+                for point in same:
+                    renamed = row | {"size": point.size, "backbone": point.backbone, "variant": point.variant}
+                    found.setdefault(point, (renamed, path.stem, number))
     return found
 
 

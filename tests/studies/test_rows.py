@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from ddl.config import Grid, Study, load_scale, load_study, study_names
 from ddl.files import write_json
+from ddl.layout import Point
 from ddl.studies import rows as rows_module
-from ddl.studies.rows import COLUMNS, StudyError, collect, committed, point_of
+from ddl.studies.rows import COLUMNS, StudyError, collect, committed
 
 GRID = Grid(("small",), ("paper",), ("baseline", "ddl-cc"), (8,), (4e-3, 8e-3), (0, 1))
 
@@ -33,6 +34,11 @@ def write_points(study, results, points):
             write_json(folder / "point.json", row)
             losses = np.float32([10 * number, 10 * number + 1, 10 * number + 2])
             save_file({"losses": losses, "tokens": np.int32([4, 5, 6])}, folder / "documents.safetensors")
+
+
+def point_of(row):
+    rate = float(row["learning_rate"])
+    return Point(row["size"], row["backbone"], row["variant"], int(row["steps"]), rate, int(row["seed"]))
 
 
 def read(path):
@@ -103,3 +109,17 @@ def test_committed_rows_stand_in_for_runs_of_the_same_settings_only(study, tmp_p
     still = [point for point, row in zip(study.points(), rows, strict=True) if row["settings"] != rows[0]["settings"]]
     assert list(committed(study)) == still[: len(committed(study))]
     assert study.points()[0] not in committed(study)
+
+
+def test_a_run_with_another_name_elsewhere_stands_in_under_the_name_that_it_has_here(tmp_path, monkeypatch):
+    """A normalised embedding is a change of the backbone in one study, and of the design in the other."""
+    monkeypatch.setattr(rows_module, "REFERENCE", tmp_path / "reference")
+    there = dataclasses.replace(GRID, backbones=("normed-embedding",), variants=("baseline",))
+    here = dataclasses.replace(GRID, variants=("baseline-embedding-norm", "baseline"))
+    other, mine = (Study(name, "A title", "About it.", "smoke", (grid,)) for name, grid in (("a", there), ("b", here)))
+    write_points(other, tmp_path / "reference", other.points())
+    collect(other, tmp_path / "reference")
+    expected = [point for point in mine.points() if point.variant == "baseline-embedding-norm"]
+    assert list(committed(mine)) == expected
+    assert collect(mine, tmp_path, reuse=True, partial=True) == len(expected)
+    assert [point_of(row) for row in read(tmp_path / "studies/b.csv")] == expected
