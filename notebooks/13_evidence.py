@@ -40,8 +40,11 @@ from ddl.reporting.token_ladder import Ladder
 set_style()
 labels = {slug: variant.label for slug, variant in load_variants().items()}
 backbones = load_backbones()
-names = ("noise", "repairs", "designs", "controls", "ladder", "ladder-rates", "learning-rate", "inside")
-noise, repairs, designs, controls, ladder, ladder_rates, *others = (read_study(name, studies) for name in names)
+names = ("noise", "repairs", "designs", "controls", "ladder", "ladder-rates", "normed-embedding", "rivals-rates")
+noise, repairs, designs, controls, ladder, ladder_rates, normed, rivals_rates = (
+    read_study(name, studies) for name in names
+)
+others = [normed, *(read_study(name, studies) for name in ("learning-rate", "inside"))]
 measured = {size: finding(size) for size in ("small", "medium")}
 DDL = "ddl-cc"
 
@@ -182,6 +185,45 @@ table = second.assign(backbone=[backbones[name].label for name in second["backbo
 )
 display(Markdown(f"Repaired: {backbones[FAIR].label}, rank {ranked[backbones[FAIR].label]} of {len(ranked)}."))
 table.round(2)
+
+# %% [markdown]
+# ### A later repair: the embedding is normalised too
+#
+# After the studies below were done, another repair was found: on top of the larger and faster embedding, a
+# normalisation of it to rms 1, without parameters. It helps some designs and harms others, so it is no common ground
+# for all of them. The table compares designs with and without it at the shared learning rate, seed by seed.
+
+# %%
+usual, table = load_scale(SCALE), []
+repaired = pd.concat([designs, controls]).drop_duplicates([*RUN, "seed"])
+for design in dict.fromkeys(normed["variant"]):
+    own = {"size": "small", "variant": design, "learning_rate": usual.training.learning_rate, "tokens": usual.tokens}
+    with_it, without = runs_of(normed, **own), runs_of(repaired, backbone=FAIR, **own)
+    common = len(with_it.keys() & without.keys())
+    if common > 1:
+        change = paired_difference(with_it, without)
+        table.append(
+            {
+                "design": labels[design],
+                "repaired: loss": over_seeds(list(without.values())).shown(),
+                "normalised too: loss": over_seeds(list(with_it.values())).shown(),
+                "difference": change.shown("+"),
+                "seeds": change.n,
+            }
+        )
+pd.DataFrame(table).set_index("design")
+
+# %% [markdown]
+# With half of the steps and one seed, by learning rate:
+
+# %%
+halves = normed[normed["tokens"] < usual.tokens]
+same = pd.concat([repairs, rivals_rates]).query("backbone == @FAIR")
+same = same[same["variant"].isin(halves["variant"]) & same["seed"].isin(halves["seed"])]
+halves = pd.concat([same[same["learning_rate"].isin(halves["learning_rate"])], halves])
+halves["backbone"] = [backbones[name].label for name in halves["backbone"]]
+halves["variant"] = [labels[name] for name in halves["variant"]]
+halves.pivot_table(index="variant", columns=["backbone", "learning_rate"], values="val_loss", sort=False).round(2)
 
 # %% [markdown]
 # ## How is the gradient spread over the layers?

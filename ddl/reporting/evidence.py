@@ -25,6 +25,7 @@ from ddl.reporting.judged_claims import (
     published_gains,
 )
 from ddl.reporting.main_effects import Effect, Primary, main_effects, primary_comparisons
+from ddl.reporting.normed_embedding import Normed, normed
 from ddl.reporting.read_studies import rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, paired_difference
 from ddl.reporting.table_format import count
@@ -59,6 +60,7 @@ class Finding:
     primary: list[Primary]
     noises: dict[str, float]  # design -> deviation of a run, the seed's effect removed, on the repaired backbone
     longest: "Longest | None"
+    normed: Normed | None  # with a normalised embedding as well
 
     @property
     def closed(self) -> tuple[float, float, float] | None:
@@ -121,6 +123,7 @@ def finding(size: str = SIZE) -> Finding:
         primary_comparisons(fair),
         fair.spread if fair else {},
         longest(rows_if_any(LADDER), size),
+        normed(size),
     )
 
 
@@ -190,6 +193,8 @@ def sentences(found: Finding) -> dict[str, str]:
         f"design starts larger and learns faster, the baseline improves by {counted(found.repair)}, and {expanded} "
         f"{lead(found.fair[EXPANDED])}{carried}."
     )
+    if found.normed:
+        said["normed"] = normalised(found.normed, expanded)
     parts = []
     if scalar := found.fair.get(SCALAR):
         parts.append(f"{labels[SCALAR]} then {lead(scalar)}.")
@@ -219,6 +224,29 @@ def sentences(found: Finding) -> dict[str, str]:
                 f"{base.new:.2f}."
             )
     return said
+
+
+def normalised(found: Normed, expanded: str) -> str:
+    """What a normalised embedding changes, for the baseline and for what DDL-CC is compared with."""
+    said = f"If that embedding is also normalised, the baseline {moves(found.baseline)}"
+    if found.design:
+        said += f" and {expanded} {moves(found.design)}"
+    said += f". {expanded} with the larger embedding alone then {lead(found.lead, 'that baseline')}"
+    said += f", which ends {apart(found.convolved)} {expanded} if it has EC too." if found.convolved else "."
+    if found.longest.keys() >= {"normalised baseline", "repaired baseline", "design"}:
+        texts = {name: f"{each.mean:.2f} (n = {each.n})" for name, each in found.longest.items()}
+        said += (
+            f" After {count(found.tokens)} tokens the normalised baseline has a loss of "
+            f"{texts['normalised baseline']}, the other one of {texts['repaired baseline']}, and {expanded} of {texts['design']}."
+        )
+    return said
+
+
+def moves(difference: Estimate) -> str:
+    """How a loss changes, e.g. "improves by 0.04 ± 0.01 nats (n = 5)"."""
+    if not difference.separated:
+        return f"changes within the noise ({difference.shown('+')} nats, n = {difference.n})"
+    return f"improves by {counted(difference.negated())}" if difference.mean < 0 else f"loses {counted(difference)}"
 
 
 def answer(found: Finding, expanded: str) -> str:
@@ -303,11 +331,11 @@ def counted(estimate: Estimate) -> str:
     return f"{estimate.shown()} nats (n = {estimate.n})"
 
 
-def lead(gain: Estimate) -> str:
-    """What a gain over the baseline says."""
+def lead(gain: Estimate, base: str = "the baseline") -> str:
+    """What a gain over a baseline says."""
     if not gain.separated:
-        return f"is level with the baseline within the noise (gain {gain.shown()} nats, n = {gain.n})"
-    return f"leads the baseline by {counted(gain)}" if gain.mean > 0 else f"trails it by {counted(gain.negated())}"
+        return f"is level with {base} within the noise (gain {gain.shown()} nats, n = {gain.n})"
+    return f"leads {base} by {counted(gain)}" if gain.mean > 0 else f"trails {base} by {counted(gain.negated())}"
 
 
 def apart(difference: Estimate) -> str:

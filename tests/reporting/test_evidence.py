@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ddl.reporting import evidence
+from ddl.reporting import evidence, normed_embedding
 from ddl.reporting.evidence import climbs, finding, other_size, sentences
 from ddl.reporting.judged_claims import FAIR, PAPER, write_verdicts
 from ddl.reporting.read_results import ResultsError
@@ -31,7 +31,8 @@ def studies(monkeypatch):
     def write(designs, controls, ladder=None):
         empty = designs.iloc[:0]
         frames = {"designs": designs, "controls": controls, "ladder": empty if ladder is None else ladder}
-        monkeypatch.setattr(evidence, "rows_if_any", lambda study: frames[study])
+        for module in (evidence, normed_embedding):
+            monkeypatch.setattr(module, "rows_if_any", lambda study: frames.get(study, empty))
 
     return write
 
@@ -75,7 +76,7 @@ def test_without_runs_nothing_is_found(studies):
     [
         (4.14, "most of DDL-CC's lead", "trails"),
         (3.4, "does not come from the initial embedding", "trails"),  # a larger lead than before
-        (4.4, "DDL-CC trails it by", "leads the baseline by -"),
+        (4.4, "DDL-CC trails the baseline by", "leads the baseline by -"),
     ],
 )
 def test_the_sentences_follow_the_signs(studies, after, said, not_said):
