@@ -237,7 +237,8 @@ def normalised(found: Normed, expanded: str) -> str:
         texts = {name: f"{each.mean:.2f} (n = {each.n})" for name, each in found.longest.items()}
         said += (
             f" After {count(found.tokens)} tokens the normalised baseline has a loss of "
-            f"{texts['normalised baseline']}, the other one of {texts['repaired baseline']}, and {expanded} of {texts['design']}."
+            f"{texts['normalised baseline']}, the other one of {texts['repaired baseline']}, and {expanded} of "
+            f"{texts['design']}."
         )
     return said
 

@@ -107,9 +107,11 @@ def tuned_rates() -> dict[str, float]:
     rows, shared = rows_if_any(TUNING), load_scale(SCALE).training.learning_rate
     found = {}
     for slug, group in rows.groupby("variant", sort=False):
-        losses_by_rate = group.set_index("learning_rate")["val_loss"]
-        best = float(losses_by_rate.idxmin())
-        found[str(slug)] = best if losses_by_rate[shared] - losses_by_rate[best] > NOTICEABLE else shared
+        tried = dict(
+            zip(map(float, group["learning_rate"]), map(float, group["val_loss"].fillna(math.inf)), strict=True)
+        )
+        best = min(tried, key=tried.__getitem__)
+        found[str(slug)] = best if tried[shared] - tried[best] > NOTICEABLE else shared
     return found
 
 
