@@ -26,7 +26,7 @@ from ddl.layout import DRAWN, STUDY, drawn_files
 from ddl.locks import WorkflowLock
 from ddl.reporting.workflow_messages import Messages, say
 from ddl.studies.inside import reusable
-from ddl.studies.rows import committed, point_of
+from ddl.studies.rows import committed
 
 min_version("9.27")
 
@@ -158,7 +158,15 @@ def every_run(pattern):
 
 def scale_at(wildcards):
     """The scale of one run of a study."""
-    return SCALES[wildcards.scale].at(point_of({**wildcards, "learning_rate": wildcards.rate}))
+    own = layout.Point(
+        wildcards.size,
+        wildcards.backbone,
+        wildcards.variant,
+        int(wildcards.steps),
+        float(wildcards.rate),
+        int(wildcards.seed),
+    )
+    return SCALES[wildcards.scale].at(own)
 
 
 def points_without(reused, file):
