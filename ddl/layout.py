@@ -33,7 +33,7 @@ DRAWN = {
     "12_cost": ("table4", "table5", "compute"),
     "13_evidence": ("controls", "repairs", "gradient-flow", "designs", "effects", "ladder", "copied-tokens"),
     "14_mechanism": ("gates", "overwriting", "interventions"),
-    "15_rivals": ("rivals", "rivals-cost"),
+    "15_rivals": ("rivals", "rivals-cost", "table-rivals"),
 }
 
 

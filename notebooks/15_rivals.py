@@ -33,8 +33,8 @@ from ddl.reporting.figures import family_color, label, ordering, save_figure
 from ddl.reporting.judged_claims import SCALE
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import rows_if_any
-from ddl.reporting.rivals import STRONG, TUNING, WIDER, compared, speeds
-from ddl.reporting.table_format import DASH, count
+from ddl.reporting.rivals import STRONG, TUNING, WIDER, compared, rivals_table, speeds
+from ddl.reporting.table_format import DASH, count, write_table
 
 set_style()
 variants = load_variants()
@@ -70,30 +70,20 @@ save_figure(figure, results, "rivals")
 # much.
 
 # %%
-tables = []
-for size, rows in found.items():
-    for each in rows:
-        tables.append(
-            {
-                "size": size,
-                "design": labels[each.slug],
-                "rate": f"{each.rate:g}",
-                "seeds": f"{each.loss.n}" + (f" ({each.diverged} diverged)" if each.diverged else ""),
-                "minus the baseline": DASH if each.over_baseline is None else each.over_baseline.shown("+"),
-                "p": DASH if each.p is None else "< 0.001" if each.p < 0.001 else f"{each.p:.2g}",
-                "minus the strong baseline": DASH if each.over_strong is None else each.over_strong.shown("+"),
-                "at equal parameters": DASH if each.at_equal_params is None else each.at_equal_params.shown("+"),
-                "at equal FLOPs": DASH if each.at_equal_flops is None else each.at_equal_flops.shown("+"),
-                "at equal time": DASH if each.at_equal_time is None else each.at_equal_time.shown("+"),
-            }
-        )
-pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
+write_table(
+    rivals_table(found),
+    results,
+    "table-rivals",
+    "Residual designs of other papers, DDL and baselines: loss minus that of a baseline, in nats.",
+    "Laptop models with the repaired embedding; ± is the half-width of a 95 % interval.",
+)
 
 # %% [markdown]
 # *Equal parameters* and *equal FLOPs* compare with a baseline whose MLP is as wide as needed, *equal time* with a
 # baseline that is trained as long in plain PyTorch, and so with more tokens; its loss is interpolated between the
-# complete runs of the token ladder, which has small models only. A dash: the design costs more than the widest baseline
-# that was run, or has no more parameters or operations than the baseline.
+# complete runs of the token ladder, which has small models only. The *strong baseline* has normalised outputs and EC. A
+# dash: the design costs more than the widest baseline that was run, or has no more parameters or operations than the
+# baseline.
 #
 # What the designs cost, and how alike the streams are at the readout: with a cosine of 1 they are one stream.
 

@@ -27,6 +27,7 @@ from ddl.reporting.judged_claims import (
 from ddl.reporting.main_effects import Effect, Primary, main_effects, primary_comparisons
 from ddl.reporting.normed_embedding import Normed, normed
 from ddl.reporting.read_studies import rows_if_any
+from ddl.reporting.rivals import said_of_rivals
 from ddl.reporting.seed_statistics import Blocks, Estimate, paired_difference
 from ddl.reporting.table_format import count
 from ddl.reporting.token_ladder import Ladder, Prediction, decay_of_gap, predictions
@@ -324,6 +325,7 @@ def findings(small: Finding | None = None) -> dict[str, str]:
     said["inside"] = overwriting(inside) if inside else ""
     if inside and medium:
         said["inside"] += f" In {medium.models} medium models, {overwriting_sublayers(medium)}."
+    said["rivals"] = said_of_rivals(SIZE)
     return {about: text for about, text in said.items() if text}
 
 

@@ -19,6 +19,7 @@ from ddl.layout import BASELINE, REFERENCE
 from ddl.reporting.judged_claims import FAIR, LADDER, SCALE
 from ddl.reporting.read_studies import at_best_rate, losses, rows_if_any
 from ddl.reporting.seed_statistics import Blocks, Estimate, holm, over_seeds, p_value
+from ddl.reporting.table_format import DASH
 from ddl.reporting.token_ladder import Ladder
 
 STUDY, TUNING = "rivals", "rivals-rates"
@@ -164,6 +165,49 @@ def at_equal_time(difference: Estimate | None, ratio: float | None, tokens: int,
     )
 
 
+def rivals_table(found: Mapping[str, list[Compared]]) -> pd.DataFrame:
+    """Rows as for `write_table`: every design at each size, with its differences from three baselines in nats.
+
+    Args:
+        found: size -> designs, from `compared`.
+    """
+    variants, rows = load_variants(), []
+    for size, designs in found.items():
+        for each in designs:
+            differences = {
+                "Minus the baseline: difference": each.over_baseline,
+                "Minus the baseline: at equal parameters": each.at_equal_params,
+                "Minus the baseline: at equal FLOPs": each.at_equal_flops,
+                "Minus the baseline: at equal time": each.at_equal_time,
+                "Minus the strong baseline: difference": each.over_strong,
+            }
+            row = {
+                "block": f"{size.capitalize()} models",
+                "Design": variants[each.slug].label,
+                "Rate": f"{each.rate:g}",
+                "Seeds": f"{each.loss.n}" + (f" ({each.diverged} diverged)" if each.diverged else ""),
+                "p": DASH if each.p is None else "< 0.001" if each.p < 0.001 else f"{each.p:.2g}",
+            }
+            for name, estimate in differences.items():
+                value, _, interval = estimate.shown("+").partition(" ± ") if estimate else (DASH, "", "")
+                row |= {name: value, f"{name} ±": interval}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def said_of_rivals(size: str) -> str:
+    """How the designs of other papers end at one size, in one sentence; empty if they were not run."""
+    found = rivals().get(size)
+    if not found:
+        return ""
+    label, shown, n = found["best"]
+    return (
+        f"Of {found['designs']} residual designs of other papers on this bench, {len(found['better'])} {size} ones end "
+        f"below the baseline and {len(found['better_than_strong'])} below the one with normalised outputs and EC; the "
+        f"lowest is {label} ({shown} nats against the baseline, n = {n})."
+    )
+
+
 def rivals() -> dict[str, Any]:
     """The comparison at each size as JSON types, estimates as they are printed; a size without rivals is left out."""
     variants = load_variants()
@@ -176,6 +220,11 @@ def rivals() -> dict[str, Any]:
         better = [each for each in others if each.is_better]
         found[size] = {
             "designs": len(others),
+            "best": [
+                variants[others[0].slug].label,
+                others[0].over_baseline and others[0].over_baseline.shown("+"),
+                others[0].loss.n,
+            ],
             "better": [variants[each.slug].label for each in better],
             "better_than_strong": [
                 variants[each.slug].label for each in better if each.over_strong and each.over_strong.high < 0

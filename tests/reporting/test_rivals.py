@@ -11,8 +11,9 @@ from ddl.config import load_scale, load_study, load_variants
 from ddl.reporting import rivals
 from ddl.reporting.judged_claims import FAIR
 from ddl.reporting.read_studies import rows_if_any
-from ddl.reporting.rivals import WIDER, at_equal_time, compared, speeds
+from ddl.reporting.rivals import WIDER, at_equal_time, compared, rivals_table, speeds
 from ddl.reporting.seed_statistics import Estimate
+from ddl.reporting.table_format import DASH
 from ddl.reporting.token_ladder import Ladder
 
 MEANS = {
@@ -142,6 +143,28 @@ def test_every_rival_and_every_width_of_the_baseline_is_in_the_study():
     designs = {point.variant for point in load_study("rivals").points()}
     assert {slug for slug, variant in load_variants().items() if variant.family == "rival"} | set(WIDER) <= designs
     assert designs - {point.variant for point in load_study("rivals-rates").points()} == set(WIDER[1:])
+
+
+def test_the_table_has_the_differences_with_their_intervals():
+    found = compared("small", rows())
+    table = rivals_table({"small": found}).set_index("Design")
+    labels = {slug: variant.label for slug, variant in load_variants().items()}
+    assert list(table.index) == [labels[each.slug] for each in found]
+    ihc, base = table.loc["iHC"], table.loc["Baseline"]
+    assert ihc["Minus the baseline: difference"].startswith("-0.1")
+    assert float(ihc["Minus the baseline: difference ±"]) == pytest.approx(0.004, abs=0.002)
+    assert (ihc["p"], ihc["Rate"], ihc["Seeds"], ihc["block"]) == ("< 0.001", "0.008", "4", "Small models")
+    assert (base["Minus the baseline: difference"], base["p"]) == (DASH, DASH)
+    assert rivals_table({}).empty
+
+
+def test_the_sentence_names_the_lowest_design(monkeypatch):
+    monkeypatch.setattr(rivals, "rows_if_any", lambda study: rows())
+    said = rivals.said_of_rivals("small")
+    assert said.startswith("Of 1 residual designs of other papers on this bench, 1 small ones end below the baseline")
+    assert "the lowest is iHC (-0.1" in said
+    assert said.endswith("nats against the baseline, n = 4).")
+    assert rivals.said_of_rivals("medium") == ""
 
 
 def test_the_numbers_count_the_designs_that_beat_either_baseline(monkeypatch):

@@ -19,6 +19,7 @@ from ddl.reporting.loss_and_cost_tables import cost_table, loss_table
 from ddl.reporting.quoted_numbers import write_numbers
 from ddl.reporting.read_results import Results
 from ddl.reporting.read_results import published as published_table
+from ddl.reporting.rivals import compared, rivals_table
 from ddl.reporting.table_format import DASH, write_table
 from tests.helpers import fake_results
 from tests.helpers.command import ddl
@@ -41,6 +42,7 @@ def build(results: Path) -> Path:
     write_table(cost_table(data, "small"), results, "table4", "caption")
     write_table(cost_table(data, "medium"), results, "table5", "caption")
     write_table(published_table("architecture").drop(columns=["version", "table"]), results, "table6", "caption")
+    write_table(rivals_table({"small": compared("small")}), results, "table-rivals", "caption")
     figure = plt.figure(figsize=(2, 1))
     for name in (name for names in DRAWN.values() for name in names if not name.startswith("table")):
         report.save_figure(figure, results, name)
@@ -188,7 +190,7 @@ def test_no_measured_or_published_number_is_typed_into_the_source() -> None:
 def test_every_table_and_figure_of_the_paper_is_included(results: Path, tmp_path: Path) -> None:
     source = (ROOT / "paper/main.typ").read_text()
     root = paper.stage(results, tmp_path / "stage")
-    for name in (*FIGURES, *(f"table{number}" for number in range(1, 9))):
+    for name in (*FIGURES, "rivals-table", "rivals-cost", *(f"table{number}" for number in range(1, 9))):
         found = typst.query(
             str(root / "paper/main.typ"), f"<{name}>", root=str(root), sys_inputs={"results": "/results"}
         )
