@@ -6,15 +6,18 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && echo $$p && break; done)
 
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+
 .PHONY: setup reproduce test test-full test-seeds cluster-test kill-test lint format lock readme
 .DEFAULT_GOAL := reproduce
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml requirements.lock
+$(INSTALLED): pyproject.toml requirements.lock requirements.hashes
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.14 is required, but neither python3 nor python3.11 to python3.14 is one" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c requirements.lock -e ".[dev]"
+	$(PIP) --require-hashes --no-deps -r requirements.hashes
+	$(PIP) -c requirements.lock -e ".[dev]"
 	touch $@
 
 reproduce: setup
@@ -36,7 +39,7 @@ test-seeds: setup
 
 # Run the smoke scale through a real Slurm on this machine. Needs root, because it installs Debian's Slurm packages.
 cluster-test: setup
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c requirements.lock -e ".[slurm]"
+	$(PIP) -c requirements.lock -e ".[slurm]"
 	$(BIN)/python -m tests.cluster.run
 
 # Kill the workflow at 30 random moments, and compare its results with those of a build without kills.
@@ -57,11 +60,13 @@ format: setup
 	$(BIN)/ruff format
 	$(BIN)/snakefmt Snakefile
 
-# Needs uv. The pins are the same for all supported platforms and Python versions.
+# Needs uv. The pins are the same for all supported platforms and Python versions. The set-up checks the hash of each
+# package but torch, triton and what only they need: a machine may have a build of its own of these.
+COMPILE := uv pip compile --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate --quiet
 lock:
-	uv pip compile --universal --fork-strategy fewest --python-version 3.11 \
-		--extra dev --extra slurm --extra tensorboard pyproject.toml \
-		-o requirements.lock --no-header --no-annotate --quiet
+	$(COMPILE) --extra dev --extra slurm --extra tensorboard -o requirements.lock pyproject.toml
+	printf 'torch\ntriton\n' | $(COMPILE) --extra dev -c requirements.lock --excludes /dev/stdin --generate-hashes \
+		-o requirements.hashes pyproject.toml
 
 # Update the generated parts of README.md and docs/ from committed results, settings and the Snakefile.
 REFERENCE ?= laptop-epyc
