@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddl.ops.dispatch import check_shape, runs_triton, saved_dtype
+from ddl.ops.dispatch import check_taps, only_reverse_mode, runs_triton, saved_dtype
 from ddl.ops.expand import shift_back, shift_tokens, tap_gradients
 
 
@@ -74,7 +74,8 @@ def compress(X: Tensor, taps: Tensor) -> Tensor:
         ValueError: the shapes do not fit together, or no kernel supports them.
     """
     d, d_v = X.shape[-2:]
-    check_shape("taps", taps, (taps.shape[0], d_v, d), X)
+    only_reverse_mode(X, taps)
+    check_taps(taps, d_v, d, X)
     return compress_op(X.mT.contiguous(), taps.contiguous())
 
 

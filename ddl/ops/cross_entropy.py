@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ddl.ops.dispatch import runs_triton, saved_dtype
+from ddl.ops.dispatch import only_reverse_mode, runs_triton, saved_dtype
 
 # Size of the logits that exist at a time: small enough for a CPU's cache, large enough to fill a GPU.
 CPU_BYTES, GPU_BYTES = 2**21, 2**29
@@ -45,6 +46,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     Raises:
         ValueError: the shapes do not fit together.
     """
+    only_reverse_mode(hidden, weight)
     d = weight.shape[-1]
     if hidden.shape[-1] != d or hidden.shape[:-1] != targets.shape:
         raise ValueError(
@@ -131,6 +133,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*output[1:])
 
 
+@once_differentiable  # the forward pass saved the gradients as constants: a second gradient would lack terms
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     scale = grad / len(ctx.saved_tensors[0])
     grads = ((gradient * scale.expand_as(gradient)).to(gradient.dtype) for gradient in ctx.saved_tensors)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddl.ops.dispatch import runs_triton, saved_dtype
+from ddl.ops.dispatch import only_reverse_mode, runs_triton, saved_dtype
 
 
 def shift_tokens(x: Tensor, steps: int) -> Tensor:
@@ -82,6 +82,7 @@ def expand_embedding(x: Tensor, kernel: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not fit together, or no kernel supports them.
     """
+    only_reverse_mode(x, kernel)
     if kernel.dim() != 3 or kernel.shape[0] != x.shape[-1]:
         raise ValueError(f"kernel: expected (d, d_v, K) with d = {x.shape[-1]}, found {tuple(kernel.shape)}")
     return expand_op(x.contiguous(), kernel.permute(2, 1, 0).contiguous()).mT

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddl.ops.compress import compress_reference
-from ddl.ops.dispatch import check_shape, runs_triton, saved_dtype
+from ddl.ops.dispatch import check_shape, check_taps, only_reverse_mode, runs_triton, saved_dtype
 from ddl.ops.fused_rewrite_arguments import Gradients, Reader, Rewrite, Saved
 from ddl.ops.rewrite import normalize_direction, rewrite_reference
 
@@ -54,7 +54,7 @@ def fused_rewrite(
     eps_norm: float,
     with_x_in: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The next state and the normalised input of the next sublayer, differentiable in all tensors.
+    """The next state and the normalised input of the next sublayer, differentiable once in all tensors.
 
         X' = X + beta k (v^T - k^T X)      k = `normalize_direction(k_tilde, eps_direction)`
         x_in[t,i] = sum_s sum_j taps[s,j,i] X'[t-s,i,j]
@@ -78,6 +78,10 @@ def fused_rewrite(
 
     Raises:
         ValueError: the shapes do not fit together, or no kernel supports them.
+        NotImplementedError: a tensor has a forward-mode tangent.
+
+    A gradient of the gradient, torch.func.grad and forward mode are refused; `fused_rewrite_reference` has all three.
+    docs/kernels.md has an example.
     """
     S, rewrite, reader = prepare(X, Rewrite(k_tilde, v, beta), Reader(taps, weight))
     S_next, c, x_in, *_ = fused_rewrite_op(S, *rewrite, *reader, eps_direction, eps_norm, with_x_in)
@@ -125,6 +129,7 @@ def fused_rewrite_in_place(
 def prepare(X: Tensor, rewrite: Rewrite, reader: Reader) -> tuple[Tensor, Rewrite, Reader]:
     """Check the shapes; return the state as (B, T, d_v, d) and the arguments, all contiguous."""
     (h, v, beta), (taps, weight) = rewrite, reader
+    only_reverse_mode(X, h, v, beta, taps, weight)
     if X.dim() != (3 if taps is None else 4):
         raise ValueError(f"X: expected (B, T, d) without taps or (B, T, d, d_v) with taps, found {tuple(X.shape)}")
     S = as_rows(X, scalar=taps is None).contiguous()
@@ -133,7 +138,7 @@ def prepare(X: Tensor, rewrite: Rewrite, reader: Reader) -> tuple[Tensor, Rewrit
         check_shape(name, tensor, shape, X)
     check_shape("weight", weight, (d,), X)
     if taps is not None:
-        check_shape("taps", taps, (taps.shape[0], d_v, d), X)
+        check_taps(taps, d_v, d, X)
         taps = taps.contiguous()
     return S, Rewrite(h.contiguous(), v.contiguous(), beta.contiguous()), Reader(taps, weight.contiguous())
 

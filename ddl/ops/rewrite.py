@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddl.ops.dispatch import check_shape, runs_triton, saved_dtype
+from ddl.ops.dispatch import check_shape, only_reverse_mode, runs_triton, saved_dtype
 
 
 def normalize_direction(k_tilde: Tensor, eps: float) -> Tensor:
@@ -140,6 +140,7 @@ def rewrite(X: Tensor, k_tilde: Tensor, v: Tensor, beta: Tensor, eps: float) -> 
         ValueError: the shapes do not fit together, or no kernel supports them.
     """
     leading, (d, d_v) = X.shape[:-2], X.shape[-2:]
+    only_reverse_mode(X, k_tilde, v, beta)
     check_shape("k_tilde", k_tilde, (*leading, d), X)
     check_shape("v", v, (*leading, d_v), X)
     check_shape("beta", beta, leading, X)
