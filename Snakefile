@@ -298,6 +298,7 @@ rule tasks:
 
 
 # Train one model. Checkpoints are next to the outputs, in a folder named after a fingerprint of settings, data and code.
+# The log of a training that is continued is continued too.
 rule train:
     input:
         data=rules.data.output.manifest,
@@ -329,7 +330,7 @@ rule train:
     shell:
         "ddl train --scale {wildcards.scale} --size {wildcards.size} --variant {wildcards.variant}"
         " --seed {wildcards.seed} --data $(dirname {input.data}) --out $(dirname {output.weights})"
-        " --processes $(({resources.gpu} ? {resources.gpu} : 1)) {resources.on_stale} > {log} 2>&1"
+        " --processes $(({resources.gpu} ? {resources.gpu} : 1)) {resources.on_stale} >> {log} 2>&1"
 
 
 # One run of a study. `rule all` excludes studies, so their logs and times have their own folders.
@@ -357,7 +358,7 @@ rule study_point:
         "ddl study point --scale {wildcards.scale} --size {wildcards.size} --backbone {wildcards.backbone}"
         " --variant {wildcards.variant} --steps {wildcards.steps} --rate {wildcards.rate} --seed {wildcards.seed}"
         " --data $(dirname {input.data}) --out $(dirname {output.row}) --processes $(({resources.gpu} ? {resources.gpu} : 1)) {resources.on_stale}"
-        " > {log} 2>&1"
+        " >> {log} 2>&1"
 
 
 rule study_rows:
