@@ -3,7 +3,8 @@
 All designs of the study `rivals` are in one process and take turns, and `ratio` is the baseline's time over a design's,
 formed within each round, so that a slow phase of the machine affects all of them. Designs are in plain PyTorch
 (`kernels: reference`), because only DDL has operations of its own: otherwise the table would compare effort spent on
-kernels. Designs with fused operations have a second row with them. One row per design, size and kind is appended.
+kernels. Designs with fused operations have a second row with them, compared with the baseline as it is trained, whose
+loss is an operation too. One row per design, size and kind is appended.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def configs(size: str) -> dict[tuple[str, str], ModelConfig]:
     for slug in dict.fromkeys(point.variant for point in study.points() if point.size == size):
         config = scale.model(size, slug)
         found[slug, "reference"] = dataclasses.replace(config, kernels="reference", state_memory="stored")
-        if LanguageModel(config).fused:
+        if slug == BASELINE or LanguageModel(config).fused:
             found[slug, "auto"] = config
     return found
 
@@ -45,9 +46,8 @@ def measure(rows: Rows, size: str, rounds: int, warmup: int) -> None:
             seconds = subject.seconds(subject.train_step)
             if number >= warmup:
                 times[key].append(seconds)
-    base = np.array(times[BASELINE, "reference"])
     for (slug, kernels), seconds in times.items():
-        ratio = spread(base / np.array(seconds))
+        ratio = spread(np.array(times[BASELINE, kernels]) / np.array(seconds))
         rows.add(
             scale=scale.name,
             size=size,

@@ -108,7 +108,8 @@ pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
 
 # %% [markdown]
 # *Speed* is the baseline's time of a training step over the design's, on one machine and thread, in plain PyTorch. Only
-# DDL has operations of its own, and a speed with them.
+# DDL has operations of its own; *fused* is its speed with them, relative to the baseline as it is trained, whose loss
+# is an operation too.
 #
 # Loss against cost: the lower left is better. The line joins the baselines with wider MLPs.
 

@@ -202,7 +202,7 @@ def said_of_rivals(size: str) -> str:
         return ""
     label, shown, n = found["best"]
     return (
-        f"Of {found['designs']} residual designs of other papers on this bench, {len(found['better'])} {size} ones end "
+        f"Of {found['designs']} other residual designs on this bench, {len(found['better'])} {size} ones end "
         f"below the baseline and {len(found['better_than_strong'])} below the one with normalised outputs and EC; the "
         f"lowest is {label} ({shown} nats against the baseline, n = {n})."
     )

@@ -161,7 +161,7 @@ def test_the_table_has_the_differences_with_their_intervals():
 def test_the_sentence_names_the_lowest_design(monkeypatch):
     monkeypatch.setattr(rivals, "rows_if_any", lambda study: rows())
     said = rivals.said_of_rivals("small")
-    assert said.startswith("Of 1 residual designs of other papers on this bench, 1 small ones end below the baseline")
+    assert said.startswith("Of 1 other residual designs on this bench, 1 small ones end below the baseline")
     assert "the lowest is iHC (-0.1" in said
     assert said.endswith("nats against the baseline, n = 4).")
     assert rivals.said_of_rivals("medium") == ""
