@@ -48,6 +48,9 @@ for size, rows in found.items():
     rivals = [each for each in rows if variants[each.slug].family == "rival" and each.over_baseline]
     better = [each for each in rivals if each.is_better]
     strong = [each for each in better if each.over_strong and each.over_strong.high < 0]
+    if not rivals:
+        said.append(f"{size.capitalize()}: the rivals have not been run.")
+        continue
     said.append(
         f"{size.capitalize()}: {len(better)} of {len(rivals)} rival designs end below the baseline, and "
         f"{len(strong)} below the baseline with normalised outputs and EC."

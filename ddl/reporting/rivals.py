@@ -186,7 +186,7 @@ def rivals_table(found: Mapping[str, list[Compared]]) -> pd.DataFrame:
                 "Design": variants[each.slug].label,
                 "Rate": f"{each.rate:g}",
                 "Seeds": f"{each.loss.n}" + (f" ({each.diverged} diverged)" if each.diverged else ""),
-                "p": DASH if each.p is None else "< 0.001" if each.p < 0.001 else f"{each.p:.2g}",
+                "p": DASH if each.p is None else "<0.001" if each.p < 0.001 else f"{each.p:.2g}",
             }
             for name, estimate in differences.items():
                 value, _, interval = estimate.shown("+").partition(" ± ") if estimate else (DASH, "", "")

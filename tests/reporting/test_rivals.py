@@ -153,7 +153,7 @@ def test_the_table_has_the_differences_with_their_intervals():
     ihc, base = table.loc["iHC"], table.loc["Baseline"]
     assert ihc["Minus the baseline: difference"].startswith("-0.1")
     assert float(ihc["Minus the baseline: difference ±"]) == pytest.approx(0.004, abs=0.002)
-    assert (ihc["p"], ihc["Rate"], ihc["Seeds"], ihc["block"]) == ("< 0.001", "0.008", "4", "Small models")
+    assert (ihc["p"], ihc["Rate"], ihc["Seeds"], ihc["block"]) == ("<0.001", "0.008", "4", "Small models")
     assert (base["Minus the baseline: difference"], base["p"]) == (DASH, DASH)
     assert rivals_table({}).empty
 
