@@ -70,6 +70,8 @@ means["overwriting"] = overwrites(means["erase_share"], means["times_chance"], m
 def counted(size: str) -> str:
     """How many sublayers of the models of one size overwrite."""
     rows = means[means["size"] == size]
+    if rows.empty:
+        return f"the {size} models were not observed"
     return f"{int(rows['overwriting'].sum())} of {len(rows)} sublayers of the {size} models overwrite"
 
 

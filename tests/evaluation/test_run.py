@@ -202,12 +202,13 @@ def test_the_data_card_shows_checks_and_overlaps(data, model, tmp_path, monkeypa
     ddl("contamination", "--scale", "smoke", "--data", data, "--out", results)
     source = (ROOT / "notebooks/08_tasks.py").read_text()
     monkeypatch.chdir(ROOT)
-    exec(compile(source.replace('"results/laptop"', repr(str(results))), "08_tasks", "exec"), {"__name__": "08_tasks"})
+    names = {"__name__": "08_tasks"}
+    exec(compile(source.replace('"results/laptop"', repr(str(results))), "08_tasks", "exec"), names)
     printed = capsys.readouterr().out
     first = rows(data, "doc_order")[0]
     assert f"doc_order (OpenBookQA)\n{first['query']}\n" in printed
     assert f"  -> {first['choices'][first['gold']]}\n" in printed
-    assert "farthest from chance: " in printed
+    assert 0 < max(names["distances"]) < 5  # standard errors from chance
 
 
 def test_validation_loss_is_the_mean_over_all_sequences(tiny_config, tmp_path):

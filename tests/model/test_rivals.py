@@ -584,7 +584,7 @@ def test_flops_and_parameters_of_a_rival_are_those_of_its_formulas(tiny_config, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reader": "hc"}, f"reader: expected one of {', '.join(READERS)}, found 'hc'"),
+        ({"reader": "hc"}, f"reader: expected one of {', '.join(READERS)}, .*, found 'hc'"),
         ({"residual": "streams"}, "reader: 'compressor' needs residual additive, .*, found 'streams'"),
         ({"reader": "first-state"}, "reader: 'first-state' needs residual carry, found 'additive'"),
         (

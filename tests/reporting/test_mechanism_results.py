@@ -164,18 +164,21 @@ def test_the_notebook_draws_its_figures_and_answers_from_the_rows(tmp_path, monk
     path.write_text(json.dumps(values))
     names = rerun(found.path, monkeypatch)
     assert all((found.path / file).stat().st_size for name in DRAWN[NOTEBOOK] for file in drawn_files(name))
-    answer = names["sentence"]("medium")
-    assert "1 of 40 sublayers overwrite (numbered from 0; DDL-CC: 3)" in answer
+    assert names["counted"]("medium") == "1 of 40 sublayers of the medium models overwrite"
+    answer = names["details"]("medium")
+    assert "these overwrite, numbered from 0: DDL-CC: 3. " in answer
     assert "most in sublayer 3 of DDL-CC, where the state has 32.0 times" in answer
     assert "16.0 times after it" in answer
-    assert "0 of 20 sublayers overwrite. " in names["sentence"]("small")
+    assert names["counted"]("small") == "0 of 20 sublayers of the small models overwrite"
+    assert "these overwrite" not in names["details"]("small")
     row = next(row for row in names["beside"] if (row["size"], row["change"]) == ("small", "erase off"))
     assert row["at test time"] == "+0.2500 ± 0.0000"
 
 
 def test_the_notebook_runs_with_several_seeds_and_without_results(tmp_path, several_seeds, monkeypatch):
     names = rerun(results(tmp_path, several_seeds).path, monkeypatch)
-    assert "3 seeds each" in names["sentence"]("small")
+    assert "3 seeds each" in names["details"]("small")
     (tmp_path / "none" / "laptop").mkdir(parents=True)
     names = rerun(tmp_path / "none" / "laptop", monkeypatch)
-    assert "no measurements" in names["sentence"]("small")
+    assert names["counted"]("small") == "the small models were not observed"
+    assert "no measurements" in names["details"]("small")
