@@ -148,8 +148,9 @@ save_figure(figure, results, "rivals-cost")
 # %% [markdown]
 # ## What was expected?
 #
-# Before any of these designs was trained, we wrote down what we expected, with ranges in nats. An expectation holds if
-# the whole interval is in its range, is missed if it is outside, and is open otherwise.
+# Before any of these designs was trained, we wrote down what we expected. The ranges in nats that the words stand for
+# were fixed before the first full run, but after some half-length ones. An expectation holds if the whole interval is
+# in its range, is missed if it is outside, and is open otherwise.
 
 # %%
 judged = [

@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddl.config import ConfigError, ModelConfig, registered_values
+from ddl.config import ConfigError, ModelConfig
 from ddl.model.cache import Window
-from ddl.model.residual import RULES, Streams, Sums, rule_class
+from ddl.model.residual import RULES, Streams, Sums, named_class, rule_class
 from ddl.ops.dispatch import saved_dtype, without_autocast
-from ddl.outside_parts import is_outside, outside_class
 
 MIX_EPS = 1e-6  # mHC, iHC: added to sigmoids, and to sums before they divide
 SINKHORN_ROUNDS = 20
@@ -348,7 +347,7 @@ def make_reader(config: ModelConfig, place: int) -> Reader:
     Raises:
         ConfigError: there is no such reader or rule, or the reader does not fit the rule or the number of streams.
     """
-    reader = reader_class(config)
+    reader = named_class("reader", config.reader, READERS, Reader)
     if rule_class(config).takes not in reader.gives:
         fitting = ", ".join(name for name, rule in RULES.items() if rule.takes in reader.gives)
         raise ConfigError(f"reader: {config.reader!r} needs residual {fitting}, found {config.residual!r}")
@@ -358,16 +357,6 @@ def make_reader(config: ModelConfig, place: int) -> Reader:
             f"value_channels: expected {expected} with reader {config.reader!r}, found {config.value_channels}"
         )
     return reader(config, place)
-
-
-def reader_class(config: ModelConfig) -> type[Reader]:
-    """The class of the reader that `config.reader` names; raises as `make_reader` does."""
-    if is_outside(config.reader):
-        return outside_class("reader", config.reader, Reader, registered_values("reader"))
-    if config.reader not in READERS:
-        known = ", ".join(READERS)
-        raise ConfigError(f"reader: expected one of {known}, or package.module:Class, found {config.reader!r}")
-    return READERS[config.reader]
 
 
 def weighted_sum(weights: Tensor, sources: tuple[Tensor, ...]) -> Tensor:

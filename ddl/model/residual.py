@@ -15,6 +15,7 @@ safe for any rule.
 
 import abc
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -477,12 +478,16 @@ def rule_class(config: ModelConfig) -> type[Rule]:
     Raises:
         ConfigError: there is no such rule, or it is outside the package and no registered design names it.
     """
-    if is_outside(config.residual):
-        return outside_class("residual", config.residual, Rule, registered_values("residual"))
-    if config.residual not in RULES:
-        known = ", ".join(RULES)
-        raise ConfigError(f"residual: expected one of {known}, or package.module:Class, found {config.residual!r}")
-    return RULES[config.residual]
+    return named_class("residual", config.residual, RULES, Rule)
+
+
+def named_class(setting: str, name: str, known: Mapping[str, type], base: type) -> Any:
+    """The class of this package or from outside it that a setting names; raises as `rule_class` does."""
+    if is_outside(name):
+        return outside_class(setting, name, base, registered_values(setting))
+    if name not in known:
+        raise ConfigError(f"{setting}: expected one of {', '.join(known)}, or package.module:Class, found {name!r}")
+    return known[name]
 
 
 def add_outer(X: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ def rivals() -> dict[str, Any]:
             "designs": len(others),
             "best": [
                 variants[others[0].slug].label,
-                others[0].over_baseline and others[0].over_baseline.shown("+"),
+                others[0].over_baseline.shown("+") if others[0].over_baseline else DASH,
                 others[0].loss.n,
             ],
             "better": [variants[each.slug].label for each in better],
