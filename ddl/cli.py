@@ -628,9 +628,12 @@ def keep(results: Path, name: str) -> None:
 
 @commands.command()
 @from_results
-@click.option("--name", metavar="NAME", help="Name of the folder in results/reference.  [default: that of the scale]")
+@click.option("--name", metavar="NAME", help="Name of the folder in results/reference; without it, that of the scale.")
 def compare(results: Path, name: str | None) -> None:
-    """Compare the losses of a scale with committed ones, by the noise of seeds."""
+    """Compare the losses of a scale with committed ones.
+
+    Each difference is judged by the spread that the study `noise` finds between seeds.
+    """
     from ddl.reporting.compare_reference import report
 
     click.echo(report(results, name))

@@ -27,6 +27,7 @@ IN_ORDER = [
         "paper",
         "site",
         "keep",
+        "compare",
         "readme",
         "lm-eval",
     ),
