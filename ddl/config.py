@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -617,7 +617,7 @@ def load_scale(name: str) -> Scale:
     path = SCALES_DIR / f"{name}.yaml"
     if name not in scale_names():
         raise ConfigError(f"scale: expected one of {', '.join(scale_names())}, found {name!r}")
-    return from_mapping(Scale, {"name": name, **_read_yaml(path)}, str(path.relative_to(ROOT)))
+    return from_mapping(Scale, {"name": name, **_yaml(path, path.read_bytes())}, str(path.relative_to(ROOT)))
 
 
 def scale_names() -> list[str]:
@@ -627,11 +627,14 @@ def scale_names() -> list[str]:
 
 def load_variants() -> dict[str, Variant]:
     """Read the designs of all families from `config/variants.yaml`: slug -> `Variant`, in the order of the tables."""
-    where = str(VARIANTS_FILE.relative_to(ROOT))
-    variants = {
-        slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug)
-        for slug, entry in _read_yaml(VARIANTS_FILE).items()
-    }
+    return dict(_variants(VARIANTS_FILE, VARIANTS_FILE.read_bytes()))
+
+
+@lru_cache(maxsize=1)  # a study asks once for each of its runs
+def _variants(path: Path, content: bytes) -> dict[str, Variant]:
+    where = str(path.relative_to(ROOT))
+    entries = _yaml(path, content).items()
+    variants = {slug: from_mapping(Variant, {"slug": slug, **entry}, where, slug) for slug, entry in entries}
     if BASELINE not in variants:
         raise ConfigError(f"{where}: expected a variant {BASELINE!r}, with which all others are compared, found none")
     labels: dict[str, str] = {}
@@ -649,8 +652,13 @@ def registered_values(setting: str) -> set[str]:
 
 def load_backbones() -> dict[str, Backbone]:
     """Read `config/backbones.yaml`: slug -> `Backbone`."""
-    where = f"config/{BACKBONES_FILE.name}"
-    return {slug: from_mapping(Backbone, entry, where, slug) for slug, entry in _read_yaml(BACKBONES_FILE).items()}
+    return dict(_backbones(BACKBONES_FILE, BACKBONES_FILE.read_bytes()))
+
+
+@lru_cache(maxsize=1)
+def _backbones(path: Path, content: bytes) -> dict[str, Backbone]:
+    where = str(path.relative_to(ROOT))
+    return {slug: from_mapping(Backbone, entry, where, slug) for slug, entry in _yaml(path, content).items()}
 
 
 def load_study(name: str) -> Study:
@@ -663,7 +671,7 @@ def load_study(name: str) -> Study:
     if name not in study_names():
         raise ConfigError(f"study: expected one of {', '.join(study_names())}, found {name!r}")
     where = str(path.relative_to(ROOT))
-    study = from_mapping(Study, {"name": name, **_read_yaml(path)}, where)
+    study = from_mapping(Study, {"name": name, **_yaml(path, path.read_bytes())}, where)
     try:
         scale = load_scale(study.scale)
         for point in study.points():
@@ -778,7 +786,8 @@ def _chosen(kinds: tuple[type, ...], value: Any, where: str, key: str) -> type:
     return by_name[name]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _yaml(path: Path, content: bytes) -> dict[str, Any]:
+    """The settings in the file `path` with the given content."""
     import yaml  # imported here so that models can be built and timed without it
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C takes a thirtieth of the time
@@ -791,7 +800,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             return dict(super().construct_mapping(node, deep))
 
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        values = yaml.load(content.decode(), Loader)
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path.relative_to(ROOT)}: expected text in UTF-8, found byte {error.start} invalid"

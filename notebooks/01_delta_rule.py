@@ -219,10 +219,12 @@ axes[1].set(xlabel="repetitions", yscale="log", ylim=(1e-4, 2), title="absolute 
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
 plt.show()
 
+# %% [markdown] tags=["caption"]
+# Every point is within $10^{-13}$ of $(1-\beta)^n$, asserted for each curve. On the right the curves of 0.25 and 1.75
+# coincide, and so do those of 0.5 and 1.5.
+
 # %% [markdown]
-# Every point is within $10^{-13}$ of $(1-\beta)^n$, asserted for each curve. In the right panel the curves of 0.25 and
-# 1.75 coincide, and so do those of 0.5 and 1.5: the size of the discrepancy does not distinguish an under-relaxed gate
-# from an over-relaxed one; only its sign does.
+# The size of the discrepancy does not distinguish an under-relaxed gate from an over-relaxed one; only its sign does.
 
 # %% [markdown]
 # ## Everything orthogonal to the direction stays the same
@@ -298,7 +300,7 @@ for b, place in zip(opened, moved.numpy(), strict=True):
 axis.set(aspect="equal", xlim=(-0.55, 3.9), ylim=(-0.35, 2.9), xlabel="$x_1$", ylabel="$x_2$")
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # Dotted lines project each state onto the direction. Their feet are the readouts, evenly spaced in $\beta$. All five
 # states have the same distance from the direction, asserted to $10^{-14}$.
 
@@ -410,11 +412,13 @@ axis.set(xlabel="$|\\tilde{k}|$", ylim=(-0.03, 1.05))
 axis.legend(frameon=False, loc="center right")
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # Above $100\,\varepsilon_k$ the length of the direction is one to within $5\cdot10^{-5}$, and the claims of this page
-# hold as stated. At $\varepsilon_k$ an overwrite replaces only half of the readout. A vanishing proposal closes the
-# rewrite instead of dividing by zero. The other examples of this page use $\varepsilon_k = 0$, which switches the guard
-# off.
+# hold as stated. At $\varepsilon_k$ an overwrite replaces only half of the readout.
+
+# %% [markdown]
+# A vanishing proposal closes the rewrite instead of dividing by zero. The other examples of this page use
+# $\varepsilon_k = 0$, which switches the guard off.
 
 # %% [markdown]
 # ## The same rule over time

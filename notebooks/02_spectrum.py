@@ -212,10 +212,11 @@ axes[1].semilogy(grid[away], condition[away], color="black")
 axes[1].set(xlabel="gate β", ylabel="condition number", ylim=(0.8, 200), xlim=(0, 2))
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # The curves are computed from the matrices ($d = 16$, 201 gates) and asserted to be equal to the formulas. The largest
 # condition number in the plot, 100, belongs to $\beta = 1 \pm 0.01$.
-#
+
+# %% [markdown]
 # **Training starts around $\beta = 1$, but not exactly there.** By default the bias of a gate's logit starts at zero
 # (`gate_init = 1` in `ddl/config.py`; the paper does not give its $\beta_0$). The rest of the logit,
 # $\mathbf{w}^\top\mathbf{c}$, does not: the entries of $\mathbf{w}$ start with variance $0.25 / d$, and RMSNorm makes
@@ -417,13 +418,16 @@ handles, labels = axes[0, 0].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # After eight rewrites most of the 64 values are still one, in every column. With gates of 0 or 2 all values stay at one
-# at every depth: the stack is orthogonal. Otherwise the old state fades. The mean square of the singular values is the
-# share of its squared length that is left on average. It is asserted to follow $(1 - \mathbb{E}[\beta(2 - \beta)]/d)^n$
-# to within 15 % ([notebook 05](05_gradient.html) derives this formula), and the cell above prints it for 128 rewrites:
-# even when every gate overwrites, and there are twice as many rewrites as dimensions, the state is not erased. All this
-# concerns the old state only; the frozen product ignores what is written.
+# at every depth: the stack is orthogonal. Otherwise the old state fades.
+
+# %% [markdown]
+# The mean square of the singular values is the share of its squared length that is left on average. It is asserted to
+# follow $(1 - \mathbb{E}[\beta(2 - \beta)]/d)^n$ to within 15 % ([notebook 05](05_gradient.html) derives this formula),
+# and the cell above prints it for 128 rewrites: even when every gate overwrites, and there are twice as many rewrites
+# as dimensions, the state is not erased. All this concerns the old state only; the frozen product ignores what is
+# written.
 
 # %% [markdown]
 # ### The ends of the range
@@ -714,9 +718,13 @@ axes[0].legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.42), n
 axes[1].legend(frameon=False, loc="lower left", fontsize=8)
 plt.show()
 
+# %% [markdown] tags=["caption"]
+# Models whose bias starts at 1. The full Jacobian has eigenvalues outside the unit circle and singular values above
+# one; the frozen shortcuts have neither.
+
 # %% [markdown]
 # The table shows geometric means over four models with 95 % t-intervals; distances are relative to the norm of the
-# identity. The figure shows models whose bias starts at 1.
+# identity.
 #
 # The comparison is fair, which is asserted at every token of every model: with the generators' values held fixed, the
 # block gives the same output, and its Jacobian is the formula to $10^{-12}$. With generators that depend on the state,

@@ -191,7 +191,7 @@ draw_stack(panels[1])
 save_figure(figure, results, "figure1")
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # (a) A block multiplies the old state by the shortcut $\mathbf{A}$ and adds a rank-one write; direction $\mathbf{k}$,
 # gate $\beta$ and target $\mathbf{v}$ come from the state itself. (b) The state keeps $d_v$ value channels per feature
 # through the whole depth, while attention and MLP see only a compressed vector of width $d$. $\mathbf{h}$ is the

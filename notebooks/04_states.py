@@ -191,11 +191,13 @@ draw_sign(axis, end + 0.6, BELOW, ")")
 axis.text(16.2, BELOW + 2.6, "β and v: generated from c", ha="center", fontsize=7)
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # Red is positive, blue is negative, and each array has its own colour scale. $\beta$ and $\mathbf{v}$ are generated
-# from $\mathbf{c}$. The change $\mathbf{X}' - \mathbf{X}$ is a column times a row, which is asserted for all ten
-# tokens, as are the shapes. With $d_v = 1$ the state has one column and the step *compress* is missing; the rest is the
-# same.
+# from $\mathbf{c}$. The change $\mathbf{X}' - \mathbf{X}$ is a column times a row.
+
+# %% [markdown]
+# That the change is a column times a row is asserted for all ten tokens, as are the shapes. With $d_v = 1$ the state
+# has one column and the step *compress* is missing; the rest is the same.
 
 # %% [markdown]
 # ## EC, CC and TC as matrices
@@ -301,10 +303,13 @@ draw_matrix(figure.add_subplot(grid[0, 1]), matrices["CC"], "CC", FEATURES, spre
 draw_matrix(figure.add_subplot(grid[1, 1]), matrices["TC"], "TC", FEATURES, spread, (features, pairs))
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # White is zero, red is positive, blue is negative. EC and TC are bands that end at the diagonal and span three tokens;
-# their blocks repeat all the way down, because the kernel does not depend on the position. CC repeats one block on the
-# diagonal and is zero elsewhere. No block mixes the two features: that is left to sublayers and rewrites.
+# CC repeats one block on the diagonal.
+
+# %% [markdown]
+# The blocks of EC and TC repeat all the way down, because the kernel does not depend on the position. No block mixes
+# the two features: that is left to sublayers and rewrites.
 #
 # ### Causal means lower block triangular
 #
@@ -406,7 +411,7 @@ for axis in axes[:, 0]:
 figure.colorbar(picture, ax=axes, label="largest change, $\\log_{10}$", shrink=0.7)
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # White means no change. The upper triangle is empty for every variant: a later token changes no earlier output. The
 # lower triangle is full, because attention reads all earlier tokens.
 

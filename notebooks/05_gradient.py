@@ -269,10 +269,10 @@ axis.set(xlabel="length of the proposal $|\\tilde{k}|$", ylabel="gradient out / 
 axis.legend(frameon=False, loc="lower left")
 plt.show()
 
-# %% [markdown]
-# The package's function computes both curves, and they are asserted to follow the formulas at all 101 lengths. The
-# largest amplification is $1/\varepsilon_k$, for a vanishing proposal. (The dashed line ends where its values are
-# smaller than the rounding of the subtraction that produces them.)
+# %% [markdown] tags=["caption"]
+# Both curves follow the formulas, asserted at all 101 lengths. The largest amplification is $1/\varepsilon_k$, for a
+# vanishing proposal. The dashed line ends where its values are smaller than the rounding of the subtraction that
+# produces them.
 
 # %% [markdown]
 # ## Through the gate
@@ -545,7 +545,6 @@ def model_by_equation(W, config, ids, rotation):
 # roundoff of fp32. Rounding the exponent $2i/D$ causes a relative error of at most $u \ln 10000$ in the power. The
 # power, its product with $t$, and the result are rounded too. Sine and cosine change by no more than their angle. The
 # error of a sine or cosine is therefore at most $u\,(1 + \theta\,(3 + \ln 10000))$.
-
 
 # %%
 ROUNDOFF = {name: torch.finfo(getattr(torch, name)).eps / 2 for name in ("float64", "float32", "bfloat16")}
@@ -853,7 +852,6 @@ print(f"learning rates of {', '.join(scale_names())}: equal to the formula")
 # operations in the last formula. The recipe is that of the smoke scale, shortened to eight steps, with a clipping
 # length that some gradients exceed and others do not.
 
-
 # %%
 OPERATIONS = 16
 DECAY, BETA_1, BETA_2, ADAM_EPS = 0.1, 0.9, 0.95, 1e-8  # Sec. 4.1; the last is PyTorch's
@@ -1134,9 +1132,8 @@ Markdown("\n".join(rows))
 # ### Depth 48
 #
 # The paper's medium model has 24 blocks of two sublayers, so 48 rewrites. With independent isotropic directions the
-# factors multiply, and the mean square falls as $\prod_l (1 - \mathbb{E}[\beta_l(2 - \beta_l)]/d)$. Left: several
-# distributions of the gate at $d = 64$. Right: $\beta = 1$, around which the gates of a model start (notebook 02) and
-# which shrinks the gradient most, at several widths.
+# factors multiply, and the mean square falls as $\prod_l (1 - \mathbb{E}[\beta_l(2 - \beta_l)]/d)$. The figure compares
+# distributions of the gate, and widths at $\beta = 1$, around which the gates of a model start (notebook 02).
 
 # %%
 DEPTH = 48
@@ -1217,6 +1214,11 @@ axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), f
 axes[1].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), fontsize=7, ncols=2)
 plt.show()
 
+# %% [markdown] tags=["caption"]
+# Lines are medians over tokens and bands reach from the 5th to the 95th percentile. Left: several distributions of the
+# gate at $d = 64$. Right: $\beta = 1$, which shrinks the gradient most, at several widths; dotted lines are the
+# formula.
+
 # %%
 rows = ["| | width | rewrites | gate 1 | uniform gate |", "|---|---|---|---|---|"]
 for name, width, depth in (("this plot", 64, 48), ("paper, small", 768, 24), ("paper, medium", 1024, 48)):
@@ -1284,11 +1286,13 @@ axis.set_xticks(range(0, 49, 12))
 axis.legend(frameon=False, loc="lower left")
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # All curves have $\beta = 1$ and $d = 64$; dotted lines are the formula. Directions that share eight dimensions soon
-# erase the gradient *in these dimensions* (the falling curve) and leave the other 56 unchanged, so an isotropic
-# gradient keeps, in the root mean square, at least $\sqrt{56/64} = 0.94$ of its length. This is erasure at work, not a
-# defect: earlier layers should not receive credit for what later layers overwrite.
+# erase the gradient *in these dimensions* (the falling curve) and leave the other 56 unchanged.
+
+# %% [markdown]
+# An isotropic gradient thus keeps, in the root mean square, at least $\sqrt{56/64} = 0.94$ of its length. This is
+# erasure at work, not a defect: earlier layers should not receive credit for what later layers overwrite.
 
 # %% [markdown]
 # ## In the model: the path through the generators
@@ -1402,6 +1406,10 @@ for axis, slug in zip(axes, models, strict=True):
     axis.legend(frameon=False, loc="upper left")
 axes[0].set(ylabel="length of the gradient", yscale="log")
 plt.show()
+
+# %% [markdown] tags=["caption"]
+# Each line is one initialisation. Solid: the full gradient of the loss in the states. Dashed: the gradient of the last
+# state, passed back through the shortcuts alone. The gap between the two is what the generators and sublayers pass on.
 
 # %%
 

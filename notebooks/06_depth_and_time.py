@@ -550,10 +550,12 @@ handles, labels = axes[0].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # Thick lines are medians, thin lines the 16 runs. Answering zero has the error 1. The *overlap of keys* is the largest
-# cosine between the learned directions of two keys. The table gives the median error of each group of runs and its
-# range; shares have Wilson intervals of 95 %.
+# cosine between the learned directions of two keys.
+
+# %% [markdown]
+# The table gives the median error of each group of runs and its range; shares have Wilson intervals of 95 %.
 #
 # - **Same generators, only the rule differs.** No run of addition gets below its lower bound: the more often a value
 #   was replaced, the larger the error. The delta rule has no such bound. Every run that learned nearly orthogonal keys

@@ -311,11 +311,14 @@ handles, labels = axes[1].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # Solid lines show the worst token, dashed lines the median. Relative to its own roundoff, every precision drifts by a
-# similar amount, as expected of errors that only add up. With random streams the drift is a few roundoffs. In a model
-# it grows towards the first states (to the right), because these are small: embeddings start at 0.02 and targets near
-# one, so the roundoff of a late state is large compared with an early state. How much this matters depends on $u$:
+# similar amount, as expected of errors that only add up.
+
+# %% [markdown]
+# With random streams the drift is a few roundoffs. In a model it grows towards the first states (to the right), because
+# these are small: embeddings start at 0.02 and targets near one, so the roundoff of a late state is large compared with
+# an early state. How much this matters depends on $u$:
 
 # %%
 worst = {name: max(float(drifts[panel, name].max()) for panel in panels[1:]) for name in LOOKS}
@@ -535,10 +538,13 @@ axis.set(xlabel="$|1 - \\beta|$", ylabel="relative error of the rebuilt state")
 axis.legend(frameon=False, loc="upper right", fontsize=8)
 plt.show()
 
-# %% [markdown]
+# %% [markdown] tags=["caption"]
 # With the history, the error stays at the roundoff. The inverse loses one decimal digit each time the gate comes ten
-# times closer to one. One is the gate of the paper's "exact replacement", and gates start around it: `gate_init = 1`
-# sets their bias, and their random weights spread them. These are the gates of both models before training:
+# times closer to one.
+
+# %% [markdown]
+# One is the gate of the paper's "exact replacement", and gates start around it: `gate_init = 1` sets their bias, and
+# their random weights spread them. These are the gates of both models before training:
 
 # %%
 before = []

@@ -72,8 +72,6 @@ pd.DataFrame(table).set_index(["size", "design"])
 
 # %% [markdown]
 # ## Loss against learning rate
-#
-# The lines join the means over seeds. A cross at the upper edge marks a rate at which a run diverged.
 
 # %% alt="Validation loss against peak learning rate, one line for each design, one panel for each size"
 if rows["learning_rate"].nunique() > 1:
@@ -98,6 +96,9 @@ if rows["learning_rate"].nunique() > 1:
 else:
     print("The study has one learning rate.")
 
+# %% [markdown] tags=["caption"]
+# The lines join the means over seeds. A cross at the upper edge marks a rate at which a run diverged.
+
 # %% [markdown]
 # The optimum of each design, by a parabola in the logarithm of the rate through the best rate and its neighbours.
 
@@ -121,8 +122,6 @@ pd.DataFrame(optima)
 
 # %% [markdown]
 # ## Differences
-#
-# Each design minus the first of the study, seed by seed, in nats; below zero is better than the first.
 
 # %% alt="Paired differences to the first design with 95 % intervals, one panel for each size"
 first = best.iloc[0]
@@ -151,6 +150,9 @@ if compared and all(np.isfinite(difference.half_width) for *_, difference in com
         reference = name_of(first["backbone"], first["variant"])
         axes.set(title=size.capitalize(), xlabel=f"Loss minus that of {reference} (nats)")
     plt.show()
+
+# %% [markdown] tags=["caption"]
+# Each design minus the first of the study, seed by seed, in nats; below zero is better than the first.
 
 # %%
 pd.DataFrame(

@@ -96,22 +96,21 @@ def legend(figure: plt.Figure, axes: plt.Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)
 
 
-# %% [markdown]
-# **Figure 2.** Small models.
-
 # %% alt="Training loss, validation loss and its difference from the baseline against training tokens, small models"
 figure2 = training_and_validation("small")
 save_figure(figure2, results, "figure2")
 
-# %% [markdown]
-# **Figure 4.** Medium models.
+# %% [markdown] tags=["caption"]
+# **Figure 2.** Small models. Left: training loss. Middle: validation loss. Right: validation loss minus the baseline's,
+# where a small gain can be seen.
 
 # %% alt="Training loss, validation loss and its difference from the baseline against training tokens, medium models"
 figure4 = training_and_validation("medium")
 save_figure(figure4, results, "figure4")
 
-# %% [markdown]
-# **Figure 3.** Only the designs with a delta rule, both sizes.
+# %% [markdown] tags=["caption"]
+# **Figure 4.** Medium models. Left: training loss. Middle: validation loss. Right: validation loss minus the
+# baseline's, where a small gain can be seen.
 
 # %% alt="Training loss of the designs other than the baseline against training tokens, both sizes"
 figure3, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
@@ -120,6 +119,9 @@ for axes, size in zip(panels, data.sizes, strict=True):
     axes.set_title(size.capitalize())
 legend(figure3, panels[0])
 save_figure(figure3, results, "figure3")
+
+# %% [markdown] tags=["caption"]
+# **Figure 3.** Training loss of the designs with a delta rule only.
 
 # %% [markdown]
 # ## The final losses
@@ -158,9 +160,7 @@ pd.DataFrame(deltas)
 #
 # A rewrite changes the path of the gradient as well as that of the state: the shortcut of a block is no longer the
 # identity. The figure shows the norm of the loss' gradient with respect to the parameters of each layer, before
-# clipping, at the steps of the records. A line is a running median over five records. The column "Rewrite" has the
-# gates, values and compressors, which the baseline lacks. The embedding is also the head, so its gradient includes that
-# of the logits.
+# clipping, at the steps of the records. The embedding is also the head, so its gradient includes that of the logits.
 
 
 # %% alt="Norm of the gradient by layer over training: the baseline, one value channel, and DDL-CC, medium models"
@@ -175,8 +175,15 @@ def gradient_figure(size: str) -> plt.Figure:
 gradients = gradient_figure("medium")
 save_figure(gradients, results, "gradients")
 
-# %%
+# %% [markdown] tags=["caption"]
+# Medium models. A line is a running median over five records. The column "Rewrite" has the gates, values and
+# compressors, which the baseline lacks.
+
+# %% alt="Norm of the gradient by layer over training, small models"
 gradient_figure("small")
+
+# %% [markdown] tags=["caption"]
+# Small models.
 
 # %% [markdown]
 # In numbers: how many times as large the gradient of the first block is as that of the last one, over the last quarter

@@ -112,10 +112,9 @@ accuracy_table(8, "medium", 0)
 # %% [markdown]
 # ## The averages against the baseline
 #
-# The figure and the table show by how many points the eight-task average of a design differs from that of the baseline:
-# ours (filled) with the paired 95 % interval, the paper's (hollow) with the error of a difference of two independent
-# averages, in the figure 1.96 times as wide. The paper's models and ours answer different questions, so only the signs
-# and the widths can be compared.
+# The figure and the table show by how many points the eight-task average of a design differs from that of the baseline.
+# The table has the paired 95 % interval of ours, and the error of a difference of two independent averages of the
+# paper's. The paper's models and ours answer different questions, so only the signs and the widths can be compared.
 
 # %% alt="Differences of the average accuracy from the baseline with intervals, ours and published, by size and shots"
 paper = published_accuracy()
@@ -138,6 +137,10 @@ for axes, ((size, shots), found) in zip(grid.flat, averages.items(), strict=True
 for axes in grid[-1]:
     axes.set_xlabel("Accuracy minus baseline (points)")
 save_figure(figure, results, "accuracies")
+
+# %% [markdown] tags=["caption"]
+# Filled: ours with the paired 95 % interval. Hollow: the paper's, with 1.96 times the error of a difference of two
+# independent averages. An interval across zero does not tell the design from the baseline.
 
 # %%
 

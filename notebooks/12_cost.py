@@ -94,9 +94,7 @@ costs(5, "medium")
 # %% [markdown]
 # ## Loss against speed
 #
-# The figure shows the difference in loss from the baseline against the relative training throughput: ours above, the
-# published values below, each with its own vertical scale. Points further left train more slowly; points further down
-# have a lower loss. With several seeds a vertical line is the 95 % t-interval of our difference. The costs of the
+# The figure shows the difference in loss from the baseline against the relative training throughput. The costs of the
 # designs w/o EC are from the revised text. Neither text has the cost of DDL ($d_v = 1$) at the medium size.
 
 # %% alt="Difference in loss from the baseline against training throughput: ours above, published below, by size"
@@ -121,13 +119,16 @@ handles = [
 figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)
 plt.show()
 
+# %% [markdown] tags=["caption"]
+# Ours above, the published values below, each with its own vertical scale. Points further left train more slowly;
+# points further down have a lower loss. With several seeds a vertical line is the 95 % t-interval of our difference.
+
 # %% [markdown]
 # ## Loss against compute and against time
 #
-# At equal tokens a design that computes more per token gets more compute. The left panels put the validation loss over
-# the cumulative FLOPs of training, the right panels over the training time, without validations and checkpoints. FLOPs
-# are counted from the shapes of the model, as `ddl describe` does, with the backward pass at twice the forward pass;
-# work that a device repeats to save memory is not counted.
+# At equal tokens a design that computes more per token gets more compute. FLOPs are counted from the shapes of the
+# model, as `ddl describe` does, with the backward pass at twice the forward pass; work that a device repeats to save
+# memory is not counted.
 
 # %% alt="Validation loss against training FLOPs and against training time, one row for each size"
 compute, grid = plt.subplots(2, 2, figsize=(7.2, 5.4), sharey="row", layout="constrained")
@@ -141,6 +142,10 @@ handles, labels = grid[0, 0].get_legend_handles_labels() or grid[0, 1].get_legen
 if handles:
     compute.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)
 save_figure(compute, results, "compute")
+
+# %% [markdown] tags=["caption"]
+# Left: validation loss over the cumulative FLOPs of training. Right: over the training time, without validations and
+# checkpoints. A line further left reaches the same loss with less.
 
 # %% [markdown]
 # The table compares the designs with the baseline at equal compute. The losses before the end are those of a learning

@@ -63,8 +63,7 @@ Markdown(f"**Answer.** **{first}**\n\n{points}\n\n± is the half-width of a 95 %
 
 # %% [markdown]
 # The figure shows every design that was run with the repaired embedding, small and medium, from the lowest loss to the
-# highest. The zero line is the baseline with the same embedding. Designs of the paper have their colours; grey ones are
-# controls, which have some parts of DDL and lack others or are stronger baselines.
+# highest.
 
 # %% alt="Loss of each design minus that of the baseline, with intervals, in order, one panel for each size"
 ordered = {}
@@ -82,11 +81,13 @@ for size in ("small", "medium"):
 figure = ordering(ordered, margin=0.05)
 save_figure(figure, results, "controls")
 
+# %% [markdown] tags=["caption"]
+# The zero line is the baseline with the same embedding. Designs of the paper have their colours; grey ones are
+# controls, which have some parts of DDL and lack others or are stronger baselines. In brackets: the seeds. The
+# intervals (95 %, each for itself) pool the noise of the designs of the factorial below and of the paper. Other designs
+# have Student's t of their own differences, seed by seed; with two seeds it is so wide that the panel cuts it.
+
 # %% [markdown]
-# In brackets: the seeds. The intervals (95 %, each for itself) pool the noise of the designs of the factorial below and
-# of the paper. Other designs have Student's t of their own differences, seed by seed; with two seeds it is so wide that
-# the panel cuts it.
-#
 # ## How much does another seed change?
 #
 # The baseline and DDL-CC with several seeds, with the repaired embedding and on the paper's recipe. A seed gives the
@@ -154,6 +155,10 @@ axes.minorticks_off()
 axes.set(xlabel="Peak learning rate", ylabel="Validation loss of the baseline (nats/token)")
 axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
 save_figure(figure, results, "repairs")
+
+# %% [markdown] tags=["caption"]
+# Small baselines with half of the usual steps and one seed, from the best repair (dark) to the worst (light). The thick
+# black line is the paper's recipe.
 
 # %%
 table = []
@@ -228,9 +233,8 @@ halves.pivot_table(index="variant", columns=["backbone", "learning_rate"], value
 # %% [markdown]
 # ## How is the gradient spread over the layers?
 #
-# Norm of the gradient of the embedding and of each block, before clipping, in small models. Lines are medians over the
-# seeds of the study `inside`. AdamW divides by the size of a gradient, so these norms say where the loss is sensitive,
-# and not which layer learns fastest.
+# The figure shows the norm of the gradient of the embedding and of each block. AdamW divides by the size of a gradient,
+# so these norms say where the loss is sensitive, and not which layer learns fastest.
 
 # %% alt="Gradient norm of the embedding and the blocks against steps, for the baseline and DDL-CC on both backbones"
 inside = read_inside("inside", studies)
@@ -254,12 +258,14 @@ panels[0].set(ylabel="Norm of the gradient")
 panels[0].legend(frameon=False, fontsize=8)
 save_figure(figure, results, "gradient-flow")
 
+# %% [markdown] tags=["caption"]
+# Small models, before clipping. Lines are medians over the seeds of the study `inside`.
+
 # %% [markdown]
 # ## The six designs, with the paper's embedding and with the repaired one
 #
-# The repair is a property of the backbone, so every design gets it. The zero line is the baseline with the same
-# backbone. The intervals use the noise of all designs with this backbone together, and hold simultaneously (Dunnett).
-# All runs have the rate of the laptop scale; the study `learning-rate` says what each design loses by that.
+# The repair is a property of the backbone, so every design gets it. All runs have the rate of the laptop scale; the
+# study `learning-rate` says what each design loses by that.
 
 # %% alt="Loss of each design minus that of the baseline, with intervals, on both backbones, one panel for each size"
 rows, panels_shown = [], []
@@ -298,6 +304,10 @@ if sizes:
     panels[0][0].invert_yaxis()
 save_figure(figure, results, "designs")
 
+# %% [markdown] tags=["caption"]
+# Filled: the paper's recipe; hollow: the repaired embedding. The zero line is the baseline with the same backbone. The
+# intervals use the noise of all designs with this backbone together, and hold simultaneously (Dunnett).
+
 # %%
 pd.DataFrame(rows).set_index(["size", "backbone", "design"]) if rows else "not run"
 
@@ -322,6 +332,10 @@ axes.invert_yaxis()
 axes.axvline(0, color="black", linewidth=1)
 axes.set(xlabel="Loss with the part minus without it (nats); below zero it helps")
 save_figure(figure, results, "effects")
+
+# %% [markdown] tags=["caption"]
+# Marks above are the pairs of designs that differ in the part; the point below is their mean with a 95 % interval. Left
+# of zero the part lowers the loss.
 
 # %%
 table = [
@@ -367,9 +381,8 @@ pd.DataFrame(table).set_index(["size", "comparison"]) if table else "not run"
 # %% [markdown]
 # ## Does the gain last with more tokens?
 #
-# The same designs with different numbers of tokens, each with a complete schedule. Left: the losses. Right: the gap to
-# the baseline with the same backbone, with 95 % intervals, and what the fitted models predict for the highest rung from
-# the lower ones (95 % over seeds and models). The noise of a gap is pooled over the rungs.
+# The same designs with different numbers of tokens, each with a complete schedule. The noise of a gap is pooled over
+# the rungs.
 
 # %% alt="Validation loss, and gap to the baseline, against training tokens, with the predicted gap of the highest rung"
 found = climbs()
@@ -401,9 +414,14 @@ right.axhline(0, color="black", linewidth=1)
 figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 save_figure(figure, results, "ladder")
 
+# %% [markdown] tags=["caption"]
+# Left: the losses. Right: the gap to the baseline with the same backbone, with 95 % intervals. Filled: the paper's
+# recipe; hollow: the repaired embedding. The bars at the right edge are what the fitted models predict for the highest
+# rung from the lower ones (95 % over seeds and models).
+
 # %% [markdown]
-# Filled: the paper's recipe; hollow: the repaired embedding. The bars at the right edge are the predictions. The table
-# also gives the gap as a factor of tokens: how many times as many tokens the baseline would need, by its curve.
+# The table also gives the gap as a factor of tokens: how many times as many tokens the baseline would need, by its
+# curve.
 
 # %%
 table = [
@@ -438,8 +456,6 @@ pd.DataFrame(rivals, index=[count(tokens) for tokens in rungs.tokens]).sort_inde
 # Some validation tokens repeat a pair of tokens of their sequence: the token before them occurred earlier, with the
 # same successor. An induction head (Olsson et al., 2022) predicts them by copying. It takes two attention layers: the
 # first tells each token which one stands before it, and the second looks for a token behind one like the present.
-# Left: the loss of these tokens with the repaired embedding. Right: the loss of all others. Small marks are single
-# runs, lines their means.
 
 # %% alt="Loss of tokens that repeat a pair of their sequence, and of the others, against training tokens, by design"
 split = ladder[ladder["backbone"] == FAIR].dropna(subset=["repeated_loss"])
@@ -456,6 +472,10 @@ for axes, column, title in zip(panels, ("repeated_loss", "new_loss"), ("Repeated
     axes.set(xlabel="Training tokens", ylabel="Validation loss (nats/token)", title=title)
 figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 save_figure(figure, results, "copied-tokens")
+
+# %% [markdown] tags=["caption"]
+# Left: the loss of tokens that repeat a pair, with the repaired embedding. Right: the loss of all others. Small marks
+# are single runs, lines their means.
 
 # %%
 table = [

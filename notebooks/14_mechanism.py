@@ -111,9 +111,6 @@ Markdown(
 # overwrite.
 #
 # ## Gates
-#
-# Left: mean gate of every sublayer at the end of training; the bars reach from the 5th to the 95th percentile over
-# tokens, averaged over seeds. Right: mean gate over all sublayers during training. All gates start near 1.
 
 # %% alt="Gates by sublayer, and their mean during training, one row for each size"
 figure, panels = plt.subplots(
@@ -147,6 +144,10 @@ if handles:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 save_figure(figure, results, "gates")
 
+# %% [markdown] tags=["caption"]
+# Left: mean gate of every sublayer at the end of training; the bars reach from the 5th to the 95th percentile over
+# tokens, averaged over seeds. Right: mean gate over all sublayers during training. All gates start near 1.
+
 # %% [markdown]
 # Is the gate dynamic? The table has its standard deviation over tokens, and the share of its variance that the
 # position of a token and its id explain, adjusted for the number of groups (so that noise explains 0 on average). At
@@ -163,10 +164,9 @@ gates.rename(columns=names).round(2)
 # ## What is erased, and what was there
 #
 # Top: the length of the erase term as a share of the lengths of both terms, $\beta|\mathbf{r}| / (\beta|\mathbf{r}| +
-# \beta|\mathbf{v}|)$ with the readout $\mathbf{r} = \mathbf{k}^\top\mathbf{X}$. Above one half, more is erased than
-# written. Bottom: the share of the energy of the state along $\mathbf{k}$, before (filled) and after (hollow) the
-# update, relative to $1/d$, which a random direction has on average. For the baseline $\mathbf{k}$ is the direction
-# of the branch. Each value is a mean over tokens; thin lines are single seeds if there are several.
+# \beta|\mathbf{v}|)$ with the readout $\mathbf{r} = \mathbf{k}^\top\mathbf{X}$. Bottom: the share of the energy of the
+# state along $\mathbf{k}$, before (filled) and after (hollow) the update, relative to $1/d$, which a random direction
+# has on average. For the baseline $\mathbf{k}$ is the direction of the branch.
 
 # %% alt="Share of the erase term and energy along the direction by sublayer, one column for each size"
 figure, panels = plt.subplots(2, len(data.sizes), figsize=(7.2, 5.0), layout="constrained", squeeze=False)
@@ -195,6 +195,11 @@ handles, labels = panels[1][0].get_legend_handles_labels()
 if handles:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 save_figure(figure, results, "overwriting")
+
+# %% [markdown] tags=["caption"]
+# Top: the erase share; above one half, more is erased than written. Bottom: the energy of the state along $\mathbf{k}$
+# before (filled) and after (hollow) the update; 1 is chance. Each value is a mean over tokens; thin lines are single
+# seeds if there are several.
 
 # %% [markdown]
 # The numbers behind the figure, with means and 95 % intervals over seeds where there are several. *Overwritable* is the
@@ -289,8 +294,7 @@ pd.DataFrame(split, columns=["size", "design", "tokens", "gate", "erase share"])
 # | random direction | $\mathbf{k}$ is drawn at random for every token |
 # | half, double | the change of the state is multiplied by 0.5 or 2 (designs without a gate) |
 #
-# The heat maps show by how much the loss rises. Left: the paper's default design, DDL-CC, sublayer by sublayer.
-# Right: all designs, with the change in all sublayers at once.
+# The heat maps show by how much the loss rises.
 
 # %% alt="Rise of the loss after interventions: DDL-CC by sublayer and all designs at once, one row for each size"
 CHANGES = [
@@ -339,6 +343,10 @@ for (left, right), size in zip(panels, data.sizes, strict=True):
     right.set(title=f"{size.capitalize()}, all sublayers")
     right.tick_params(axis="x", labelsize=5)
 save_figure(figure, results, "interventions")
+
+# %% [markdown] tags=["caption"]
+# Left: the paper's default design, DDL-CC, sublayer by sublayer. Right: all designs, with the change in all sublayers
+# at once. The darker, the more the loss rises (nats per token).
 
 # %% [markdown]
 # The same with intervals, for changes in all sublayers. The unit is nats per token.

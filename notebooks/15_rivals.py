@@ -57,20 +57,19 @@ for size, rows in found.items():
     )
 Markdown(f"**Answer.** **{' '.join(said) or 'The runs of this study have not been done.'}**")
 
-# %% [markdown]
-# Each design's loss minus that of the baseline, from the lowest to the highest, with intervals from the noise pooled
-# over all designs (95 %, each for itself). Colours: the paper's designs; black: rivals; grey: baselines and controls.
-# The dotted line is the baseline with normalised outputs and EC.
-
 # %% alt="Loss of each residual design minus that of the baseline, with intervals, in order, one panel for each size"
 ordered = {size: {each.slug: each.over_baseline for each in rows if each.over_baseline} for size, rows in found.items()}
 figure = ordering(ordered, margin=0.03, dotted=STRONG)
 save_figure(figure, results, "rivals")
 
+# %% [markdown] tags=["caption"]
+# Each design's loss minus that of the baseline, from the lowest to the highest, with intervals from the noise pooled
+# over all designs (95 %, each for itself). Colours: the paper's designs; black: rivals; grey: baselines and controls.
+# The dotted line is the baseline with normalised outputs and EC. In brackets: the seeds.
+
 # %% [markdown]
-# In brackets: the seeds. The table adds the learning rate of each design, the p-value of the difference, adjusted for
-# the number of designs (Holm), the difference to the stronger baseline, and the difference to a baseline that costs as
-# much.
+# The table adds the learning rate of each design, the p-value of the difference, adjusted for the number of designs
+# (Holm), the difference to the stronger baseline, and the difference to a baseline that costs as much.
 
 # %%
 write_table(
@@ -113,8 +112,6 @@ pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
 # *Speed* is the baseline's time of a training step over the design's, on one machine and thread, in plain PyTorch. Only
 # DDL has operations of its own; *fused* is its speed with them, relative to the baseline as it is trained, whose loss
 # is an operation too.
-#
-# Loss against cost: the lower left is better. The line joins the baselines with wider MLPs.
 
 # %% alt="Loss minus the baseline's against FLOPs per token and against time per step, one row of panels for each size"
 panels = []  # size, title of the cost, slug -> cost
@@ -144,6 +141,9 @@ for axes, (size, title, costs) in zip(drawn.flat, panels, strict=False):
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel=title, ylabel="Loss minus the baseline's (nats)", title=size.capitalize())
 save_figure(figure, results, "rivals-cost")
+
+# %% [markdown] tags=["caption"]
+# The lower left is better. The line joins the baselines with wider MLPs.
 
 # %% [markdown]
 # ## What was expected?

@@ -1,5 +1,6 @@
 """Settings: the shipped files are valid, and errors name the file and key."""
 
+import json
 import dataclasses
 import math
 import re
@@ -273,11 +274,11 @@ def test_a_file_with_a_key_twice_or_in_another_encoding_is_refused(scale_file, t
         ({"baseline": None}, "expected a variant 'baseline'"),
     ],
 )
-def test_a_registry_that_a_workflow_cannot_use_is_refused(monkeypatch, entries, message):
+def test_a_registry_that_a_workflow_cannot_use_is_refused(tmp_path, monkeypatch, entries, message):
     base = {"baseline": {"label": "Baseline", "model": {}}} | entries
-    monkeypatch.setattr(
-        config_module, "_read_yaml", lambda path: {slug: entry for slug, entry in base.items() if entry is not None}
-    )
+    (tmp_path / "variants.yaml").write_text(json.dumps({slug: entry for slug, entry in base.items() if entry}))
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    monkeypatch.setattr(config_module, "VARIANTS_FILE", tmp_path / "variants.yaml")
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_variants()
 

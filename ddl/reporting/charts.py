@@ -33,6 +33,7 @@ FAMILIES = {
 }
 DASHES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashdot"}
 HEIGHT = 320  # pixels
+ROW_HEIGHT = 20  # pixels of a design among the designs in order
 PANEL = {"sizing_mode": "stretch_width", "height": HEIGHT, "min_width": 300, "styles": {"flex": "1 1 300px"}}
 SIDE_BY_SIDE = {"sizing_mode": "stretch_width", "styles": {"flex-wrap": "wrap"}}  # below each other on a narrow screen
 GATE = 0.5  # where the slider starts
@@ -111,13 +112,18 @@ def minus_baseline(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def ordering(differences: dict[str, Estimate], size: str) -> Model:
-    """Losses minus the baseline's with intervals, from the lowest; a click in the legend hides a family of designs."""
+    """Losses minus the baseline's with intervals, from the lowest.
+
+    The start page filters the designs by what it finds in the tags of the axis: (name, family, seeds) of each.
+    """
     variants = load_variants()
     names = {slug: f"{plain(variants[slug].label)} ({difference.n})" for slug, difference in differences.items()}
+    facts = [(name, variants[slug].family, differences[slug].n) for slug, name in reversed(names.items())]
     chart = figure(
+        name=f"ordering-{size}",
         title=f"{size.capitalize()}: loss minus the baseline's (nats)",
-        y_range=FactorRange(*reversed(names.values())),
-        frame_height=20 * len(names),
+        y_range=FactorRange(*(name for name, *_ in facts), tags=facts),
+        frame_height=ROW_HEIGHT * len(names),
         sizing_mode="stretch_width",
         tools="pan,reset",
     )
@@ -142,6 +148,5 @@ def ordering(differences: dict[str, Estimate], size: str) -> Model:
         chart.add_tools(HoverTool(renderers=[points, bars], tooltips=tips))
     means = [0.0, *(each.mean for each in differences.values())]
     chart.x_range.start, chart.x_range.end = min(means) - 0.05, max(means) + 0.05
-    chart.legend.click_policy = "hide"
     chart.add_layout(chart.legend[0], "below")
     return chart

@@ -9,8 +9,8 @@
 3. nbconvert fills `notebooks/template`. Formulas become MathML, so the page needs no JavaScript, fonts or network.
 
 Cell options after `# %%`: `tags=["fold"]` folds the code, under the heading `summary="..."`; `alt="..."` is the
-alternative text of the figure, and `caption="..."` stands below it. Parameters, imports, and all code of notebooks that
-show results are folded anyway; a button opens all of it.
+alternative text of the figure. A Markdown cell with `tags=["caption"]` is the caption of the figure above it.
+Parameters, imports, and all code of notebooks that show results are folded anyway; a button opens all of it.
 """
 
 import ast
@@ -50,8 +50,10 @@ from ddl.provenance import provenance
 TEMPLATES = ROOT / "notebooks"  # contains the folder `template`
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"  # tag that papermill gives the cell it adds
+CAPTION_TAG = "caption"
 SITE = "<!-- site -->"  # where a site links to its other pages
 CONTENTS = "<!-- contents -->"  # where the template wants the list of sections
+PLAIN = ("n", "p", "w")  # pygments' classes of code that has the colour of text
 UNREAD = ("&", "{", "}", "$")  # as text of a formula: the converter did not understand its LaTeX
 BAR = "<mo stretchy=.false.>&#x0007C;</mo>"
 ARGUMENTS = {"mfrac": 2, "msup": 2, "msub": 2, "msubsup": 3, "mover": 2, "munder": 2, "munderover": 3, "mroot": 2}
@@ -210,6 +212,7 @@ def _describe_failure(error: PapermillExecutionError, traceback: str, source: Pa
 
 def render(notebook: NotebookNode, source: Path) -> str:
     """Render an executed notebook as HTML."""
+    attach_captions(notebook)
     fold(notebook, everything=source.stem in {*DRAWN, STUDY})
     numbered = sorted(path.stem for path in source.parent.glob("[0-9]*_*.py"))
     made_by = provenance()
@@ -259,6 +262,17 @@ def with_contents(html: str) -> str:
     html = re.sub(r"<h([23])>(.*?)</h\1>", anchored, html, flags=re.S)
     listed = f'<nav class="contents" aria-label="On this page"><ul>{"".join(entries)}</ul></nav>' if entries else ""
     return html.replace(CONTENTS, listed, 1)
+
+
+def attach_captions(notebook: NotebookNode) -> None:
+    """Give each figure its caption; that of a figure which this run did not draw is left out."""
+    kept: list[NotebookNode] = []
+    for cell in notebook.cells:
+        if CAPTION_TAG not in cell.metadata.get("tags", []):
+            kept.append(cell)
+        elif kept:
+            kept[-1].metadata["caption"] = cell.source
+    notebook.cells = kept
 
 
 def fold(notebook: NotebookNode, everything: bool) -> None:
@@ -317,7 +331,7 @@ class Page(TemplateExporter):
         yield "page_markdown", to_html
         yield "page_latex", _latex_output
         yield "page_svg_uri", _svg_uri
-        yield "page_code", Highlight2HTML(pygments_lexer="ipython3")
+        yield "page_code", _code
 
 
 class _FormulaRenderer(IPythonRenderer):
@@ -340,6 +354,14 @@ def to_html(text: str) -> str:
     """Markdown as HTML, with formulas as MathML."""
     html = MarkdownWithMath(renderer=_FormulaRenderer(escape=False, exclude_anchor_links=True)).render(text)
     return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+
+
+_highlight = Highlight2HTML(pygments_lexer="ipython3")
+
+
+def _code(source: str) -> str:
+    """Highlighted code, without the marks of names, punctuation and blanks, which look like the text around them."""
+    return re.sub(rf'<span class="(?:{"|".join(PLAIN)})">([^<]*)</span>', r"\1", _highlight(source))
 
 
 def _latex_output(text: str) -> str:

@@ -115,6 +115,8 @@ def start_page(results: Results, notebooks: dict[str, tuple[str, str]]) -> str:
         offline=results.scale.evaluation.tasks == "offline",
         study_tokens=count(load_scale(SCALE).tokens),
         gate=charts.GATE,
+        families=charts.FAMILIES,
+        row_height=charts.ROW_HEIGHT,
         provenance=numbers["provenance"],
         spent=times(results.path),
         highlight_css=HtmlFormatter(style="friendly").get_style_defs(".highlight"),

@@ -33,7 +33,8 @@ def written(tmp_path: Path) -> Path:
     cells = [
         new_markdown_cell("See [notebook\n02](02_second.html)."),
         new_code_cell("import math", metadata={"tags": ["parameters"]}),
-        new_code_cell("draw()", outputs=outputs, metadata={"alt": "A line", "caption": "The line."}),
+        new_code_cell("draw()", outputs=outputs, metadata={"alt": "A line"}),
+        new_markdown_cell("The line.", metadata={"tags": ["caption"]}),
     ]
     files = {}
     for name, title in (("01_first", "# First"), ("02_second", "# What is $x_1$?")):
@@ -48,7 +49,7 @@ def test_figures_are_files_that_the_text_shows_with_their_alternative_text(writt
     alternative, file = re.findall(r"!\[(.*?)\]\((.*?)\)", text)[0]
     assert alternative == "A line"
     assert (written / file).read_text() == SVG
-    assert "*The line.*" in text
+    assert "\n\nThe line.\n" in text  # the caption
 
 
 def test_folded_code_opens_and_shown_code_is_python(written: Path) -> None:

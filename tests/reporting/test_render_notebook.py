@@ -1,10 +1,12 @@
 """The notebook runner: parameters, failures, and standalone, reproducible pages with formulas as MathML."""
 
+import itertools
 import json
 import re
 import sys
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -143,10 +145,23 @@ def test_a_page_says_its_place_its_source_and_its_commit() -> None:
 
 def test_a_caption_stands_below_its_figure() -> None:
     figure = new_output("display_data", {"image/png": "AAAA"})
-    cell = new_code_cell("draw()", outputs=[figure], metadata={"alt": "A line", "caption": "The line of $x$."})
-    cells = [new_code_cell("a = 1", metadata={"tags": ["parameters"]}), cell]
+    drawn = new_code_cell("draw()", outputs=[figure], metadata={"alt": "A line"})
+    cells = [new_code_cell("a = 1", metadata={"tags": ["parameters"]})]
+    for code, caption in ((drawn, "The line of $x$."), (new_code_cell("draw_nothing()"), "Of nothing.")):
+        cells += [code, new_markdown_cell(caption, metadata={"tags": ["caption"]})]
     page = render(new_notebook(cells=cells), Path("small.py"))
     assert re.search(r'alt="A line"><figcaption><p>The line of <math.*</math>\.</p>\s*</figcaption></figure>', page)
+    assert "Of nothing" not in page
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_figure_has_an_alternative_text_and_a_caption(source: Path) -> None:
+    cells = jupytext.read(source).cells
+    for cell, following in itertools.pairwise([*cells, new_markdown_cell()]):
+        caption = "caption" in following.metadata.get("tags", [])
+        assert ("alt" in cell.metadata) == caption, cell.source[:200]
+        shows = re.search(r"plt\.show\(\)|^save_figure\(|^\w+_figure\(", cell.source, re.M)
+        assert bool(shows) == caption or "table" in cell.source, cell.source[:200]
 
 
 def test_page_shows_no_prompts(twice: tuple[str, str, Path]) -> None:

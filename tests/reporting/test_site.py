@@ -214,6 +214,28 @@ return {before, after: details()};"""
 
 
 @needs_browser
+def test_designs_are_filtered_by_family_and_by_seeds(site) -> None:
+    found = browse(
+        site / "index.html",
+        """
+const chart = () => model("ordering-small");
+const shown = () => [chart().y_range.factors.length, chart().frame_height];
+const all = shown();
+filters.querySelector("[value=rival]").click();
+const own = shown();
+seeds.value = 5;
+seeds.dispatchEvent(new Event("input", {bubbles: true}));
+return {all, own, sure: chart().y_range.factors, tags: chart().y_range.tags};""",
+    )
+    own = [name for name, family, _ in found["tags"] if family != "rival"]
+    assert found["all"][0] == len(found["tags"]) > found["own"][0] == len(own)
+    assert found["all"][1] / found["all"][0] == found["own"][1] / found["own"][0]
+    assert found["sure"] == [name for name, family, seeds in found["tags"] if family != "rival" and seeds >= 5]
+    assert 0 < len(found["sure"]) < len(own)
+    assert found["errors"] == []
+
+
+@needs_browser
 @pytest.mark.parametrize("page", ["index.html", "notebooks/01_delta_rule.html"])
 def test_nothing_serious_is_inaccessible(site, page) -> None:
     axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text()
