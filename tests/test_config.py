@@ -1,7 +1,7 @@
 """Settings: the shipped files are valid, and errors name the file and key."""
 
-import json
 import dataclasses
+import json
 import math
 import re
 import typing
