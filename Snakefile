@@ -13,6 +13,7 @@ from ddl import layout
 from ddl.code_identity import code_identity
 from ddl.config import (
     SHOTS,
+    SIZES,
     ConfigError,
     changed_settings,
     load_backbones,
@@ -22,7 +23,7 @@ from ddl.config import (
     scale_names,
     study_names,
 )
-from ddl.layout import DRAWN, STUDY, drawn_files
+from ddl.layout import CURVES, DRAWN, STUDY, drawn_files
 from ddl.locks import WorkflowLock
 from ddl.reporting.workflow_messages import Messages, say
 from ddl.studies.inside import reusable
@@ -146,14 +147,14 @@ def all_cores(wildcards):
     return workflow.cores
 
 
-def of_every_run(scale, *patterns):
-    """Expand patterns over all sizes, variants and seeds of a scale."""
-    wildcards = {"scale": scale.name, "size": list(scale.sizes), "variant": VARIANTS, "seed": scale.seeds}
+def of_every_run(scale, *patterns, sizes=SIZES):
+    """Expand patterns over all variants and seeds of a scale, at all sizes or some."""
+    wildcards = {"scale": scale.name, "size": sizes, "variant": VARIANTS, "seed": scale.seeds}
     return list(dict.fromkeys(expand(patterns, **wildcards)))
 
 
-def every_run(pattern):
-    return lambda wildcards: of_every_run(SCALES[wildcards.scale], *flatten([pattern]))
+def every_run(pattern, sizes=SIZES):
+    return lambda wildcards: of_every_run(SCALES[wildcards.scale], *flatten([pattern]), sizes=sizes)
 
 
 def scale_at(wildcards):
@@ -180,10 +181,19 @@ def points_without(reused, file):
     return files
 
 
-def drawn(*notebooks):
-    """Files of all figures and tables that the notebooks draw."""
-    names = [name for notebook in notebooks for name in DRAWN[notebook]]
+def files_of(names):
+    """Files of figures and tables."""
     return [f"results/{{scale}}/{file}" for name in names for file in drawn_files(name)]
+
+
+def drawn(*notebooks):
+    """Files of all figures and tables that the notebooks show."""
+    return files_of(name for notebook in notebooks for name in DRAWN[notebook])
+
+
+def own(notebook):
+    """Names of the figures and tables that a notebook draws itself."""
+    return [name for name in DRAWN[notebook] if name not in CURVES]
 
 
 def task_files(wildcards):
@@ -206,7 +216,8 @@ def everything():
 
 
 onstart:
-    messages.start(jobs=len(workflow.dag), whole=everything())
+    measured = [job.benchmark for job in workflow.dag.needrun_jobs() if job.benchmark]
+    messages.start(len(workflow.dag), measured, workflow.cores, whole=everything())
 
 
 onsuccess:
@@ -441,7 +452,33 @@ rule notebook_study:
         "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
 
-# Loss on the whole validation split, and accuracy on the eight tasks at 0 and 1 shot.
+# Loss on the whole validation split.
+rule validate:
+    input:
+        data=rules.data.output.manifest,
+        config=rules.train.output.config,
+        weights=rules.train.output.weights,
+    output:
+        validation=f"{EVAL}/validation.json",
+    log:
+        "results/{scale}/logs/validate/{size}-{variant}-seed{seed}.log",
+    benchmark:
+        "results/{scale}/benchmarks/validate/{size}-{variant}-seed{seed}.tsv"
+    threads: recipe("threads")
+    resources:
+        gpu=recipe("gpus"),
+        mem_mb=4000,
+    params:
+        code=code_identity("ddl.evaluation.validation"),
+        settings=settings("evaluation"),
+    message:
+        "validate {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
+    shell:
+        "ddl validate --scale {wildcards.scale} --data $(dirname {input.data}) --run $(dirname {input.weights})"
+        " --out $(dirname {output.validation}) > {log} 2>&1"
+
+
+# Accuracy on the eight tasks at 0 and 1 shot.
 rule evaluate:
     input:
         data=rules.data.output.manifest,
@@ -449,7 +486,6 @@ rule evaluate:
         config=rules.train.output.config,
         weights=rules.train.output.weights,
     output:
-        validation=f"{EVAL}/validation.json",
         scores=[f"{EVAL}/{shots}shot.json" for shots in SHOTS],
         answers=[f"{EVAL}/{shots}shot.parquet" for shots in SHOTS],
     log:
@@ -469,7 +505,7 @@ rule evaluate:
         "evaluate {wildcards.size}/{wildcards.variant}/seed{wildcards.seed} ({wildcards.scale})"
     shell:
         "ddl evaluate --scale {wildcards.scale} --data $(dirname {input.data}) {params.model}"
-        " --out $(dirname {output.validation}) > {log} 2>&1"
+        " --out $(dirname {output.scores[0]}) > {log} 2>&1"
 
 
 # A check of the tasks: an untrained model must score at chance level.
@@ -478,7 +514,6 @@ use rule evaluate as evaluate_random_init with:
         data=rules.data.output.manifest,
         tasks=task_files,
     output:
-        validation=f"{RANDOM_INIT}/validation.json",
         scores=[f"{RANDOM_INIT}/{shots}shot.json" for shots in SHOTS],
         answers=[f"{RANDOM_INIT}/{shots}shot.parquet" for shots in SHOTS],
     log:
@@ -609,7 +644,34 @@ rule derivation_page:
         " && cp results/notebooks/benchmarks/{wildcards.notebook}.tsv {output.times}) 2> {log}"
 
 
-# The files that each notebook reads. `DRAWN` lists the figures and tables that it draws from them.
+# A figure of the trainings needs the records of the sizes that it shows, and nothing else.
+for figure, sizes in CURVES.items():
+
+    rule:
+        name:
+            f"draw_{figure}"
+        input:
+            published=PUBLISHED,
+            metrics=every_run(rules.train.output.metrics, sizes),
+            gradients=every_run(rules.train.output.gradients, sizes),
+            summaries=every_run(rules.train.output.summary, sizes),
+        output:
+            files_of([figure]),
+        log:
+            f"results/{{scale}}/logs/notebooks/{figure}.log",
+        benchmark:
+            f"results/{{scale}}/benchmarks/notebooks/{figure}.tsv"
+        params:
+            code=code_identity("ddl.reporting.loss_figures"),
+            settings=report_settings,
+            figure=figure,
+        message:
+            f"{figure} ({{wildcards.scale}})"
+        shell:
+            "ddl figure --results results/{wildcards.scale} --name {params.figure} > {log} 2>&1"
+
+
+# The files that each notebook reads. `DRAWN` lists the figures and tables that it shows.
 READ = {
     "03_architecture": dict(
         paper="config/scales/paper.yaml",
@@ -626,7 +688,7 @@ READ = {
         metrics=every_run(rules.train.output.metrics),
         gradients=every_run(rules.train.output.gradients),
         summaries=every_run(rules.train.output.summary),
-        validation=every_run(rules.evaluate.output.validation),
+        validation=every_run(rules.validate.output.validation),
     ),
     "11_downstream": dict(
         published=PUBLISHED,
@@ -644,7 +706,7 @@ READ = {
         cost=every_run(COST),
         gpu=GPU_ROWS,
         summaries=every_run(rules.train.output.summary),
-        validation=every_run(rules.evaluate.output.validation),
+        validation=every_run(rules.validate.output.validation),
         scores=every_run(rules.evaluate.output.scores),
     ),
     "13_evidence": dict(published=PUBLISHED, rows=REFERENCE_ROWS),
@@ -666,7 +728,7 @@ for notebook, results in READ.items():
             notebook=f"notebooks/{notebook}.py",
             template=TEMPLATE,
         output:
-            drawn(notebook),
+            files_of(own(notebook)),
             html=f"results/{{scale}}/notebooks/{notebook}.html",
             executed=f"results/{{scale}}/notebooks/{notebook}.ipynb",
         log:
@@ -678,7 +740,7 @@ for notebook, results in READ.items():
             settings=report_settings,
             values=lambda wildcards: json.dumps({"results": f"results/{wildcards.scale}"}),
         message:
-            f"notebook {notebook} ({{wildcards.scale}}): {', '.join(DRAWN[notebook]) or 'no figure'}"
+            f"notebook {notebook} ({{wildcards.scale}}): {', '.join(own(notebook)) or 'no figure'}"
         shell:
             "ddl notebook {input.notebook} --html {output.html} --parameters {params.values:q} > {log} 2>&1"
 
@@ -691,7 +753,7 @@ rule numbers:
         tasks=task_files,
         summaries=every_run(rules.train.output.summary),
         provenance=every_run(rules.train.output.provenance),
-        validation=every_run(rules.evaluate.output.validation),
+        validation=every_run(rules.validate.output.validation),
         scores=every_run(rules.evaluate.output.scores),
         answers=every_run(rules.evaluate.output.answers),
         random_init=rules.evaluate_random_init.output,

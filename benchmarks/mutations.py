@@ -71,7 +71,7 @@ LOSS_KERNEL = "ddl/ops/cross_entropy_triton.py"
 GENERATE, FLOPS = "ddl/model/generate.py", "ddl/model/flops.py"
 RUN, BATCHES, PROCESSES = "ddl/training/run.py", "ddl/training/batches.py", "ddl/training/distributed.py"
 CHECKPOINTS, COST = "ddl/training/checkpoints.py", "ddl/training/cost.py"
-SCORER, EVALUATION = "ddl/evaluation/loglikelihood.py", "ddl/evaluation/run.py"
+SCORER, VALIDATION = "ddl/evaluation/loglikelihood.py", "ddl/evaluation/validation.py"
 TASKS, TABLE_COLUMNS = "ddl/evaluation/lm_eval_tasks.py", "ddl/evaluation/columns.py"
 OVERLAP = "ddl/evaluation/contamination.py"
 SEQUENCES, SPLIT, ENCODE = "ddl/data/sequences.py", "ddl/data/train_val_split.py", "ddl/data/parallel_encode.py"
@@ -611,19 +611,19 @@ MUTATIONS = [
         "np.logical_or.reduceat",
     ),
     Mutation(
-        EVALUATION,
+        VALIDATION,
         "last sequences of the split are left out",
         "range(0, len(data), rows)",
         "range(0, len(data) - rows + 1, rows)",
     ),
     Mutation(
-        EVALUATION,
+        VALIDATION,
         "standard deviation in place of the standard error",
         "float(means.std() / math.sqrt(len(means)))",
         "float(means.std())",
     ),
     Mutation(
-        EVALUATION,
+        VALIDATION,
         "perplexity to the base 2",
         "math.exp(loss)",
         "2**loss",
@@ -763,7 +763,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     PROCESSES: ("tests/training/test_distributed.py",),
     COST: ("tests/training/test_cost.py",),
     SCORER: ("tests/evaluation/test_loglikelihood.py",),
-    EVALUATION: ("tests/evaluation/test_run.py",),
+    VALIDATION: ("tests/evaluation/test_validation.py",),
     TASKS: ("tests/evaluation/test_run.py", "tests/evaluation/test_paper_benchmarks.py"),
     TABLE_COLUMNS: ("tests/evaluation/test_columns.py",),
     OVERLAP: ("tests/evaluation/test_contamination.py",),

@@ -16,6 +16,7 @@ import click
 
 from ddl.config import FAMILIES, SHOTS, SIZES, Scale, Study, load_scale, load_study
 from ddl.errors import UserError, refused
+from ddl.layout import CURVES
 from ddl.setting_ranges import MOST_SEED
 
 if TYPE_CHECKING:
@@ -396,6 +397,18 @@ def inside(study: Study, results: Path, reuse: bool, partial: bool) -> None:
 
 
 @commands.command()
+@of_scale
+@from_data
+@option("--run", KNOWN_FOLDER, "Folder of a trained model.", "FOLDER")
+@option("--out", OUT_FOLDER, "Folder for validation.json.", "FOLDER")
+def validate(scale: Scale, data: Path, run: Path, out: Path) -> None:
+    """Measure the loss (nats) on the whole validation split."""
+    from ddl.evaluation.validation import validate
+
+    validate(scale, run, data, out)
+
+
+@commands.command()
 @option("--run", KNOWN_FOLDER, "Folder of a trained model, from this package or transformers.", "FOLDER", default=None)
 @click.option("--random-init", is_flag=True, help="Instead of --run: use untrained weights of --size and --variant.")
 @click.option("--size", type=click.Choice(SIZES), help="With --random-init: size of the model.")
@@ -403,7 +416,7 @@ def inside(study: Study, results: Path, reuse: bool, partial: bool) -> None:
 @option(
     "--scale",
     ScaleName(),
-    "With --data: measure as the workflow does at this scale, including the validation loss.",
+    "With --data: measure as the workflow does at this scale.",
     "NAME",
     default=None,
 )
@@ -452,10 +465,10 @@ def evaluate(
     shots: tuple[int, ...],
     out: Path | None,
 ) -> None:
-    """Measure task accuracy (%) and validation loss (nats).
+    """Measure the accuracy (%) on tasks.
 
-    With --run alone, measure the accuracy of a model from this package or transformers on the paper's benchmarks or on
-    the tasks in --items. With --scale, --data and --out, measure accuracy and validation loss as the workflow does.
+    With --run alone, measure a model from this package or transformers on the paper's benchmarks or on the tasks in
+    --items. With --scale, --data and --out, measure as the workflow does.
     """
     source: Path | tuple[str, str]
     if run and not (random_init or size or variant):
@@ -576,6 +589,16 @@ def notebook(notebook: Path, html: Path, parameters: dict[str, Any]) -> None:
         run_notebook(notebook, html, parameters)
     except CellFailure as error:
         raise click.ClickException(str(error)) from None
+
+
+@commands.command()
+@from_results
+@option("--name", click.Choice(list(CURVES)), "Name of the figure.", "NAME")
+def figure(results: Path, name: str) -> None:
+    """Draw a figure of the trainings from their records."""
+    from ddl.reporting.loss_figures import write_figure
+
+    write_figure(results, name)
 
 
 @commands.command()

@@ -23,7 +23,7 @@ POINT_MECHANISM = "mechanism"  # in the folder of a point: mechanism.json and in
 KEPT_CHECKPOINTS = 2  # newest checkpoints kept per run
 SNAPSHOT = "snapshots/step{step:06d}.safetensors"  # weights during training, in the folder of a run
 STUDY = "09_study"  # notebook that shows the runs of one study, built by `snakemake study`
-# The notebooks that show the results of a scale, and the figures and tables that each draws. The other notebooks are
+# The notebooks that show the results of a scale, and the figures and tables that each shows. The other notebooks are
 # derivations and read no results.
 DRAWN = {
     "03_architecture": ("figure1", "table6"),
@@ -35,6 +35,9 @@ DRAWN = {
     "14_mechanism": ("gates", "overwriting", "interventions"),
     "15_rivals": ("rivals", "rivals-cost", "table-rivals"),
 }
+# Of these, the figures that `ddl figure` draws from the records of training alone, and the sizes that each shows. The
+# others are drawn by their notebook.
+CURVES = {"figure2": ("small",), "figure3": ("small", "medium"), "figure4": ("medium",), "gradients": ("medium",)}
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,10 @@ import pandas as pd
 from IPython.display import Markdown
 
 from ddl.layout import BASELINE
-from ddl.reporting.figures import (
-    curves_of,
-    draw_curves,
-    draw_differences,
-    label,
-    mark_published,
-    save_figure,
-    scale_note,
-)
-from ddl.reporting.gradient_figure import PANELS, by_layer, draw_gradients
+from ddl.reporting.figures import scale_note
+from ddl.reporting.gradient_figure import PANELS, by_layer
 from ddl.reporting.loss_and_cost_tables import loss_table
+from ddl.reporting.loss_figures import gradient_figure, loss_figure
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.quoted_numbers import measured, published_numbers
 from ddl.reporting.read_results import Results, published
@@ -76,49 +69,25 @@ Markdown(
 # to the data. With several seeds a line is their mean, and the band is its 95 % t-interval.
 
 
-# %%
-def training_and_validation(size: str) -> plt.Figure:
-    """Figure for one size, all variants: training loss, validation loss, and its difference from the baseline's."""
-    figure, (training, validation, differences) = plt.subplots(1, 3, figsize=(9.0, 2.9), layout="constrained")
-    baseline, *others = curves = curves_of(data, size, data.variants)
-    draw_curves(training, curves, "train_loss")
-    draw_curves(validation, curves, "val_loss")
-    draw_differences(differences, baseline, others)
-    mark_published(validation, data, size, data.variants)
-    legend(figure, training)
-    return figure
-
-
-def legend(figure: plt.Figure, axes: plt.Axes) -> None:
-    """Add one legend for all panels."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, columnspacing=1.2)
-
-
 # %% alt="Training loss, validation loss and its difference from the baseline against training tokens, small models"
-figure2 = training_and_validation("small")
-save_figure(figure2, results, "figure2")
+loss_figure(data, "figure2")
+plt.show()
 
 # %% [markdown] tags=["caption"]
 # **Figure 2.** Small models. Left: training loss. Middle: validation loss. Right: validation loss minus the baseline's,
 # where a small gain can be seen.
 
 # %% alt="Training loss, validation loss and its difference from the baseline against training tokens, medium models"
-figure4 = training_and_validation("medium")
-save_figure(figure4, results, "figure4")
+loss_figure(data, "figure4")
+plt.show()
 
 # %% [markdown] tags=["caption"]
 # **Figure 4.** Medium models. Left: training loss. Middle: validation loss. Right: validation loss minus the
 # baseline's, where a small gain can be seen.
 
 # %% alt="Training loss of the designs other than the baseline against training tokens, both sizes"
-figure3, panels = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
-for axes, size in zip(panels, data.sizes, strict=True):
-    draw_curves(axes, curves_of(data, size, [slug for slug in data.variants if slug != BASELINE]), "train_loss")
-    axes.set_title(size.capitalize())
-legend(figure3, panels[0])
-save_figure(figure3, results, "figure3")
+loss_figure(data, "figure3")
+plt.show()
 
 # %% [markdown] tags=["caption"]
 # **Figure 3.** Training loss of the designs with a delta rule only.
@@ -164,23 +133,16 @@ pd.DataFrame(deltas)
 
 
 # %% alt="Norm of the gradient by layer over training: the baseline, one value channel, and DDL-CC, medium models"
-def gradient_figure(size: str) -> plt.Figure:
-    """Gradient norms of the baseline, the design with one value channel and the default design at one size."""
-    figure = plt.figure(figsize=(7.2, 5.0), layout="constrained")
-    shown = (BASELINE, "ddl-dv1", "ddl-cc")
-    draw_gradients(figure, {label(data.variants[slug].label): by_layer(data.gradients(size, slug)) for slug in shown})
-    return figure
-
-
-gradients = gradient_figure("medium")
-save_figure(gradients, results, "gradients")
+loss_figure(data, "gradients")
+plt.show()
 
 # %% [markdown] tags=["caption"]
 # Medium models. A line is a running median over five records. The column "Rewrite" has the gates, values and
 # compressors, which the baseline lacks.
 
 # %% alt="Norm of the gradient by layer over training, small models"
-gradient_figure("small")
+gradient_figure(data, "small")
+plt.show()
 
 # %% [markdown] tags=["caption"]
 # Small models.

@@ -15,13 +15,18 @@ from ddl.layout import ROOT
 from tests.helpers.command import ddl
 
 IN_ORDER = [
-    *("data", "package-manifest", "benchmarks", "tasks", "train", "study", "evaluate", "mechanism", "contamination"),
+    *("data", "package-manifest", "benchmarks", "tasks", "train", "study"),
     *(
+        "validate",
+        "evaluate",
+        "mechanism",
+        "contamination",
         "cost",
         "describe",
         "generate",
         "progress",
         "notebook",
+        "figure",
         "numbers",
         "verdict",
         "paper",
@@ -72,7 +77,8 @@ def test_help_explains_every_option_and_shows_what_is_required_and_what_is_the_d
     ("command", "shown"),
     [
         ("cost", "speed (tokens/s) and peak memory (bytes)"),
-        ("evaluate", "accuracy (%) and validation loss (nats)"),
+        ("evaluate", "the accuracy (%)"),
+        ("validate", "the loss (nats)"),
         ("evaluate", "[default: (0,1)]"),
         ("generate", "Maximum number of tokens to generate. [default: 64; x>=1]"),
         ("generate", "the speed in tokens/s"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ddl.config import Scale, load_scale, load_study, load_variants
-from ddl.layout import DRAWN, ROOT, STUDY, drawn_files
+from ddl.layout import CURVES, DRAWN, ROOT, STUDY, drawn_files
 from ddl.reporting import progress
 from ddl.training.run import Run
 from tests.helpers import golden, without_network
@@ -88,7 +88,7 @@ def edited(finished):
 
 def test_the_smoke_scale_plans_a_training_and_an_evaluation_of_every_design_and_size(project):
     jobs = planned(project)
-    assert jobs["train"] == jobs["evaluate"] == RUNS
+    assert jobs["train"] == jobs["validate"] == jobs["evaluate"] == RUNS
     assert jobs["paper"] == 1
 
 
@@ -277,17 +277,28 @@ def test_a_control_is_trained_and_evaluated_if_its_files_are_targets(project):
     run, evaluation = f"runs/small/{slug}/seed0/summary.json", f"evals/small/{slug}/seed0/validation.json"
     made = {"data": 1, "tasks": 1}  # unless another test has built them
     assert made | planned(project, f"results/smoke/{run}") == made | {"train": 1}
-    assert made | planned(project, f"results/smoke/{evaluation}") == made | {"train": 1, "evaluate": 1}
+    assert made | planned(project, f"results/smoke/{evaluation}") == made | {"train": 1, "validate": 1}
 
 
 def test_progress_counts_the_jobs_that_the_workflow_plans(project):
     jobs, stages = planned(project, "--forceall"), progress.stages(load_scale("smoke"))
-    assert jobs["train"] == stages["train/*.tsv"]
-    assert jobs["mechanism"] == stages["mechanism/*.tsv"]
-    assert jobs["evaluate"] + jobs["evaluate_random_init"] == stages["evaluate/*.tsv"]
-    assert jobs["cost"] == stages["cost/*.tsv"]
-    notebooks = sum(count for rule, count in jobs.items() if rule.startswith("notebook_"))
-    assert notebooks + jobs["derivation_page"] == stages["notebooks/*.tsv"]
+    assert jobs["train"] == stages["train/*"]
+    assert jobs["mechanism"] == stages["mechanism/*"]
+    assert jobs["validate"] == stages["validate/*"]
+    assert jobs["evaluate"] + jobs["evaluate_random_init"] == stages["evaluate/*"]
+    assert jobs["cost"] == stages["cost/*"]
+    pages = sum(count for rule, count in jobs.items() if rule.startswith(("notebook_", "draw_")))
+    assert pages + jobs["derivation_page"] == stages["notebooks/*"]
+
+
+def test_a_figure_of_the_trainings_needs_the_runs_that_it_shows_and_no_evaluation(project):
+    made = {"data": 1}  # unless another test has built them
+    for figure, sizes in CURVES.items():
+        jobs = planned(project, figure, "--forceall")
+        expected = {"train": len(sizes) * len(DESIGNS), f"draw_{figure}": 1, figure: 1}
+        assert made | jobs == made | expected
+    jobs = planned(project, "table3", "--forceall")
+    assert {"evaluate", "tasks", "cost", "mechanism"}.isdisjoint(jobs)
 
 
 def test_a_study_is_a_target_of_its_own(project):
@@ -325,7 +336,7 @@ def test_a_changed_plot_reruns_its_notebook_the_paper_and_the_site_only(finished
 def test_a_changed_constant_of_the_model_retrains_and_what_it_does_not_touch_stays(finished, edited):
     edited("ddl/model/residual.py", lambda text: text.replace("GATE_LOGIT_LIMIT = ", "GATE_LOGIT_LIMIT = 0.5 * "))
     jobs = planned(finished)
-    assert jobs["train"] == jobs["evaluate"] == RUNS
+    assert jobs["train"] == jobs["validate"] == jobs["evaluate"] == RUNS
     assert jobs["cost"] == 2
     assert {"data", "tasks", "contamination"}.isdisjoint(jobs)
 
@@ -365,7 +376,7 @@ def test_a_derivation_reruns_with_what_it_runs_or_shows_once_for_all_scales(fini
 def test_a_changed_variant_retrains_its_own_runs_only(finished, edited):
     edited("config/variants.yaml", lambda text: text.replace("residual: delta}", "residual: delta, gate_init: 0.5}", 1))
     jobs = planned(finished)
-    assert jobs["train"] == jobs["evaluate"] == 2
+    assert jobs["train"] == jobs["validate"] == jobs["evaluate"] == 2
     assert jobs["cost"] == 2  # both sizes: variants are measured relative to each other
 
 
@@ -373,8 +384,8 @@ def test_a_changed_variant_retrains_its_own_runs_only(finished, edited):
 def test_a_changed_label_changes_tables_and_figures_only(finished, edited):
     edited("config/variants.yaml", lambda text: text.replace("label: DDL-TC w/o EC", "label: DDL-TC without EC"))
     jobs = planned(finished)
-    notebooks = {f"notebook_{name}" for name in DRAWN} | {"derivation", "derivation_page"}
-    assert set(jobs) == notebooks | {"numbers", "paper", "site"}
+    notebooks = {f"notebook_{name}" for name in DRAWN} | {f"draw_{name}" for name in CURVES}
+    assert set(jobs) == notebooks | {"derivation", "derivation_page"} | {"numbers", "paper", "site"}
 
 
 @pytest.mark.dag
@@ -383,7 +394,7 @@ def test_a_deleted_metrics_file_rebuilds_its_descendants_only(finished):
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     (run / "metrics.jsonl").unlink()
     jobs = planned(finished)
-    assert jobs["train"] == jobs["evaluate"] == 1
+    assert jobs["train"] == jobs["validate"] == jobs["evaluate"] == 1
     assert {"data", "tasks", "cost", "notebook_03_architecture", "derivation"}.isdisjoint(jobs)
     done = snakemake(finished, "results/smoke/runs/small/ddl-cc/seed0/metrics.jsonl")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Evaluate a model: the eight tasks (Tables 1, 2, 7, 8) and, with the data of a scale, the validation loss (Table 3).
+"""Evaluate a model on the eight tasks (Tables 1, 2, 7, 8).
 
 To evaluate any folder with a model of this package or of transformers, on the paper's benchmarks or on the offline
 tasks of a scale:
@@ -6,34 +6,29 @@ tasks of a scale:
     ddl evaluate --run DIR
     ddl evaluate --run DIR --items results/laptop/data/tasks --tasks doc_order,doc_pair --shots 0 --out D
 
-To evaluate with the settings, data and tokenizer of a scale, validation loss included, as the workflow does:
+To evaluate with the settings, tasks and tokenizer of a scale, as the workflow does:
 
     ddl evaluate --scale laptop --data results/laptop/data --run results/laptop/runs/small/ddl-cc/seed0 \\
         --out D
 
 In the second form, `--random-init --size small --variant baseline` in place of `--run` evaluates untrained weights, a
-control that must score at chance. The folder `--out` receives `<n>shot.json`, `<n>shot.parquet` with one row per item,
-documents.safetensors with the loss of each validation document, and validation.json.
+control that must score at chance. The folder `--out` receives `<n>shot.json` and `<n>shot.parquet` with one row per
+item.
 """
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from ddl.config import SHOTS, Scale
-from ddl.data.sequences import TokenSequences, load_manifest
-from ddl.data.tokenizer import end_of_text_id, load_tokenizer
-from ddl.evaluation.document_losses import DocumentLosses, per_document
+from ddl.data.sequences import load_manifest
 from ddl.evaluation.lm_eval_tasks import open_tasks, prepare_environment, run_tasks, task_folder
-from ddl.evaluation.loglikelihood import BATCH_TOKENS, head
+from ddl.evaluation.loglikelihood import BATCH_TOKENS
 from ddl.evaluation.model_check import check_model
 from ddl.evaluation.paper_benchmarks import FOLDER
-from ddl.evaluation.repeated_pairs import repeats_a_pair
 from ddl.files import atomic, write_json
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import load_model
@@ -42,47 +37,6 @@ from ddl.provenance import provenance
 if TYPE_CHECKING:
     import pandas as pd
     from lm_eval.api.model import TemplateLM
-
-
-@torch.inference_mode()
-def validation_loss(
-    model: LanguageModel, data: TokenSequences, batch_tokens: int, dtype: torch.dtype, end_of_text: int
-) -> tuple[dict[str, Any], DocumentLosses]:
-    """Mean loss per token over the whole split, in nats, and the loss of each document.
-
-    Returns:
-        val_loss; val_loss_stderr, from the spread of the means of the sequences, assuming independent sequences;
-        val_perplexity; repeated_loss and new_loss, for targets that repeat a pair of tokens of their sequence and for
-        the others, None if there are none; tokens, the number of predictions. And the documents, which the token
-        `end_of_text` starts.
-    """
-    device = model.embedding.weight.device
-    rows = max(1, batch_tokens // data.sequence_length)
-    losses, starts, repeats = [], [], []
-    for start in range(0, len(data), rows):
-        inputs, targets = data.batch(range(start, min(start + rows, len(data))))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            hidden = model.hidden(inputs.to(device)).flatten(0, 1)
-            parts = [
-                F.cross_entropy(logits, part, reduction="none")
-                for logits, part in head(model.logits, hidden, targets.to(device).flatten())
-            ]
-        losses.append(torch.cat(parts).view(len(inputs), -1).double().cpu())
-        starts.append(targets == end_of_text)
-        repeats.append(repeats_a_pair(inputs, targets))
-    by_token = torch.cat(losses)
-    repeated = torch.cat(repeats)
-    means = by_token.mean(1)
-    loss = float(means.mean())
-    summary = {
-        "val_loss": loss,
-        "val_loss_stderr": float(means.std() / math.sqrt(len(means))) if len(means) > 1 else None,
-        "val_perplexity": math.exp(loss),
-        "repeated_loss": float(by_token[repeated].mean()) if repeated.any() else None,
-        "new_loss": float(by_token[~repeated].mean()) if not repeated.all() else None,
-        "tokens": len(means) * data.sequence_length,
-    }
-    return summary, per_document(by_token.flatten(), torch.cat(starts).flatten())
 
 
 def evaluate_tasks(
@@ -130,9 +84,7 @@ def report(shots: int, result: dict[str, Any], seconds: float) -> None:
 
 
 def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, out: Path) -> None:
-    """Evaluate a model on the tasks of a scale and on its whole validation split, and write the result files.
-
-    Tasks come first, so that missing items are reported at once.
+    """Evaluate a model on the tasks of a scale, and write the result files.
 
     Raises:
         EvaluationError: the vocabulary or sequence length of the model is not that of the scale.
@@ -141,20 +93,7 @@ def evaluate_model(scale: Scale, model: LanguageModel, data: Path, items: Path, 
 
     tokenizer = load_manifest(data / "manifest.json")["tokenizer"]
     check_model(scale, model, tokenizer["vocab_size"], data)
-    batch_tokens = scale.evaluation.batch_tokens
-    evaluate_tasks(DDL(model, data / tokenizer["file"], batch_tokens), items, out)
-    started = time.monotonic()
-    sequences = TokenSequences(data / "manifest.json", "val", scale.sequence_length)
-    end_of_text = end_of_text_id(load_tokenizer(data / tokenizer["file"]))
-    dtype = getattr(torch, scale.training.dtype)
-    loss, documents = validation_loss(model, sequences, batch_tokens, dtype, end_of_text)
-    documents.save(out / "documents.safetensors")
-    write_json(out / "validation.json", loss | {"provenance": provenance()})
-    print(
-        f"validation: loss {loss['val_loss']:.4f} nats, perplexity {loss['val_perplexity']:.2f}, "
-        f"{loss['tokens']} tokens, {time.monotonic() - started:.1f} s",
-        flush=True,
-    )
+    evaluate_tasks(DDL(model, data / tokenizer["file"], scale.evaluation.batch_tokens), items, out)
 
 
 def evaluate_run(run: Path, items: Path | None, out: Path | None, names: Sequence[str], shots: Iterable[int]) -> None:
@@ -171,7 +110,7 @@ def evaluate_run(run: Path, items: Path | None, out: Path | None, names: Sequenc
 
 
 def evaluate_in_scale(scale: Scale, source: Path | tuple[str, str], data: Path, items: Path | None, out: Path) -> None:
-    """Evaluate a model with the settings, data and tasks of a scale.
+    """Evaluate a model with the settings and tasks of a scale.
 
     Args:
         source: folder of a trained model, or size and variant of an untrained one.

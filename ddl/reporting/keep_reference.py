@@ -8,7 +8,6 @@ the notebooks there as Markdown. `readme` writes the parts of README.md and docs
 e.g. results, times and the workflow graph.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from ddl.errors import UserError
 from ddl.files import write_json
 from ddl.layout import ANY_RUN, COST, DATA_MANIFEST, ROOT
 from ddl.reporting.notebook_markdown import write_markdown
+from ddl.reporting.stage_times import by_stage, job_seconds
 
 REFERENCE = ROOT / "results" / "reference"
 KEPT = (
@@ -37,18 +37,6 @@ KEPT = (
     "tables/*.csv",
     "figures/figure2.png",
 )
-STAGES = {  # pattern of Snakemake's benchmark files -> stage, in the order of the workflow
-    "data.tsv": "corpus, tokenizer, shards",
-    "tasks.tsv": "offline tasks",
-    "train/*.tsv": "trainings",
-    "evaluate/*.tsv": "evaluations",
-    "mechanism/*.tsv": "observations and interventions",
-    "contamination.tsv": "contamination check",
-    "cost/*.tsv": "cost measurements",
-    "notebooks/*.tsv": "notebooks, figures, tables",
-    "numbers.tsv": "numbers",
-    "paper.tsv": "paper",
-}
 
 
 class KeepError(UserError):
@@ -83,24 +71,19 @@ def keep(results: Path, name: str) -> None:
 
 
 def times(results: Path) -> dict[str, Any]:
-    """Seconds per stage (from Snakemake's benchmark files), wall seconds of the whole run, and bytes on disk."""
-    stages = []
-    for pattern, label in STAGES.items():
-        seconds = [_seconds(path) for path in sorted((results / "benchmarks").glob(pattern))]
-        stages.append(
-            {"stage": label, "jobs": len(seconds), "seconds": sum(seconds), "longest": max(seconds, default=0)}
-        )
-    started = min(path.stat().st_mtime - _seconds(path) for path in (results / "benchmarks").rglob("*.tsv"))
-    wall = (results / "paper.pdf").stat().st_mtime - started
-    sizes = {"results_bytes": folder_bytes(results), "environment_bytes": folder_bytes(Path(sys.prefix))}
-    return {"wall_seconds": wall, "cores": os.cpu_count(), "stages": stages, **sizes}
+    """Seconds of each stage and job, wall seconds from the first job's start to the last one's end, bytes on disk."""
+    seconds = job_seconds(results)
+    ends = {job: (results / "benchmarks" / f"{job}.tsv").stat().st_mtime for job in seconds}
+    return {
+        "wall_seconds": max(ends.values()) - min(end - seconds[job] for job, end in ends.items()),
+        "cores": os.cpu_count(),
+        "stages": by_stage(seconds),
+        "job_seconds": seconds,
+        "results_bytes": folder_bytes(results),
+        "environment_bytes": folder_bytes(Path(sys.prefix)),
+    }
 
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-
-
-def _seconds(path: Path) -> float:
-    with open(path, newline="") as file:
-        return float(next(csv.DictReader(file, delimiter="\t"))["s"])

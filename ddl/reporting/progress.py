@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ddl.config import Scale, load_scale, load_study, study_names
-from ddl.layout import ROOT, RUN
-from ddl.reporting.keep_reference import STAGES
+from ddl.layout import CURVES, ROOT, RUN
+from ddl.reporting.stage_times import expected_seconds, job_seconds, kept_times
 from ddl.reporting.workflow_messages import duration
 
 REFRESH_SECONDS = 2.0
@@ -86,54 +87,43 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def stages(scale: Scale) -> dict[str, int]:
-    """Pattern of a stage's benchmark files -> number of jobs of the stage in the whole workflow."""
+    """Pattern of a stage's jobs (a key of `STAGES`) -> their number in the whole workflow."""
     trainings = len(scale.sizes) * len(scale.variants) * len(scale.seeds)
     return {
-        "data.tsv": 1,
-        "tasks.tsv": int(scale.evaluation.tasks == "offline"),
-        "contamination.tsv": 1,
-        "train/*.tsv": trainings,
-        "evaluate/*.tsv": trainings + 1,
-        "mechanism/*.tsv": trainings,
-        "cost/*.tsv": len(scale.sizes),
-        "notebooks/*.tsv": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1,  # without that of the studies
-        "numbers.tsv": 1,
-        "paper.tsv": 1,
+        "data": 1,
+        "tasks": int(scale.evaluation.tasks == "offline"),
+        "contamination": 1,
+        "train/*": trainings,
+        "validate/*": trainings,
+        "evaluate/*": trainings + 1,
+        "mechanism/*": trainings,
+        "cost/*": len(scale.sizes),
+        # Without the notebook of the studies, but with the figures that have jobs of their own.
+        "notebooks/*": len(list((ROOT / "notebooks").glob("[01]*.py"))) - 1 + len(CURVES),
+        "numbers": 1,
+        "paper": 1,
+        "site": 1,
     }
 
 
 def work_left(scale: Scale, results: Path, statuses: list[Status]) -> tuple[float, list[str]]:
     """Seconds of work left in the workflow, and the stages whose time is unknown."""
     total, unknown = 0.0, []
+    finished, kept = job_seconds(results), kept_times(scale.name)
     running = [run for run in statuses if run.state == "running" and not run.name.startswith("points/")]
     known = [run.seconds_left for run in running if run.seconds_left is not None]
     for pattern, jobs in stages(scale).items():
-        done = [job_seconds(path) for path in (results / "benchmarks").glob(pattern)]
+        done = [seconds for job, seconds in finished.items() if fnmatch(job, pattern)]
         waiting = max(jobs - len(done), 0)
         if pattern.startswith("train/"):
             waiting = max(waiting - len(known), 0)
             total += sum(known)
-        mean = sum(done) / len(done) if done else reference_mean(scale, pattern)
+        mean = sum(done) / len(done) if done else expected_seconds(kept[1], pattern) if kept else None
         if mean is not None:
             total += waiting * mean
         elif waiting:
-            unknown.append(pattern.partition("/")[0].removesuffix(".tsv"))
+            unknown.append(pattern.partition("/")[0])
     return total, unknown
-
-
-def job_seconds(path: Path) -> float:
-    """Wall seconds of a job, from Snakemake's benchmark file."""
-    header, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
-    return float(values[header.index("s")])
-
-
-def reference_mean(scale: Scale, pattern: str) -> float | None:
-    """Mean seconds per job of a stage in a kept run of the scale; None if there is none."""
-    for path in sorted((ROOT / "results/reference").glob(f"{scale.name}-*/times.json")):
-        for stage in json.loads(path.read_text())["stages"]:
-            if stage["stage"] == STAGES[pattern] and stage["jobs"]:
-                return stage["seconds"] / stage["jobs"]
-    return None
 
 
 def view(scale: Scale, results: Path) -> Group:

@@ -24,11 +24,11 @@ from ddl.layout import DRAWN, ROOT, STUDY, drawn_files
 from ddl.reporting import charts
 from ddl.reporting.evidence import findings
 from ddl.reporting.judged_claims import SCALE
-from ddl.reporting.keep_reference import times
 from ddl.reporting.read_results import Results
 from ddl.reporting.readme_studies import verdicts_part
 from ddl.reporting.render_notebook import SITE, TEMPLATES, formula, remote_references, to_html
 from ddl.reporting.rivals import compared
+from ddl.reporting.stage_times import by_stage, job_seconds
 from ddl.reporting.table_format import count
 
 SCRIPT = "bokeh.min.js"
@@ -118,7 +118,7 @@ def start_page(results: Results, notebooks: dict[str, tuple[str, str]]) -> str:
         families=charts.FAMILIES,
         row_height=charts.ROW_HEIGHT,
         provenance=numbers["provenance"],
-        spent=times(results.path),
+        stages=[stage for stage in by_stage(job_seconds(results.path)) if stage["jobs"]],
         highlight_css=HtmlFormatter(style="friendly").get_style_defs(".highlight"),
     )
 
@@ -160,6 +160,6 @@ def alternative(texts: dict[str, str], name: str) -> str:
     for text in texts.values():
         for cell in re.split(r"^# %%", text, flags=re.M):
             found = re.search(r'alt="([^"]*)"', cell.split("\n")[0])
-            if found and f'"{name}"' in cell and "save_figure" in cell:
+            if found and f'"{name}"' in cell and re.search("(save|loss)_figure", cell):
                 return found[1]
     return name

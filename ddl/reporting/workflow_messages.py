@@ -4,12 +4,16 @@ The Snakefile calls `Messages.start` and `Messages.finish`. Snakemake itself pri
 failed jobs.
 """
 
-import json
 import logging
+import re
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ddl.reporting.stage_times import STAGES, expected_seconds, kept_times, stage_of
 
 # Snakemake's own progress messages take five lines per job, and one more for every input file of `all`.
 HIDDEN_EVENTS = ("job_info", "job_started", "job_finished", "progress")
@@ -51,11 +55,13 @@ class Messages:
         self.jobs = 0
         self.started = time.monotonic()
 
-    def start(self, jobs: int, whole: bool) -> None:
+    def start(self, jobs: int, measured: Sequence[str], cores: int, whole: bool) -> None:
         """Print what will run and the expected time, and from then on show each job as one line.
 
         Args:
             jobs: number of jobs that will run.
+            measured: their benchmark files, e.g. results/laptop/benchmarks/train/small-ddl-cc-seed0.tsv.
+            cores: that Snakemake may use.
             whole: whether the whole scale was asked for, not single files or another scale's.
         """
         self.jobs = jobs
@@ -64,14 +70,14 @@ class Messages:
             logger.removeHandler(handler)
             logger.addHandler(JobLines(jobs, handler))
         if not whole:
-            say(f"{counted(jobs)} to run. Their logs are in results/<scale>/logs/.")
+            for line in forecast(jobs, measured, cores):
+                say(line)
             return
         say(f"{counted(jobs)} to run. Their logs are in results/{self.scale}/logs/.")
-        for path in sorted(Path("results/reference").glob(f"{self.scale}-*/times.json")):
-            known = json.loads(path.read_text())
+        if kept := kept_times(self.scale, Path()):
             say(
-                f"The whole {self.scale} scale took {duration(known['wall_seconds'])} with {known['cores']} cores "
-                f"in the run kept in {path.parent}."
+                f"The whole {self.scale} scale took {duration(kept[1]['wall_seconds'])} with {kept[1]['cores']} cores "
+                f"in the run kept in {kept[0]}."
             )
         say(f"`ddl progress results/{self.scale}` in another terminal shows the progress of each run.")
 
@@ -100,6 +106,28 @@ def closing_summary(scale: str, jobs: int, seconds: float) -> str:
     }
     lines = [f"The {scale} scale is built: {counted(jobs)} in {duration(seconds)}."]
     return "\n".join(lines + [f"  {name:10} results/{scale}/{place}" for name, place in places.items()])
+
+
+def forecast(jobs: int, measured: Sequence[str], cores: int) -> list[str]:
+    """What a part of the workflow runs, and how long that takes by the run that is kept of its scale, if there is one.
+
+    For the arguments see `Messages.start`.
+    """
+    found = [re.fullmatch(r"results/(\w+)/benchmarks/(.+)\.tsv", path) for path in measured]
+    scales = list(dict.fromkeys(each[1] for each in found if each and each[1] != "notebooks"))
+    logs = f" Their logs are in {' and '.join(f'results/{scale}/logs/' for scale in scales)}." if scales else ""
+    lines = [f"{counted(jobs)} to run.{logs}"]
+    # A derivation runs once for all scales, in a folder of its own.
+    names = [f"notebooks/{each[2]}" if each[1] == "notebooks" else each[2] for each in found if each]
+    count = Counter(stage for name in names if (stage := stage_of(name)))
+    if count:
+        lines.append(", ".join(f"{stage}: {count[stage]}" for stage in STAGES.values() if stage in count) + ".")
+    kept = kept_times(scales[0], Path()) if len(scales) == 1 else None
+    if kept:
+        seconds = [expected_seconds(kept[1], name) for name in names]
+        work = sum(taken for taken in seconds if taken is not None)
+        lines.append(f"About {duration(work / cores)} on {cores} cores, by the run kept in {kept[0]}.")
+    return lines
 
 
 def counted(jobs: int) -> str:

@@ -17,8 +17,8 @@ import torch
 from ddl.config import Scale
 from ddl.data.sequences import TokenSequences
 from ddl.data.tokenizer import end_of_text_id, load_tokenizer
-from ddl.evaluation.run import validation_loss
 from ddl.evaluation.stream_cosine import stream_cosine
+from ddl.evaluation.validation import validation_loss
 from ddl.files import write_json
 from ddl.layout import Point
 from ddl.model.language_model import parameter_count

@@ -1,4 +1,4 @@
-"""Evaluation: the validation loss, and the accuracies that the harness computes from our log-likelihoods."""
+"""Evaluation: the accuracies that the harness computes from our log-likelihoods."""
 
 import json
 import math
@@ -10,14 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ddl.data.sequences import TokenSequences
-from ddl.data.shard_format import write_shard
 from ddl.data.tokenizer import load_tokenizer
 from ddl.evaluation.lm_eval_model import DDL
 from ddl.evaluation.lm_eval_tasks import HarnessError, average, open_tasks, prepare_environment, run_tasks
 from ddl.evaluation.model_check import EvaluationError
 from ddl.evaluation.offline_tasks.build import TASKS, build_tasks
-from ddl.evaluation.run import evaluate_model, evaluate_tasks, validation_loss, write_items
+from ddl.evaluation.run import evaluate_model, evaluate_tasks, write_items
 from ddl.files import sha256_file, write_json
 from ddl.layout import ROOT
 from ddl.model.language_model import LanguageModel
@@ -211,41 +209,6 @@ def test_the_data_card_shows_checks_and_overlaps(data, model, tmp_path, monkeypa
     assert 0 < max(names["distances"]) < 5  # standard errors from chance
 
 
-def test_validation_loss_is_the_mean_over_all_sequences(tiny_config, tmp_path):
-    model = LanguageModel(tiny_config("ddl-cc")).eval()
-    tokens = np.random.default_rng(0).integers(0, 61, 16 * 5 + 9).astype(np.uint16)  # five windows and a remainder
-    tokens[8:12] = tokens[2:6]  # three pairs of the first window occur twice, and one of the third
-    tokens[40:42] = tokens[33:35]
-    for split in ("train", "val"):
-        write_shard(tmp_path / f"{split}_000000.bin", tokens)
-    entry = {"file": "val_000000.bin", "tokens": len(tokens), "sha256": sha256_file(tmp_path / "val_000000.bin")}
-    split = {"documents": 1, "bytes": 1, "tokens": len(tokens), "shards": [entry]}
-    tokenizer = {"name": "bpe", "vocab_size": 61, "file": "tokenizer.json", "sha256": "0" * 64}
-    write_json(tmp_path / "manifest.json", {"tokenizer": tokenizer, "splits": {"train": split, "val": split}})
-    data = TokenSequences(tmp_path / "manifest.json", "val", 16)
-    means, parts = [], {True: [], False: []}
-    for start in range(0, 80, 16):
-        window = torch.from_numpy(tokens[start : start + 17].astype(np.int64))
-        with torch.no_grad():
-            log_p = model(window[None, :-1])[0].double().log_softmax(-1)
-        losses = -log_p[torch.arange(16), window[1:]]
-        means.append(float(losses.mean()))
-        pairs = list(zip(window.tolist(), window[1:].tolist(), strict=False))
-        for place, pair in enumerate(pairs):
-            parts[pair in pairs[:place]].append(float(losses[place]))
-    assert min(len(part) for part in parts.values()) > 2
-    for batch_tokens in (1, 48, 4096):
-        found, documents = validation_loss(model, data, batch_tokens, torch.float32, end_of_text=7)
-        assert found["val_loss"] == pytest.approx(np.mean(means), abs=1e-5)
-        assert found["val_loss_stderr"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(5), abs=1e-5)
-        assert found["val_perplexity"] == pytest.approx(math.exp(np.mean(means)), rel=1e-4)
-        assert found["repeated_loss"] == pytest.approx(np.mean(parts[True]), abs=1e-5)
-        assert found["new_loss"] == pytest.approx(np.mean(parts[False]), abs=1e-5)
-        assert found["tokens"] == documents.tokens.sum() == 80
-        assert len(documents.losses) == 1 + (tokens[1:81] == 7).sum()
-        assert float(documents.losses.sum()) / 80 == pytest.approx(np.mean(means), abs=1e-5)
-
-
 def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):
     scale = offline_scale(ITEMS)
     monkeypatch.setattr("ddl.cli.load_scale", lambda name: scale)
@@ -253,7 +216,7 @@ def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):
     common = ["evaluate", "--scale", "smoke", "--data", data]
     ddl(*common, "--run", tmp_path / "run", "--out", tmp_path / "trained")
     ddl(*common, "--random-init", "--size", "small", "--variant", "ddl-cc", "--out", tmp_path / "random")
-    for name in ("validation.json", "0shot.json", "1shot.json"):
+    for name in ("0shot.json", "1shot.json"):
         trained, control = (json.loads((tmp_path / run / name).read_text()) for run in ("trained", "random"))
         assert trained.pop("provenance")["versions"]["lm_eval"]
         control.pop("provenance")
@@ -264,7 +227,7 @@ def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
     assert control["tasks"]["doc_pair"]["acc_norm"] is None
     captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 2 * (1 + 2 * 9)
+    assert len(captured.out.splitlines()) == 2 * 2 * 9
     assert captured.err == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ddl.files import write_json
 from ddl.layout import ROOT
-from ddl.reporting.workflow_messages import duration
+from ddl.reporting.workflow_messages import duration, forecast
 
 SNAKEFILE = f"""
 import sys
@@ -19,7 +19,9 @@ from ddl.reporting.workflow_messages import Messages
 messages = Messages("tiny")
 
 onstart:
-    messages.start(jobs=len(workflow.dag), whole="all" in {{rule.name for rule in workflow.dag.targetrules}})
+    measured = [job.benchmark for job in workflow.dag.needrun_jobs() if job.benchmark]
+    whole = "all" in {{rule.name for rule in workflow.dag.targetrules}}
+    messages.start(len(workflow.dag), measured, workflow.cores, whole)
 
 onsuccess:
     messages.finish(whole="all" in {{rule.name for rule in workflow.dag.targetrules}})
@@ -66,10 +68,34 @@ def test_a_run_says_how_long_it_will_take_then_one_line_per_job_then_where_the_r
 def test_a_single_target_is_no_whole_scale(build):
     code, lines = build("out1")
     assert code == 0
-    assert "1 job to run. Their logs are in results/<scale>/logs/." in lines
+    assert "1 job to run." in lines
     assert not any("tiny" in line for line in lines)
     assert re.fullmatch(r"Done: 1 job in \d+ s\.", lines[-1])
     assert not any("is built" in line for line in lines)
+
+
+def test_a_part_says_what_it_runs_and_how_long_that_takes_by_the_times_of_a_kept_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = ["data", "train/small-a-seed0", "train/small-b-seed1", "notebooks/figure2"]
+    measured = [f"results/tiny/benchmarks/{job}.tsv" for job in jobs]
+    said = [
+        "6 jobs to run. Their logs are in results/tiny/logs/.",
+        "corpus, tokenizer, shards: 1, trainings: 2, notebooks, figures, tables: 1.",
+    ]
+    assert forecast(6, measured, 2) == said
+    kept = {
+        "stages": [
+            {"stage": "corpus, tokenizer, shards", "jobs": 1, "seconds": 10.0},
+            {"stage": "trainings", "jobs": 12, "seconds": 1200.0},
+        ],
+        "job_seconds": {"train/small-a-seed0": 30.0},
+    }
+    write_json(tmp_path / "results/reference/tiny-machine/times.json", kept)
+    # 10 s, 30 s of the same run, the mean of 100 s for another; of the last nothing is known.
+    expected = "About 1 min 10 s on 2 cores, by the run kept in results/reference/tiny-machine."
+    assert forecast(6, measured, 2) == [*said, expected]
+    shared = forecast(2, ["results/notebooks/benchmarks/05_gradient.tsv", *measured[:1]], 1)
+    assert shared[1] == "corpus, tokenizer, shards: 1, notebooks, figures, tables: 1."
 
 
 def test_the_log_of_a_failed_job_is_shown(build):

@@ -9,7 +9,7 @@ import torch
 from ddl.config import load_backbones, load_scale
 from ddl.data.sequences import TokenSequences
 from ddl.evaluation.document_losses import DocumentLosses
-from ddl.evaluation.run import validation_loss
+from ddl.evaluation.validation import validation_loss
 from ddl.layout import Point
 from ddl.model.run_files import load_model
 from ddl.studies.points import train
