@@ -314,7 +314,7 @@ rule train:
     input:
         data=rules.data.output.manifest,
     output:
-        multiext(f"{RUN}/", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
+        multiext(f"{RUN}/", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"),
         config=f"{RUN}/config.json",
         weights=f"{RUN}/model.safetensors",
         metrics=f"{RUN}/metrics.jsonl",

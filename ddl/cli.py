@@ -290,9 +290,12 @@ def benchmarks() -> None:
 @option("--out", OUT_FOLDER, "Folder for the items, e.g. results/laptop/data/tasks.", "FOLDER")
 def tasks(scale: Scale, data: Path, out: Path) -> None:
     """Build the eight offline tasks from held-out documents."""
+    from ddl.evaluation.lm_eval_tasks import write_definitions
     from ddl.evaluation.offline_tasks.build import build_tasks, report
 
-    report(build_tasks(scale, data, out))
+    built = build_tasks(scale, data, out)
+    write_definitions(out)
+    report(built)
 
 
 @commands.command()
@@ -551,7 +554,7 @@ def describe(scale: Scale, family: tuple[str, ...]) -> None:
 @option("--run", KNOWN_FOLDER, "Folder of a trained model.", "FOLDER")
 @option("--prompt", Text(), "Text to continue.", "TEXT")
 @option("--tokens", click.IntRange(1), "Maximum number of tokens to generate.", "N", default=64)
-@option("--temperature", Finite(min=0), "Sampling temperature; 0 takes the most likely token.", "T", default=0.0)
+@option("--temperature", Finite(min=0), "Sampling temperature; 0 takes the most likely token.", "T", default=0.8)
 @option("--seed", SEED, "Seed for sampling at a temperature above 0.", "N", default=0)
 @click.option("--no-cache", is_flag=True, help="Process the whole text again for every token.")
 def generate(run: Path, prompt: str, tokens: int, temperature: float, seed: int, no_cache: bool) -> None:

@@ -9,6 +9,7 @@ takes seconds, because it imports the harness, so other modules import this one 
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class DDL(TemplateLM):
         pretrained: a model, or a folder with one: a run of `ddl.training.run` or a folder that `save_pretrained` wrote.
         tokenizer: path of a tokenizer.json; None for the tokenizer in the folder.
         batch_tokens: tokens per forward pass, padding included.
-        device: e.g. "cuda:1"; None for a GPU if there is one.
+        device: e.g. "cuda:1"; None for a GPU if there is one. Without any, a GPU becomes the CPU, with a warning.
         share: whether the choices of a question share the computation of their context.
         unused: other arguments of the harness, such as a batch size in requests, which are ignored.
     """
@@ -56,7 +57,7 @@ class DDL(TemplateLM):
         super().__init__()
         if pretrained is None:  # the harness passes what --model_args has, and no more
             raise ModelFileError("expected --model_args pretrained=FOLDER, the folder of a trained model")
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = available(device)
         model, self._encode, self._end, self._begin = load(pretrained, tokenizer, self._device)
         self.scorer = Scorer(model, batch_tokens, share)
 
@@ -92,6 +93,19 @@ class DDL(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         raise NotImplementedError("--model ddl only scores texts; use --model hf for tasks that generate text")
+
+
+def available(device: str | None) -> torch.device:
+    """The device that was asked for, but the CPU instead of a GPU if PyTorch can use none.
+
+    The harness asks for cuda:0 if its user does not say anything.
+    """
+    if torch.cuda.is_available():
+        return torch.device(device or "cuda")
+    if device and device.startswith("cuda"):
+        print(f"warning: device {device}: PyTorch can use no GPU here, so the CPU scores", file=sys.stderr)
+        return torch.device("cpu")
+    return torch.device(device or "cpu")
 
 
 def load(

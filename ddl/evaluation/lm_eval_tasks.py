@@ -26,13 +26,16 @@ from ddl.config import Scale
 from ddl.errors import UserError
 from ddl.evaluation.columns import by_column
 from ddl.evaluation.paper_benchmarks import FOLDER
-from ddl.files import sha256_file
+from ddl.files import sha256_file, write_text
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.task import ConfigurableTask
 
 SEED = 1234  # seed of the demonstrations and of the global generators: the harness's default
+
+
+OFFLINE_TAG = "ddl_offline"  # what the harness' command line calls the offline tasks together
 
 
 class HarnessError(UserError):
@@ -104,10 +107,10 @@ def open_tasks(folder: Path, names: Sequence[str] = ()) -> Iterator[dict[str, Ta
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="ddl-tasks-") as temporary:
         for name, entry in wanted.items():
-            # JSON is valid YAML and needs no quoting by hand. The cache is temporary, because the shared one returns
-            # old items for a changed file of equal size and date.
-            text = json.dumps({"task": name, **definition(folder, entry, f"{temporary}/cache")})
-            Path(temporary, f"{name}.yaml").write_text(text)
+            # The cache is temporary: the shared one returns old items for a changed file of equal size and date.
+            values = definition(folder, entry)
+            values["dataset_kwargs"]["cache_dir"] = f"{temporary}/cache"
+            write_definition(Path(temporary), name, values)
         # This is fast only without the thousands of definitions in the harness.
         manager = TaskManager(include_path=temporary, include_defaults=False)
         loaded = manager.load(list(wanted))["tasks"]
@@ -117,7 +120,21 @@ def open_tasks(folder: Path, names: Sequence[str] = ()) -> Iterator[dict[str, Ta
         }
 
 
-def definition(folder: Path, entry: dict[str, Any], cache: str) -> dict[str, Any]:
+def write_definitions(folder: Path) -> None:
+    """Write `<task>.yaml` beside the items of the offline tasks, for the harness' own command line.
+
+    The files have this machine's paths: `lm_eval --include_path FOLDER --tasks ddl_offline` works from anywhere on it.
+    """
+    for name, entry in load_manifest(folder)["tasks"].items():
+        write_definition(folder, name, {"tag": OFFLINE_TAG} | definition(folder, entry))
+
+
+def write_definition(folder: Path, name: str, values: dict[str, Any]) -> None:
+    """Write `<task>.yaml`; JSON is valid YAML and needs no quoting by hand."""
+    write_text(folder / f"{name}.yaml", json.dumps({"task": name, **values}, indent=1) + "\n")
+
+
+def definition(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """The harness's configuration for a task of a manifest; a benchmark keeps its definition but reads our files."""
     import lm_eval
 
@@ -127,7 +144,7 @@ def definition(folder: Path, entry: dict[str, Any], cache: str) -> dict[str, Any
     data: dict[str, Any] = {
         "dataset_path": "parquet" if "definition" in entry else "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {k: str(v.resolve()) for k, v in files.items()}, "cache_dir": cache},
+        "dataset_kwargs": {"data_files": {k: str(v.resolve()) for k, v in files.items()}},
     }
     if "definition" in entry:
         return {"include": str(shipped / entry["definition"]), **data}

@@ -14,6 +14,8 @@ from ddl.model.cache import Cache
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import load_model
 
+WARM_UP = 4  # tokens that the speed leaves out: the prompt, and what operations set up at their first calls
+
 
 class GenerationError(UserError):
     """A request that cannot be served; the message names the limit."""
@@ -78,14 +80,25 @@ def write_on(run: Path, prompt: str, tokens: int, temperature: float, seed: int,
     end = end_of_text_id(tokenizer)
     ids = torch.tensor([[end, *tokenizer.encode(prompt).ids]], device=model.embedding.weight.device)
     continuation = generate(model, ids, tokens, temperature, seed, use_cache)
-    stream, count = DecodeStream(), 0
+    stream, times = DecodeStream(), []
     print(prompt, end="", flush=True)
-    start = time.perf_counter()
     for token in continuation:
-        count += 1
+        times.append(time.perf_counter())
         if token.item() == end:
             break
         print(stream.step(tokenizer, int(token)) or "", end="", flush=True)  # None: an incomplete character
-    seconds = time.perf_counter() - start
-    with_cache = "with" if use_cache else "without"
-    print(f"\n[{count} tokens in {seconds:.2f} s, {count / seconds:,.0f} tokens/s {with_cache} the cache]")
+    print(f"\n[{report(times, temperature, seed, use_cache)}]")
+
+
+def report(times: list[float], temperature: float, seed: int, use_cache: bool) -> str:
+    """What was generated, and the speed after the first `WARM_UP` tokens.
+
+    Args:
+        times: when each token was there, in seconds.
+    """
+    how = f"sampled at temperature {temperature:g} with seed {seed}" if temperature else "the most likely ones"
+    said = f"{len(times)} tokens, {how}"
+    if len(times) <= WARM_UP + 1:
+        return said
+    rate = (len(times) - 1 - WARM_UP) / (times[-1] - times[WARM_UP])
+    return f"{said}; {rate:,.0f} tokens/s {'with' if use_cache else 'without'} the cache after the first {WARM_UP}"

@@ -24,7 +24,7 @@ from ddl.config import ModelConfig, Scale, TrainConfig, to_mapping
 from ddl.data.sequences import TokenSequences, load_manifest
 from ddl.data.shard_format import DataError
 from ddl.data.tokenizer import save_tokenizer
-from ddl.files import finite, sha256_file, write_json
+from ddl.files import finite, sha256_file, write_json, write_text
 from ddl.layout import SNAPSHOT
 from ddl.locks import only_writer
 from ddl.model.flops import flops_per_token
@@ -37,6 +37,7 @@ from ddl.training.distributed import Processes
 from ddl.training.errors import NotFiniteError, TrainingError, explain, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
 from ddl.training.metrics import CURVES, Metrics, line, norms_by_part
+from ddl.training.model_card import model_card
 
 
 @dataclasses.dataclass
@@ -342,7 +343,7 @@ class Run:
         return any(self.processes.gather(asked)) if agreed else asked and self.processes.count == 1
 
     def finish(self) -> None:
-        """Write model, summary and provenance."""
+        """Write model, summary, model card and provenance."""
         state = self.learner.state()
         if not self.processes.leads:
             return
@@ -352,24 +353,23 @@ class Run:
         save_model(model, self.out)
         counts = parameter_count(self.config)
         last = self.progress.records[-1]
-        write_json(
-            self.out / "summary.json",
-            {
-                "scale": self.scale.name,
-                "size": self.size,
-                "variant": self.variant,
-                "seed": self.seed,
-                "val_loss": last["val_loss"],
-                "val_perplexity": finite(math.exp(min(last["val_loss"], 700.0))),
-                "params": counts["total"],
-                "params_non_embedding": counts["non_embedding"],
-                "train_flops_per_token": train_flops_per_token(self.config),
-                "steps": last["step"],
-                "tokens": last["tokens"],
-                "seconds": self.progress.seconds,
-                "peak_mem_bytes": peak_memory(self.processes.device),
-            },
-        )
+        summary = {
+            "scale": self.scale.name,
+            "size": self.size,
+            "variant": self.variant,
+            "seed": self.seed,
+            "val_loss": last["val_loss"],
+            "val_perplexity": finite(math.exp(min(last["val_loss"], 700.0))),
+            "params": counts["total"],
+            "params_non_embedding": counts["non_embedding"],
+            "train_flops_per_token": train_flops_per_token(self.config),
+            "steps": last["step"],
+            "tokens": last["tokens"],
+            "seconds": self.progress.seconds,
+            "peak_mem_bytes": peak_memory(self.processes.device),
+        }
+        write_json(self.out / "summary.json", summary)
+        write_text(self.out / "README.md", model_card(self.scale, summary))
         source = {
             "fingerprint": self.checkpoints.origin.fingerprint,
             "continued": self.progress.continued,

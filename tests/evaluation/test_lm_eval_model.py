@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lm_eval
 import pytest
+import torch
 
 from ddl.layout import ROOT
 from tests.helpers.command import ddl
@@ -26,7 +27,7 @@ def task(folder, tmp_path):
     files = {"train": str(folder / "piqa.train.parquet"), "validation": str(folder / "piqa.test.parquet")}
     text = f"include: {shipped}\ntask: piqa_local\ndataset_path: parquet\ndataset_kwargs: {{data_files: {files}}}\n"
     (tmp_path / "piqa_local.yaml").write_text(text)
-    return ["--tasks", "piqa_local", "--include_path", str(tmp_path), "--num_fewshot", "1", "--device", "cpu"]
+    return ["--tasks", "piqa_local", "--include_path", str(tmp_path), "--num_fewshot", "1"]
 
 
 def test_the_harness_evaluates_a_run_through_our_model(run, task, tmp_path):
@@ -34,6 +35,8 @@ def test_the_harness_evaluates_a_run_through_our_model(run, task, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "|piqa_local|" in done.stdout.replace(" ", "")
     assert done.stdout.lstrip().startswith("ddl (")
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: device ")]
+    assert len(warnings) == (0 if torch.cuda.is_available() else 1)  # the harness asks for a GPU unless told otherwise
 
 
 @pytest.mark.full

@@ -12,7 +12,15 @@ import torch
 
 from ddl.data.tokenizer import load_tokenizer
 from ddl.evaluation.lm_eval_model import DDL
-from ddl.evaluation.lm_eval_tasks import HarnessError, average, open_tasks, prepare_environment, run_tasks
+from ddl.evaluation.lm_eval_tasks import (
+    OFFLINE_TAG,
+    HarnessError,
+    average,
+    open_tasks,
+    prepare_environment,
+    run_tasks,
+    write_definitions,
+)
 from ddl.evaluation.model_check import EvaluationError
 from ddl.evaluation.offline_tasks.build import TASKS, build_tasks
 from ddl.evaluation.run import evaluate_model, evaluate_tasks, write_items
@@ -229,6 +237,23 @@ def test_command_line_writes_every_file(data, tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 2 * 2 * 9
     assert captured.err == ""
+
+
+def test_definitions_beside_the_items_are_those_of_the_workflow(data):
+    """`lm_eval --include_path` runs the offline tasks by them."""
+    from lm_eval.tasks import TaskManager  # after `offline` has prepared the environment
+
+    write_definitions(data / "tasks")
+    manager = TaskManager(include_path=str(data / "tasks"), include_defaults=False)
+    with open_tasks(data / "tasks") as own:
+        loaded = manager.load([OFFLINE_TAG])["tasks"]
+        assert set(loaded) == set(own)
+        for name, task in own.items():
+            theirs, ours = loaded[name], task.task
+            assert list(theirs.test_docs()) == list(ours.test_docs())
+            assert theirs.config.metric_list == ours.config.metric_list
+            document = next(iter(ours.test_docs()))
+            assert theirs.doc_to_choice(document) == ours.doc_to_choice(document)
 
 
 def test_a_model_of_another_vocabulary_is_refused(data, tiny_config, tmp_path):

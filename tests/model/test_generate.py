@@ -6,7 +6,7 @@ import torch
 from ddl.data.tokenizer import save_tokenizer, train_bpe
 from ddl.layout import ROOT
 from ddl.model.cache import Cache, CacheError
-from ddl.model.generate import GenerationError, generate
+from ddl.model.generate import WARM_UP, GenerationError, generate, report
 from ddl.model.language_model import LanguageModel
 from ddl.model.run_files import save_model
 from tests.helpers.command import ddl
@@ -171,16 +171,25 @@ def run(build, tmp_path_factory):
     return folder
 
 
-def test_the_command_prints_the_text_and_the_speed(run, capsys):
+def test_the_command_prints_the_text_how_it_was_chosen_and_the_speed(run, capsys):
     printed = []
-    for cache in ([], ["--no-cache"]):
-        ddl("generate", "--run", run, "--prompt", "the é value", "--tokens", 20, *cache)
+    for settings in ([], ["--seed", 1], ["--temperature", 0], ["--temperature", 0, "--no-cache"]):
+        ddl("generate", "--run", run, "--prompt", "the é value", "--tokens", 20, *settings)
         printed.append(capsys.readouterr().out.splitlines())
-    for lines, word in zip(printed, ("with", "without"), strict=True):
-        assert lines[0].startswith("the é value")
-        assert " tokens in " in lines[-1]
-        assert lines[-1].endswith(f" tokens/s {word} the cache]")
-    assert printed[0][:-1] == printed[1][:-1]
+        assert printed[-1][0].startswith("the é value")
+    texts, said = [lines[:-1] for lines in printed], [lines[-1] for lines in printed]
+    assert texts[2] == texts[3]
+    assert len({str(text) for text in texts}) == 3
+    assert all(" tokens, sampled at temperature 0.8 with seed " in line for line in said[:2])
+    assert all(" tokens, the most likely ones; " in line for line in said[2:])
+    assert said[2].endswith(f" tokens/s with the cache after the first {WARM_UP}]")
+    assert said[3].endswith(f" tokens/s without the cache after the first {WARM_UP}]")
+
+
+def test_the_speed_leaves_out_the_first_tokens_and_is_not_said_of_too_few():
+    times = [9.0, 9.5, 9.6, 9.7, 10.0, 10.5, 11.0]
+    assert report(times, 0, 0, True) == "7 tokens, the most likely ones; 2 tokens/s with the cache after the first 4"
+    assert report(times[:5], 0.5, 3, True) == "5 tokens, sampled at temperature 0.5 with seed 3"
 
 
 @pytest.mark.parametrize(

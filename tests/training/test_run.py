@@ -119,6 +119,13 @@ def test_training_learns_and_writes_what_it_promises(start, tmp_path):
     assert found[1]["val_loss"] is None
     assert found[-1]["train_loss"] < found[1]["train_loss"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"{summary['params']:,} parameters" in card
+    assert f"| {summary['val_loss']:.3f} nats per token" in card
+    assert "import ddl.model.transformers_model\n" in card
+    named = set(re.findall(r"`([\w.]+/?)`", card.partition("## Files")[2]))
+    written = {f"{path.name}{'/' * path.is_dir()}" for path in (tmp_path / "run").glob("[!.]*")}
+    assert named - {"snapshots/"} == written - {"README.md"}
     assert summary["val_loss"] == found[-1]["val_loss"]
     assert summary["tokens"] == 60 * 4 * 16
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
