@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: setup reproduce test test-full test-seeds cluster-test kill-test lint format lock readme
+.PHONY: setup reproduce test test-full test-seeds test-shown cluster-test kill-test lint format lock readme
 .DEFAULT_GOAL := reproduce
 
 setup: $(INSTALLED)
@@ -36,6 +36,13 @@ test-full: setup
 # Every notebook that draws random numbers, at seeds 0 to 9; the workflow runs seed 0. Each run is one unit of work.
 test-seeds: setup
 	$(PYTEST) --dist load -m seeds
+
+# Pages in a browser, tables in TeX; `make test` runs this where both are installed, and skips it elsewhere.
+test-shown: setup
+	@for tool in pdflatex "chromium chromium-browser google-chrome"; do \
+		for name in $$tool; do command -v $$name >/dev/null && continue 2; done; \
+		echo "error: this needs $$tool" >&2; exit 2; done
+	$(PYTEST) --dist load -m shown
 
 # Run the smoke scale through a real Slurm on this machine. Needs root, because it installs Debian's Slurm packages.
 cluster-test: setup

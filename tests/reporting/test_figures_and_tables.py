@@ -17,6 +17,7 @@ from ddl.reporting.accuracy_tables import downstream_table
 from ddl.reporting.loss_and_cost_tables import cost_table, loss_table
 from ddl.reporting.quoted_numbers import collect
 from ddl.reporting.read_results import TASK_COLUMNS, Results, ResultsError, published
+from ddl.reporting.rivals import compared, rivals_table
 from ddl.reporting.table_format import DASH, cell, count, mark_best, significant, write_table
 from tests.helpers import fake_results
 from tests.helpers.command import ddl
@@ -170,6 +171,7 @@ def test_latex_is_escaped_marked_and_has_equal_rows(folder: Path) -> None:
     assert "<b>4.29</b>" in table._repr_html_()
 
 
+@pytest.mark.shown
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_tables_compile_with_booktabs_and_fit_two_columns_of_an_article(folder: Path, tmp_path: Path) -> None:
     data = Results(folder)
@@ -177,6 +179,7 @@ def test_tables_compile_with_booktabs_and_fit_two_columns_of_an_article(folder: 
         "accuracy": downstream_table(data, "small", 1),
         "loss": loss_table(data),
         "cost": cost_table(data, "small"),
+        "rivals": rivals_table({"small": compared("small")}),
     }
     for name, frame in frames.items():
         write_table(frame, tmp_path, name, "What the table shows: 50 % & more.", "A note.")

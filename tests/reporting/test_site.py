@@ -21,7 +21,13 @@ from ddl.reporting.site import SiteError, alternative, answer, build_site, sourc
 from tests.helpers import fake_results
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
+
+
+def needs_browser(test):
+    """A test of what a browser shows; `make test-shown` runs it, and other runs if there is a browser."""
+    return pytest.mark.shown(pytest.mark.skipif(BROWSER is None, reason="no Chromium found")(test))
+
+
 NARROW = 390  # pixels, a telephone
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><path d="M0 0h40"/></svg>'
 
