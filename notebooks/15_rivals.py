@@ -21,19 +21,17 @@ studies = "results/reference"
 # %%
 import math
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
 from ddl.config import load_scale, load_variants
-from ddl.layout import BASELINE
 from ddl.reporting.expectations import outcomes
-from ddl.reporting.figures import family_color, label, ordering, save_figure
+from ddl.reporting.figures import ordering, save_figure
 from ddl.reporting.judged_claims import SCALE
 from ddl.reporting.notebook_style import set_style
 from ddl.reporting.read_studies import rows_if_any
-from ddl.reporting.rivals import STRONG, TUNING, WIDER, compared, rivals_table, speeds
+from ddl.reporting.rivals import STRONG, TUNING, compared, rivals_table, speeds
+from ddl.reporting.rivals_figure import cost_figure
 from ddl.reporting.table_format import DASH, count, write_table
 
 set_style()
@@ -114,36 +112,12 @@ pd.DataFrame(tables).set_index(["size", "design"]) if tables else "not run"
 # is an operation too.
 
 # %% alt="Loss minus the baseline's against FLOPs per token and against time per step, one row of panels for each size"
-panels = []  # size, title of the cost, slug -> cost
-for size, rows in found.items():
-    base = next(each for each in rows if each.slug == BASELINE)
-    panels.append((size, "FLOPs per token, baseline = 1", {each.slug: each.flops / base.flops for each in rows}))
-    measured = speeds(size)
-    if len(measured):
-        plain = measured[measured["kernels"] == "reference"]
-        panels.append(
-            (size, "Time per step, baseline = 1", dict(zip(plain["variant"], 1 / plain["ratio"], strict=True)))
-        )
-columns = min(max(len(panels), 1), 2)
-shape = {"figsize": (4.3 * columns, 3.2 * math.ceil(max(len(panels), 1) / columns)), "layout": "constrained"}
-figure, drawn = plt.subplots(math.ceil(max(len(panels), 1) / columns), columns, squeeze=False, **shape)
-for axes, (size, title, costs) in zip(drawn.flat, panels, strict=False):
-    losses = {each.slug: each.over_baseline for each in found[size] if each.over_baseline and each.slug in costs}
-    for slug, difference in losses.items():
-        style = {"color": family_color(slug), "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
-        axes.errorbar(costs[slug], difference.mean, yerr=difference.half_width, **style)
-        if difference.high < 0:
-            near = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 6}
-            axes.annotate(label(labels[slug]), (costs[slug], difference.mean), **near)
-    wider = [(costs[slug], losses[slug].mean if slug in losses else 0.0)
-             for slug in WIDER if slug in losses or slug == BASELINE]  # fmt: skip
-    axes.plot(*np.array(sorted(wider)).T, color="0.6", linewidth=1)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel=title, ylabel="Loss minus the baseline's (nats)", title=size.capitalize())
+figure = cost_figure(found)
 save_figure(figure, results, "rivals-cost")
 
 # %% [markdown] tags=["caption"]
-# The lower left is better. The line joins the baselines with wider MLPs.
+# The lower left is better; the baseline has no extra cost. The line joins the designs that none of lower or equal cost
+# beats. Numbers stand for designs, in the order of their losses; bars are intervals. Colours as above.
 
 # %% [markdown]
 # ## What was expected?

@@ -74,12 +74,22 @@ def ordering(panels: Mapping[str, Mapping[str, Estimate]], margin: float, dotted
 
     variants, count_panels = load_variants(), max(len(panels), 1)
     tallest = max((len(designs) for designs in panels.values()), default=1)
-    width, height = 4.6 * count_panels, 0.9 + 0.23 * tallest
-    figure, drawn = plt.subplots(1, count_panels, squeeze=False, figsize=(width, height), layout="constrained")
-    for axes, (size, designs) in zip(drawn[0], panels.items(), strict=False):
-        for place, (slug, difference) in enumerate(designs.items()):
-            style = {"color": family_color(slug), "marker": "o", "markersize": 4, "capsize": 2}
-            axes.errorbar(difference.mean, place, xerr=difference.half_width, **style)
+    figure = plt.figure(figsize=(4.6 * count_panels, 0.9 + 0.23 * tallest), layout="constrained")
+    columns = figure.add_gridspec(1, count_panels)
+    for place, (size, designs) in enumerate(panels.items()):
+        # A row has about the same height in all panels.
+        ratios = [len(designs), tallest - len(designs)] if len(designs) < tallest else [1]
+        axes = figure.add_subplot(columns[place].subgridspec(len(ratios), 1, height_ratios=ratios)[0])
+        for row, (slug, difference) in enumerate(designs.items()):
+            axes.errorbar(
+                difference.mean,
+                row,
+                xerr=difference.half_width,
+                color=family_color(slug),
+                marker="o",
+                markersize=4,
+                capsize=2,
+            )
             if slug == dotted:
                 axes.axvline(difference.mean, color="0.4", linewidth=1, linestyle=":")
         names = [f"{label(variants[slug].label)} ({difference.n})" for slug, difference in designs.items()]

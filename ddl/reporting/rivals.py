@@ -93,7 +93,13 @@ def compared(size: str, rows: pd.DataFrame | None = None) -> list[Compared]:
         )
         for slug, runs in by_design.items()
     ]
-    return sorted(found, key=lambda each: each.loss.mean)
+    base = next((each.loss.mean for each in found if each.slug == BASELINE), 0.0)
+
+    def place(each: Compared) -> float:
+        """Designs may have other seeds than the baseline, so the difference counts where it is known."""
+        return each.over_baseline.mean if each.over_baseline else each.loss.mean - base
+
+    return sorted(found, key=place)
 
 
 def at_own_rate(rows: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from ddl.reporting import rivals
 from ddl.reporting.judged_claims import FAIR
 from ddl.reporting.read_studies import rows_if_any
 from ddl.reporting.rivals import WIDER, at_equal_time, compared, rivals_table, speeds
+from ddl.reporting.rivals_figure import cost_figure, front
 from ddl.reporting.seed_statistics import Estimate
 from ddl.reporting.table_format import DASH
 from ddl.reporting.token_ladder import Ladder
@@ -108,6 +109,24 @@ def at_rate(frame, slug, rate, shift, seeds=None):
 
 def rates_and_losses(frame):
     return {each.slug: (each.rate, each.loss) for each in compared("small", frame)}
+
+
+def test_the_front_has_what_nothing_of_lower_or_equal_cost_beats():
+    points = [(2.0, -0.1), (1.0, 0.05), (2.0, -0.05), (3.0, -0.1), (4.0, -0.2), (-1.0, 0.01)]
+    assert front(points) == [(-1.0, 0.01), (0.0, 0.0), (2.0, -0.1), (4.0, -0.2)]
+    assert front([]) == [(0.0, 0.0)]
+
+
+def test_the_figure_of_costs_numbers_every_design_and_names_it(monkeypatch):
+    measured = pd.DataFrame({"variant": ["baseline", "ihc"], "kernels": "reference", "ms": 1.0, "ratio": [1.0, 0.8]})
+    monkeypatch.setattr("ddl.reporting.rivals_figure.speeds", lambda size: measured)
+    figure = cost_figure({"small": compared("small", rows())})
+    flops, time = figure.axes
+    assert sorted(int(text.get_text()) for text in flops.texts) == [1, 2, 3, 4]
+    (number,) = (text for text in time.texts if text.get_text())
+    names = dict(line.split("  ", 1) for text in figure.texts for line in text.get_text().splitlines())
+    assert names[number.get_text()] == "iHC"
+    assert number.xy[0] == pytest.approx(25)
 
 
 def test_a_design_is_compared_at_the_rate_where_it_ends_lowest():
