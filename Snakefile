@@ -727,6 +727,7 @@ for notebook, results in READ.items():
             **results,
             notebook=f"notebooks/{notebook}.py",
             template=TEMPLATE,
+            claims="paper/claims.csv",
         output:
             files_of(own(notebook)),
             html=f"results/{{scale}}/notebooks/{notebook}.html",
@@ -824,6 +825,7 @@ rule site:
         paper=rules.paper.output.pdf,
         metrics=every_run(rules.train.output.metrics),
         studies=REFERENCE_ROWS,
+        claims="paper/claims.csv",
     output:
         start="results/{scale}/site/index.html",
     log:

@@ -21,6 +21,7 @@ from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
 from ddl.reporting.budget import budget_part
 from ddl.reporting.choices import choices
+from ddl.reporting.claims import claims_table, notebooks_of, read_claims
 from ddl.reporting.evidence import SCALAR
 from ddl.reporting.keep_reference import REFERENCE, KeepError
 from ddl.reporting.quoted_numbers import compare, measured, noises, published_numbers
@@ -369,14 +370,11 @@ def _gradient_row(rows: list[dict[str, str]]) -> str:
 def claims_part() -> str:
     """The table of the paper's claims; the column `Check` links the notebooks and gives the label of the check."""
     pages = {path.name[:2]: path.name for path in (ROOT / "notebooks").glob("*.py")}
-    columns = ("Paper", "Version", "Claim", "Check", "Verified by", "Outcome, and what is inexact")
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    with open(ROOT / "paper" / "claims.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            links = [f"[{n}](../notebooks/{pages[n]})" for n in row["Notebook"].split(", ") if n in pages]
-            row["Check"] = f"{', '.join(links) or DASH}: `{row['Label']}`"
-            lines.append(f"| {' | '.join(row[name] for name in columns)} |")
-    return "\n".join(lines)
+    claims = read_claims()
+    for claim in claims:
+        links = [f"[{number}](../notebooks/{pages[number]})" for number in notebooks_of(claim)]
+        claim["Check"] = f"{', '.join(links) or DASH}: `{claim['Label']}`"
+    return claims_table(claims, ("Paper", "Version", "Claim", "Check", "Verified by", "Outcome, and what is inexact"))
 
 
 def mutations_part(path: Path) -> str:

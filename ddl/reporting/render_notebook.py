@@ -21,6 +21,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -46,12 +47,14 @@ from ddl.errors import UserError
 from ddl.files import write_text
 from ddl.layout import DRAWN, ROOT, STUDY
 from ddl.provenance import provenance
+from ddl.reporting.claims import Claim, anchor, claims_table, read_claims
 
 TEMPLATES = ROOT / "notebooks"  # contains the folder `template`
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"  # tag that papermill gives the cell it adds
 CAPTION_TAG = "caption"
 SITE = "<!-- site -->"  # where a site links to its other pages
+ALL_CLAIMS = "<!-- all claims -->"  # where a site links to the claims of all pages
 CONTENTS = "<!-- contents -->"  # where the template wants the list of sections
 PLAIN = ("n", "p", "w")  # pygments' classes of code that has the colour of text
 UNREAD = ("&", "{", "}", "$")  # as text of a formula: the converter did not understand its LaTeX
@@ -215,11 +218,12 @@ def render(notebook: NotebookNode, source: Path) -> str:
     attach_captions(notebook)
     fold(notebook, everything=source.stem in {*DRAWN, STUDY})
     numbered = sorted(path.stem for path in source.parent.glob("[0-9]*_*.py"))
-    made_by = provenance()
+    made_by, claims = provenance(), read_claims(source.stem[:2]) if source.stem in numbered else []
     resources = {
         "title": title_of(notebook) or source.stem,
         "place": f"Notebook {numbered.index(source.stem) + 1} of {len(numbered)}" if source.stem in numbered else "",
         "source": f"{source.parent.name}/{source.name}",
+        "claims": _claims_here(claims),
         "made_by": made_by | {"commit": made_by["commit"] and made_by["commit"][:10]},
         "highlight_css": HtmlFormatter(style="friendly").get_style_defs(".highlight"),
         "dark_highlight_css": HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
@@ -232,7 +236,24 @@ def render(notebook: NotebookNode, source: Path) -> str:
         raise NotebookError(f"{source}: {error}") from error
     if found := remote_references(html):
         raise NotebookError(f"{source}: the page would load {found[0]}, expected no remote resources")
-    return with_contents(html).strip() + "\n"
+    return with_contents(with_links_to_claims(html, claims)).strip() + "\n"
+
+
+def _claims_here(claims: Sequence[Claim]) -> str:
+    """The claims that a page checks as a table, each with its anchor; empty if there are none."""
+    rows = [
+        claim | {"Paper": f'<span id="{anchor(claim)}">{claim["Paper"]}</span>', "Label": f"`{claim['Label']}`"}
+        for claim in claims
+    ]
+    return to_html(claims_table(rows, ("Paper", "Claim", "Label", "Outcome, and what is inexact"))) if rows else ""
+
+
+def with_links_to_claims(html: str, claims: Sequence[Claim]) -> str:
+    """Link the labels of claims in the code, which are messages of asserts, to the rows of these claims."""
+    for claim in claims:
+        label = claim["Label"]
+        html = re.sub(rf'(<span class="s2">"){label}(?=[":])', rf'\1<a href="#{anchor(claim)}">{label}</a>', html)
+    return html
 
 
 def title_of(notebook: NotebookNode) -> str:

@@ -11,6 +11,7 @@ import re
 import shutil
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from bokeh.embed import json_item
@@ -22,14 +23,15 @@ from ddl.config import SIZES, load_scale
 from ddl.errors import UserError
 from ddl.layout import DRAWN, ROOT, STUDY, drawn_files
 from ddl.reporting import charts
+from ddl.reporting.claims import anchor, claims_table, notebooks_of, read_claims
 from ddl.reporting.evidence import findings
 from ddl.reporting.judged_claims import SCALE
 from ddl.reporting.read_results import Results
 from ddl.reporting.readme_studies import verdicts_part
-from ddl.reporting.render_notebook import SITE, TEMPLATES, formula, remote_references, to_html
+from ddl.reporting.render_notebook import ALL_CLAIMS, SITE, TEMPLATES, formula, remote_references, to_html
 from ddl.reporting.rivals import compared
 from ddl.reporting.stage_times import by_stage, job_seconds
-from ddl.reporting.table_format import count
+from ddl.reporting.table_format import DASH, count
 
 SCRIPT = "bokeh.min.js"
 START = "index.html"
@@ -86,6 +88,7 @@ def linked(page: str, names: list[str], titles: dict[str, str], place: int) -> s
         links.insert(0, f'<a rel="prev" href="{names[place - 1]}.html">← {titles[names[place - 1]]}</a>')
     if place + 1 < len(names):
         links.append(f'<a rel="next" href="{names[place + 1]}.html">{titles[names[place + 1]]} →</a>')
+    page = page.replace(ALL_CLAIMS, f'<a href="../{START}#claims">All statements of the paper.</a>')
     return page.replace(SITE, f'<nav class="neighbours" aria-label="Notebooks">{"".join(links)}</nav>')
 
 
@@ -109,6 +112,7 @@ def start_page(results: Results, notebooks: dict[str, tuple[str, str]]) -> str:
         notebooks=notebooks,
         figures=[(name, alternative(texts, name), drawn_files(name)) for name in drawn if not name.startswith("table")],
         tables=[(name, drawn_files(name)) for name in drawn if name.startswith("table")],
+        claims=all_claims(),
         charts=interactive(results),
         comparable=numbers["comparable"],
         corpus=results.scale.corpus.description,
@@ -121,6 +125,17 @@ def start_page(results: Results, notebooks: dict[str, tuple[str, str]]) -> str:
         stages=[stage for stage in by_stage(job_seconds(results.path)) if stage["jobs"]],
         highlight_css=HtmlFormatter(style="friendly").get_style_defs(".highlight"),
     )
+
+
+def all_claims() -> dict[str, Any]:
+    """All statements of the paper that were checked, as an HTML table, and their number."""
+    pages = {name[:2]: name for name in sources()}
+    claims = read_claims()
+    for claim in claims:
+        links = [f"[{n}](notebooks/{pages[n]}.html#{anchor(claim)})" for n in notebooks_of(claim)]
+        claim["Notebook"] = ", ".join(links) or DASH
+    table = claims_table(claims, ("Paper", "Claim", "Notebook", "Verified by", "Outcome, and what is inexact"))
+    return {"count": len(claims), "table": Markup(to_html(table))}
 
 
 def with_subscript(text: str) -> Markup:

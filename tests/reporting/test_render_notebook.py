@@ -12,6 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ddl.layout import ROOT
+from ddl.reporting.claims import anchor, read_claims
 from ddl.reporting.render_notebook import (
     NotebookError,
     fold,
@@ -141,6 +142,19 @@ def test_a_page_says_its_place_its_source_and_its_commit() -> None:
     assert re.search(r"Notebook 2 of \d+", page)
     assert "<code>notebooks/02_spectrum.py</code>" in page
     assert "torch " in page.partition("<footer>")[2]
+
+
+def test_a_page_lists_the_statements_that_it_checks_and_labels_in_its_code_lead_there() -> None:
+    code = 'assert a == 1, "bounded-spectrum"\nassert a < 2, f"frozen-eigenvalues: {a}"'
+    cells = [new_markdown_cell("# Title"), new_code_cell("a = 1", metadata={"tags": ["parameters"]})]
+    page = render(new_notebook(cells=[*cells, new_code_cell(code)]), ROOT / "notebooks" / "02_spectrum.py")
+    claims = read_claims("02")
+    assert len(claims) > 2
+    assert all(f'<span id="{anchor(claim)}">{claim["Paper"]}</span>' in page for claim in claims)
+    assert '"<a href="#claim-bounded-spectrum">bounded-spectrum</a>"' in page
+    assert '"<a href="#claim-frozen-eigenvalues">frozen-eigenvalues</a>: ' in page
+    assert '<li><a href="#statements-that-this-page-checks">' in page
+    assert "Statements that this page checks" not in render(new_notebook(cells=cells), Path("small.py"))
 
 
 def test_a_caption_stands_below_its_figure() -> None:

@@ -15,6 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ddl.layout import DRAWN, ROOT, drawn_files
+from ddl.reporting.claims import anchor, notebooks_of, read_claims
 from ddl.reporting.quoted_numbers import report
 from ddl.reporting.render_notebook import render
 from ddl.reporting.site import SiteError, alternative, answer, build_site, sources
@@ -102,6 +103,15 @@ def test_limits_are_said_unless_the_runs_are_those_of_the_paper(results, site) -
     build_site(results, results.parent / "paper-like")
     (results / "numbers.json").write_text(text)
     assert "What was not reproduced" not in (results.parent / "paper-like/index.html").read_text()
+
+
+def test_every_statement_leads_to_the_pages_that_check_it_and_these_lead_back(site) -> None:
+    start = (site / "index.html").read_text()
+    for claim in read_claims():
+        for number in notebooks_of(claim):
+            name = next(name for name in sources() if name.startswith(number))
+            assert f'href="notebooks/{name}.html#{anchor(claim)}"' in start
+            assert '<a href="../index.html#claims">' in (site / f"notebooks/{name}.html").read_text()
 
 
 def test_notebooks_are_linked_in_their_order(site) -> None:
