@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,9 +139,11 @@ class Output(click.Path):
         existing = next(folder for folder in folders if folder.exists())
         if not existing.is_dir():
             self.fail(f"cannot create {path}: {existing} is a file.", param, ctx)
-        if not os.access(existing, os.W_OK | os.X_OK):
-            self.fail(f"cannot write {path}: no permission to write to {existing}.", param, ctx)
-        return path
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                return path
+        except OSError as error:
+            self.fail(f"cannot write {path}: {existing} takes no files: {error.strerror}.", param, ctx)
 
 
 class Text(click.ParamType):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -133,6 +134,11 @@ POINT = "study point --scale smoke --size small --backbone paper --variant ddl-c
         (
             "notebook n.py --html /dev/null/n.html",
             "Invalid value for '--html': cannot create /dev/null/n.html: /dev/null is a file.",
+        ),
+        pytest.param(
+            "data --scale smoke --out /proc/data",
+            "Invalid value for '--out': cannot write /proc/data: /proc takes no files: No such file or directory.",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc"),
         ),
         ("generate --run . --prompt \udcff", "Invalid value for '--prompt': '\\udcff' is not UTF-8."),
         ("data --scale smoke --out Makefile", "Invalid value for '--out': Directory 'Makefile' is a file."),

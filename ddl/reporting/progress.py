@@ -150,9 +150,11 @@ def summary(scale: Scale, results: Path, statuses: list[Status]) -> str:
     counted = [run for run in statuses if not run.name.startswith("points/")]
     done, running = (sum(run.state == state for run in counted) for state in ("done", "running"))
     text = f"{done} of {len(counted)} runs done, {running} running."
-    if (results / "paper.pdf").is_file():
+    if (results / "site/index.html").is_file():
         return f"{text} The workflow is done."
     seconds, unknown = work_left(scale, results, statuses)
+    if not seconds:
+        return f"{text} How long it takes is known when the first jobs have finished: no run of this scale is kept."
     longest = max((run.seconds_left or 0.0 for run in counted if run.state == "running"), default=0.0)
     text += f" The whole workflow needs about {duration(max(seconds / max(running, 1), longest))}"
     text += f" more, {max(running, 1)} at a time"
