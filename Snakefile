@@ -216,8 +216,8 @@ def everything():
 
 
 onstart:
-    measured = [job.benchmark for job in workflow.dag.needrun_jobs() if job.benchmark]
-    messages.start(len(workflow.dag), measured, workflow.cores, whole=everything())
+    measured = [(job.benchmark, job.threads) for job in workflow.dag.needrun_jobs() if job.benchmark]
+    messages.start(len(workflow.dag), measured, workflow.resource_settings.cores, whole=everything())
 
 
 onsuccess:
@@ -298,7 +298,7 @@ rule tasks:
     benchmark:
         "results/{scale}/benchmarks/tasks.tsv"
     params:
-        code=code_identity("ddl.evaluation.offline_tasks.build"),
+        code=code_identity("ddl.evaluation.offline_tasks.build", "ddl.evaluation.lm_eval_tasks"),
         settings=settings("evaluation", "sequence_length"),
         shots=SHOTS,
     message:

@@ -719,8 +719,9 @@ axes[1].legend(frameon=False, loc="lower left", fontsize=8)
 plt.show()
 
 # %% [markdown] tags=["caption"]
-# Models whose bias starts at 1. The full Jacobian has eigenvalues outside the unit circle and singular values above
-# one; the frozen shortcuts have neither.
+# Left: one trained model at one token. Right: means over tokens and models, at the start and trained. The biases start
+# at 1. The full Jacobian has eigenvalues outside the unit circle and singular values above one; the frozen shortcuts
+# have neither.
 
 # %% [markdown]
 # The table shows geometric means over four models with 95 % t-intervals; distances are relative to the norm of the

@@ -1216,8 +1216,8 @@ plt.show()
 
 # %% [markdown] tags=["caption"]
 # Lines are medians over tokens and bands reach from the 5th to the 95th percentile. Left: several distributions of the
-# gate at $d = 64$. Right: $\beta = 1$, which shrinks the gradient most, at several widths; dotted lines are the
-# formula.
+# gate at $d = 64$. Right: $\beta = 1$, which shrinks the gradient most, at several widths; dotted lines are the root of
+# the formula.
 
 # %%
 rows = ["| | width | rewrites | gate 1 | uniform gate |", "|---|---|---|---|---|"]
@@ -1228,12 +1228,11 @@ assert float((1 - sp.Rational(1, 1024)) ** 24) > 0.97
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Lines are medians, bands cover the middle 90 % of the tokens, and dotted lines are the root of the formula. For all
-# nine sets the mean square is asserted to follow the formula within five standard errors at every depth. Two things are
-# visible. Mostly closed and mostly reflecting gates shrink the gradient equally (their curves coincide), because only
-# $\beta(2 - \beta)$ matters. And the loss of length depends on $L / d$, not on $L$ alone: at the paper's widths,
-# according to the table, 98 % of the length is left after all rewrites of a model, even with every gate at 1. If the
-# directions are isotropic, gradients do not vanish along this path.
+# For all nine sets the mean square is asserted to follow the formula within five standard errors at every depth. Two
+# things are visible. Mostly closed and mostly reflecting gates shrink the gradient equally (their curves coincide),
+# because only $\beta(2 - \beta)$ matters. And the loss of length depends on $L / d$, not on $L$ alone: at the paper's
+# widths, according to the table, 98 % of the length is left after all rewrites of a model, even with every gate at 1.
+# If the directions are isotropic, gradients do not vanish along this path.
 
 # %% [markdown]
 # ### A lower bound without probability
@@ -1287,8 +1286,8 @@ axis.legend(frameon=False, loc="lower left")
 plt.show()
 
 # %% [markdown] tags=["caption"]
-# All curves have $\beta = 1$ and $d = 64$; dotted lines are the formula. Directions that share eight dimensions soon
-# erase the gradient *in these dimensions* (the falling curve) and leave the other 56 unchanged.
+# All curves have $\beta = 1$ and $d = 64$; dotted lines are the root of the formula. Directions that share eight
+# dimensions soon erase the gradient *in these dimensions* (the falling curve) and leave the other 56 unchanged.
 
 # %% [markdown]
 # An isotropic gradient thus keeps, in the root mean square, at least $\sqrt{56/64} = 0.94$ of its length. This is

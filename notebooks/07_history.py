@@ -43,6 +43,7 @@ from ddl.model.residual import Delta, Gate
 from ddl.ops.fused_rewrite_arguments import Reader, Rewrite
 from ddl.ops.fused_rewrite_cpu import fused_rewrite_backward, fused_rewrite_forward
 from ddl.ops.rewrite import normalize_direction, rewrite_backward_reference, rewrite_reference, undo_rewrite_reference
+from ddl.reporting.claims import claims_table, notebooks_of, read_claims
 from ddl.reporting.notebook_style import set_style, source
 
 set_style()
@@ -637,9 +638,7 @@ Markdown("\n".join(rows))
 # claimed cannot be decided by algebra or by small runs.
 
 # %%
-CLAIMS = pd.read_csv(ROOT / "paper" / "claims.csv", dtype=str).drop(columns="Label")
+claims = read_claims()
 derivations = {path.name[:2] for path in (ROOT / "notebooks").glob("0[1-7]*.py")}
-named = {number for cell in CLAIMS["Notebook"] for number in cell.split(", ")}
-assert derivations <= named
-rows = [CLAIMS.columns, ["---"] * len(CLAIMS.columns), *CLAIMS.itertuples(index=False)]
-Markdown("\n".join("| " + " | ".join(row) + " |" for row in rows))
+assert derivations <= {number for claim in claims for number in notebooks_of(claim)}
+Markdown(claims_table(claims, [name for name in claims[0] if name != "Label"]))

@@ -63,11 +63,10 @@ Markdown(
 # ## The curves
 #
 # The panels omit the first tenth of the tokens, in which the loss of every design falls from the logarithm of the
-# vocabulary size; insets show the whole course. The panel on the right has the difference from the baseline, where a
-# small gain can be seen. A training loss is the mean over the batches since the last record, so it is noisy. Validation
-# losses are computed on a fixed set of sequences, the same for all runs, so a difference between two of them is not due
-# to the data. With several seeds a line is their mean, and the band is its 95 % t-interval.
-
+# vocabulary size; insets show the whole course. A training loss is the mean over the batches since the last record, so
+# it is noisy. Validation losses are computed on a fixed set of sequences, the same for all runs, so a difference
+# between two of them is not due to the data. With several seeds a line is their mean, and the band is its 95 %
+# t-interval.
 
 # %% alt="Training loss, validation loss and its difference from the baseline against training tokens, small models"
 loss_figure(data, "figure2")

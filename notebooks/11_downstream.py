@@ -113,8 +113,9 @@ accuracy_table(8, "medium", 0)
 # ## The averages against the baseline
 #
 # The figure and the table show by how many points the eight-task average of a design differs from that of the baseline.
-# The table has the paired 95 % interval of ours, and the error of a difference of two independent averages of the
-# paper's. The paper's models and ours answer different questions, so only the signs and the widths can be compared.
+# For ours the table gives the paired 95 % interval; for the paper's, the standard error of the difference, as if the
+# two averages were independent. The paper's models and ours answer different questions, so only the signs and the
+# widths can be compared.
 
 # %% alt="Differences of the average accuracy from the baseline with intervals, ours and published, by size and shots"
 paper = published_accuracy()

@@ -334,8 +334,8 @@ axes.set(xlabel="Loss with the part minus without it (nats); below zero it helps
 save_figure(figure, results, "effects")
 
 # %% [markdown] tags=["caption"]
-# Marks above are the pairs of designs that differ in the part; the point below is their mean with a 95 % interval. Left
-# of zero the part lowers the loss.
+# The point is the mean, with a 95 % interval, over the pairs of designs that differ in the part; the marks below it are
+# the pairs. Left of zero the part lowers the loss.
 
 # %%
 table = [

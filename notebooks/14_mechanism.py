@@ -198,8 +198,8 @@ save_figure(figure, results, "overwriting")
 
 # %% [markdown] tags=["caption"]
 # Top: the erase share; above one half, more is erased than written. Bottom: the energy of the state along $\mathbf{k}$
-# before (filled) and after (hollow) the update; 1 is chance. Each value is a mean over tokens; thin lines are single
-# seeds if there are several.
+# before (filled) and after (hollow) the update; 1 is chance. Each value is a mean over tokens; thin lines at the
+# top are single seeds if there are several.
 
 # %% [markdown]
 # The numbers behind the figure, with means and 95 % intervals over seeds where there are several. *Overwritable* is the

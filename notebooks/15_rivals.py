@@ -116,8 +116,9 @@ figure = cost_figure(found)
 save_figure(figure, results, "rivals-cost")
 
 # %% [markdown] tags=["caption"]
-# The lower left is better; the baseline has no extra cost. The line joins the designs that none of lower or equal cost
-# beats. Numbers stand for designs, in the order of their losses; bars are intervals. Colours as above.
+# The lower left is better; the baseline has no extra cost, and the axis of costs is logarithmic beyond the first tick.
+# The line joins the designs that none of lower or equal cost beats. Numbers stand for designs, from the lowest loss of
+# the small models; bars are intervals. Colours as above.
 
 # %% [markdown]
 # ## What was expected?

@@ -3,14 +3,18 @@
 import pytest
 
 from ddl.layout import ROOT
-from tests.helpers.claims import COLUMNS, disagreements, labels_of_checks, read_claims
+from ddl.reporting.claims import read_claims
+from tests.helpers.claims import COLUMNS, disagreements, labels_of_checks
 
-CLAIMS = ROOT / "paper" / "claims.csv"
 NOTEBOOKS = {path.name[:2]: path.read_text(encoding="utf-8") for path in sorted((ROOT / "notebooks").glob("*.py"))}
 
 
+def test_the_table_has_the_expected_columns():
+    assert all(list(claim) == COLUMNS for claim in read_claims())
+
+
 def test_every_claim_has_a_check_in_each_notebook_it_names_and_every_label_a_row():
-    assert disagreements(read_claims(CLAIMS), NOTEBOOKS) == []
+    assert disagreements(read_claims(), NOTEBOOKS) == []
 
 
 def row(label="closed-gate", notebook="01", version="v3", outcome="Holds"):
@@ -58,10 +62,10 @@ def test_each_kind_of_disagreement_is_named(rows, sources, expected):
 
 @pytest.mark.parametrize("number", sorted(NOTEBOOKS))
 def test_without_the_labels_of_a_notebook_its_rows_have_no_check(number):
-    rows = [found for found in read_claims(CLAIMS) if number in found["Notebook"]]
+    rows = [found for found in read_claims() if number in found["Notebook"]]
     emptied = NOTEBOOKS | {number: "x = 1"}
     missing = [f"{found['Label']}: no check in notebook {number}" for found in rows]
-    assert disagreements(read_claims(CLAIMS), emptied) == missing
+    assert disagreements(read_claims(), emptied) == missing
 
 
 @pytest.mark.parametrize(

@@ -25,5 +25,8 @@ def test_slurm_names_rules_that_exist_and_all_that_take_the_cores_of_one_machine
     slurm = profiles["slurm"]
     rules = dict(re.findall(r"^(?:use rule \w+ as|rule) (\w+).*?:\n(.*?)(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL))
     assert set(slurm["set-threads"]) | set(slurm["set-resources"]) <= set(rules)
+    takes_gpus = {name for name, body in rules.items() if 'gpu=recipe("gpus")' in body}
+    assert len(takes_gpus) > 4
+    assert takes_gpus <= set(slurm["set-resources"])  # the default is for rules without a model
     takes_cores = {name for name, body in rules.items() if re.search(r"threads: (all_cores|threads_of_data)\n", body)}
     assert set(slurm["set-threads"]) == takes_cores

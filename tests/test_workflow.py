@@ -94,7 +94,7 @@ def test_the_smoke_scale_plans_a_training_and_an_evaluation_of_every_design_and_
 
 @pytest.mark.parametrize("scale", ["laptop", "h200", "paper"])
 def test_a_file_of_any_scale_is_a_target_without_a_flag(project, scale):
-    jobs = planned(project, f"results/{scale}/figures/figure2.pdf")
+    jobs = planned(project, f"results/{scale}/figures/figure2.pdf", f"results/{scale}/tables/table1.csv")
     assert jobs["train"] == RUNS
     assert ("tasks" in jobs) == (load_scale(scale).evaluation.tasks == "offline")
 

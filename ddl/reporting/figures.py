@@ -76,7 +76,7 @@ def ordering(panels: Mapping[str, Mapping[str, Estimate]], margin: float, dotted
     tallest = max((len(designs) for designs in panels.values()), default=1)
     figure = plt.figure(figsize=(4.6 * count_panels, 0.9 + 0.23 * tallest), layout="constrained")
     columns = figure.add_gridspec(1, count_panels)
-    for place, (size, designs) in enumerate(panels.items()):
+    for place, (size, designs) in enumerate((size, designs) for size, designs in panels.items() if designs):
         # A row has about the same height in all panels.
         ratios = [len(designs), tallest - len(designs)] if len(designs) < tallest else [1]
         axes = figure.add_subplot(columns[place].subgridspec(len(ratios), 1, height_ratios=ratios)[0])
@@ -165,8 +165,7 @@ PROGRESS = {
 
 def curves_of(results: Results, size: str, variants: Iterable[str]) -> list[Curve]:
     """The curves of some designs at one size, in this order."""
-    records = results.curves()
-    records = records[records["size"] == size]
+    records = results.curves(size)
     designs = results.variants
     return [Curve(label(designs[slug].label), look(slug), records[records["variant"] == slug]) for slug in variants]
 

@@ -13,7 +13,7 @@ from nbconvert.exporters import MarkdownExporter
 
 from ddl.files import write_text
 from ddl.layout import DRAWN
-from ddl.reporting.render_notebook import TEMPLATES, fold, title_of
+from ddl.reporting.render_notebook import TEMPLATES, drop_captions_of_nothing, fold, title_of
 
 FIGURES = "figures"
 
@@ -31,6 +31,7 @@ def write_markdown(notebooks: Mapping[str, Path], folder: Path) -> None:
     titles = {name: title_of(notebook) or name for name, notebook in read.items()}
     names = list(read)
     for place, (name, notebook) in enumerate(read.items()):
+        drop_captions_of_nothing(notebook)
         fold(notebook, everything=name in DRAWN)
         resources: dict[str, Any] = {"unique_key": name, "output_files_dir": FIGURES}
         body, resources = exporter.from_notebook_node(notebook, resources)

@@ -153,8 +153,8 @@ def summary(scale: Scale, results: Path, statuses: list[Status]) -> str:
     if (results / "site/index.html").is_file():
         return f"{text} The workflow is done."
     seconds, unknown = work_left(scale, results, statuses)
-    if not seconds:
-        return f"{text} How long it takes is known when the first jobs have finished: no run of this scale is kept."
+    if not seconds and unknown:
+        return f"{text} The time left is not known yet for: {', '.join(unknown)}."
     longest = max((run.seconds_left or 0.0 for run in counted if run.state == "running"), default=0.0)
     text += f" The whole workflow needs about {duration(max(seconds / max(running, 1), longest))}"
     text += f" more, {max(running, 1)} at a time"

@@ -80,15 +80,18 @@ class Results:
                 for seed in self.scale.seeds:
                     yield size, variant, seed
 
-    def curves(self) -> pd.DataFrame:
-        """Records of all metrics.jsonl: size, variant, seed, step, tokens, flops, seconds, train_loss, ..., reason.
+    def curves(self, size: str = "") -> pd.DataFrame:
+        """Records of all metrics.jsonl, or of those of one size.
 
-        `flops` and `seconds` are cumulative over training; they are NaN for runs that did not record them.
+        Columns: size, variant, seed, step, tokens, flops, seconds, train_loss, val_loss, lr, ..., reason. `flops`
+        and `seconds` are cumulative over training; they are NaN for runs that did not record them.
         """
         rows: list[Record] = []
         quantities = ("train_loss", "val_loss", "lr", "grad_norm", "tok_per_s")
-        for size, variant, seed in self.runs():
-            key = {"size": size, "variant": variant, "seed": seed}
+        for run_size, variant, seed in self.runs():
+            if size and run_size != size:
+                continue
+            key = {"size": run_size, "variant": variant, "seed": seed}
             folder = RUN.format(**key)
             per_token = self._json(f"{folder}/summary.json").get("train_flops_per_token") or float("nan")
             records = self._lines(f"{folder}/metrics.jsonl")

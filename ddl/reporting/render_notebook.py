@@ -286,14 +286,31 @@ def with_contents(html: str) -> str:
 
 
 def attach_captions(notebook: NotebookNode) -> None:
-    """Give each figure its caption; that of a figure which this run did not draw is left out."""
+    """Give each figure its caption, which is a cell of its own in the file."""
+    drop_captions_of_nothing(notebook)
     kept: list[NotebookNode] = []
     for cell in notebook.cells:
-        if CAPTION_TAG not in cell.metadata.get("tags", []):
-            kept.append(cell)
-        elif kept:
+        if is_caption(cell):
             kept[-1].metadata["caption"] = cell.source
+        else:
+            kept.append(cell)
     notebook.cells = kept
+
+
+def drop_captions_of_nothing(notebook: NotebookNode) -> None:
+    """Remove the captions of figures that this run did not draw."""
+    before = [NotebookNode(), *notebook.cells]
+    notebook.cells = [
+        cell for last, cell in zip(before, notebook.cells, strict=False) if not is_caption(cell) or shows_figure(last)
+    ]
+
+
+def is_caption(cell: NotebookNode) -> bool:
+    return CAPTION_TAG in cell.get("metadata", {}).get("tags", [])
+
+
+def shows_figure(cell: NotebookNode) -> bool:
+    return any(kind.startswith("image/") for output in cell.get("outputs", []) for kind in output.get("data", {}))
 
 
 def fold(notebook: NotebookNode, everything: bool) -> None:

@@ -1,5 +1,6 @@
 """Draw the losses of residual designs against what they cost."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,8 @@ EXTRA = {"FLOPs per token": (0, 0.1, 0.3, 1, 3, 10), "Time per step": (0, 3, 10,
 def cost_figure(found: Mapping[str, Sequence[Compared]]) -> "Figure":
     """Loss minus the baseline's against extra FLOPs and extra time per step, one row of panels for each size.
 
-    Numbers stand for designs, from the lowest loss to the highest, with their names below. A line joins the designs
-    that none of lower or equal cost beats.
+    Numbers stand for designs, from the lowest loss of the first size to the highest, with their names below. A line
+    joins the designs that none of lower or equal cost beats.
 
     Args:
         found: size -> designs, from `compared`.
@@ -30,13 +31,11 @@ def cost_figure(found: Mapping[str, Sequence[Compared]]) -> "Figure":
 
     variants = load_variants()
     shown = {size: [each for each in rows if each.over_baseline] for size, rows in found.items()}
-    first = max(shown.values(), key=len, default=[])
-    numbers = {each.slug: place for place, each in enumerate(first, 1)}
+    slugs = dict.fromkeys(each.slug for rows in shown.values() for each in rows)
+    numbers = {slug: place for place, slug in enumerate(slugs, 1)}
     lines = -(-len(numbers) // KEY_COLUMNS)
     rows = max(len(shown), 1)
-    figure, drawn = plt.subplots(
-        rows, len(EXTRA), squeeze=False, figsize=(8.6, 3.4 * rows + 0.14 * lines), layout="constrained"
-    )
+    figure, drawn = plt.subplots(rows, len(EXTRA), squeeze=False, figsize=(8.6, 3.4 * rows), layout="constrained")
     for row, (size, designs) in zip(drawn, shown.items(), strict=False):
         costs = dict(zip(EXTRA, (extra_flops(found[size]), extra_time(size)), strict=True))
         for axes, (title, extra) in zip(row, costs.items(), strict=True):
@@ -57,9 +56,9 @@ def cost_figure(found: Mapping[str, Sequence[Compared]]) -> "Figure":
 
 
 def extra_flops(designs: Sequence[Compared]) -> dict[str, float]:
-    """Slug -> FLOPs per token beyond the baseline's, in per cent."""
+    """Slug -> FLOPs per token beyond the baseline's, in per cent, for designs that count them."""
     base = next(each.flops for each in designs if each.slug == BASELINE)
-    return {each.slug: 100 * (each.flops / base - 1) for each in designs}
+    return {each.slug: 100 * (each.flops / base - 1) for each in designs if not math.isnan(each.flops)}
 
 
 def extra_time(size: str) -> dict[str, float]:

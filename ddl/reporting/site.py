@@ -88,7 +88,7 @@ def linked(page: str, names: list[str], titles: dict[str, str], place: int) -> s
         links.insert(0, f'<a rel="prev" href="{names[place - 1]}.html">← {titles[names[place - 1]]}</a>')
     if place + 1 < len(names):
         links.append(f'<a rel="next" href="{names[place + 1]}.html">{titles[names[place + 1]]} →</a>')
-    page = page.replace(ALL_CLAIMS, f'<a href="../{START}#claims">All statements of the paper.</a>')
+    page = page.replace(ALL_CLAIMS, f'<a href="../{START}#claims">All statements.</a>')
     return page.replace(SITE, f'<nav class="neighbours" aria-label="Notebooks">{"".join(links)}</nav>')
 
 
@@ -128,14 +128,15 @@ def start_page(results: Results, notebooks: dict[str, tuple[str, str]]) -> str:
 
 
 def all_claims() -> dict[str, Any]:
-    """All statements of the paper that were checked, as an HTML table, and their number."""
+    """All statements with what came out, as an HTML table, and how many there are and were checked."""
     pages = {name[:2]: name for name in sources()}
     claims = read_claims()
+    checked = sum(bool(notebooks_of(claim)) for claim in claims)
     for claim in claims:
         links = [f"[{n}](notebooks/{pages[n]}.html#{anchor(claim)})" for n in notebooks_of(claim)]
         claim["Notebook"] = ", ".join(links) or DASH
-    table = claims_table(claims, ("Paper", "Claim", "Notebook", "Verified by", "Outcome, and what is inexact"))
-    return {"count": len(claims), "table": Markup(to_html(table))}
+    columns = ("Paper", "Version", "Claim", "Notebook", "Verified by", "Outcome, and what is inexact")
+    return {"count": len(claims), "checked": checked, "table": Markup(to_html(claims_table(claims, columns)))}
 
 
 def with_subscript(text: str) -> Markup:

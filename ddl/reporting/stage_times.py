@@ -29,7 +29,7 @@ STAGES = {  # pattern of jobs -> stage, in the order of the workflow
 
 
 def stage_of(job: str) -> str:
-    """The stage of a job; empty if it belongs to none."""
+    """The stage of a job; empty if it belongs to none, like the runs of a study."""
     return next((stage for pattern, stage in STAGES.items() if fnmatch(job, pattern)), "")
 
 

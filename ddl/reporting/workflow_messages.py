@@ -55,13 +55,14 @@ class Messages:
         self.jobs = 0
         self.started = time.monotonic()
 
-    def start(self, jobs: int, measured: Sequence[str], cores: int, whole: bool) -> None:
+    def start(self, jobs: int, measured: Sequence[tuple[str, int]], cores: int | None, whole: bool) -> None:
         """Print what will run and the expected time, and from then on show each job as one line.
 
         Args:
             jobs: number of jobs that will run.
-            measured: their benchmark files, e.g. results/laptop/benchmarks/train/small-ddl-cc-seed0.tsv.
-            cores: that Snakemake may use.
+            measured: benchmark file and threads of each of them that has such a file, e.g.
+                results/laptop/benchmarks/train/small-ddl-cc-seed0.tsv.
+            cores: that Snakemake may use on this machine; None on a cluster.
             whole: whether the whole scale was asked for, not single files or another scale's.
         """
         self.jobs = jobs
@@ -108,25 +109,29 @@ def closing_summary(scale: str, jobs: int, seconds: float) -> str:
     return "\n".join(lines + [f"  {name:10} results/{scale}/{place}" for name, place in places.items()])
 
 
-def forecast(jobs: int, measured: Sequence[str], cores: int) -> list[str]:
+def forecast(jobs: int, measured: Sequence[tuple[str, int]], cores: int | None) -> list[str]:
     """What a part of the workflow runs, and how long that takes by the run that is kept of its scale, if there is one.
 
     For the arguments see `Messages.start`.
     """
-    found = [re.fullmatch(r"results/(\w+)/benchmarks/(.+)\.tsv", path) for path in measured]
-    scales = list(dict.fromkeys(each[1] for each in found if each and each[1] != "notebooks"))
+    found = [(re.fullmatch(r"results/([^/]+)/benchmarks/(.+)\.tsv", path), threads) for path, threads in measured]
+    scales = list(dict.fromkeys(each[1] for each, _ in found if each and each[1] != "notebooks"))
     logs = f" Their logs are in {' and '.join(f'results/{scale}/logs/' for scale in scales)}." if scales else ""
     lines = [f"{counted(jobs)} to run.{logs}"]
     # A derivation runs once for all scales, in a folder of its own.
-    names = [f"notebooks/{each[2]}" if each[1] == "notebooks" else each[2] for each in found if each]
-    count = Counter(stage for name in names if (stage := stage_of(name)))
+    named = [(f"notebooks/{each[2]}" if each[1] == "notebooks" else each[2], n) for each, n in found if each]
+    count = Counter(stage for name, _ in named if (stage := stage_of(name)))
     if count:
         lines.append(", ".join(f"{stage}: {count[stage]}" for stage in STAGES.values() if stage in count) + ".")
     kept = kept_times(scales[0], Path()) if len(scales) == 1 else None
-    if kept:
-        seconds = [expected_seconds(kept[1], name) for name in names]
-        work = sum(taken for taken in seconds if taken is not None)
-        lines.append(f"About {duration(work / cores)} on {cores} cores, by the run kept in {kept[0]}.")
+    if kept and cores and len(named) == len(measured):
+        times = [(stage_of(name), expected_seconds(kept[1], name), min(threads, cores)) for name, threads in named]
+        known = [(seconds, threads) for _, seconds, threads in times if seconds is not None]
+        unknown = ", ".join(dict.fromkeys(stage for stage, seconds, _ in times if seconds is None))
+        work = sum(seconds * threads for seconds, threads in known) / cores
+        least = max([work, *(seconds for seconds, _ in known)])
+        without = f", without these, which it did not measure: {unknown}" if unknown else ""
+        lines.append(f"About {duration(least)} on {cores} cores, by the run kept in {kept[0]}{without}.")
     return lines
 
 

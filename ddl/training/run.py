@@ -30,6 +30,7 @@ from ddl.locks import only_writer
 from ddl.model.flops import flops_per_token
 from ddl.model.language_model import LanguageModel, parameter_count
 from ddl.model.run_files import read_metadata, save_model, save_weights, snapshot_steps
+from ddl.model_card import model_card
 from ddl.provenance import peak_resident_bytes, provenance
 from ddl.training.batches import TrainingBatches, validation_batch
 from ddl.training.checkpoints import SHOWN, Checkpoints, Origin, Stale
@@ -37,7 +38,6 @@ from ddl.training.distributed import Processes
 from ddl.training.errors import NotFiniteError, TrainingError, explain, explained, not_finite
 from ddl.training.learner import Learner, learning_rate
 from ddl.training.metrics import CURVES, Metrics, line, norms_by_part
-from ddl.training.model_card import model_card
 
 
 @dataclasses.dataclass

@@ -10,31 +10,19 @@ Only asserts that run and can fail count. What is recognised as dead or vacuous 
 """
 
 import ast
-import csv
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+
+from ddl.reporting.claims import notebooks_of
 
 SLUG = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)+)(?:$|: )")
 COLUMNS = ["Label", "Paper", "Version", "Claim", "Notebook", "Verified by", "Outcome, and what is inexact"]
 VERSIONS = ("v3", "revised", "both", "ours")
-NO_NOTEBOOK, NOT_TESTED = "–", "Not tested here"
+NOT_TESTED = "Not tested here"
 
 Row = dict[str, str]
 ENDS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-def read_claims(path: Path) -> list[Row]:
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        assert reader.fieldnames == COLUMNS
-        return list(reader)
-
-
-def numbers_of(row: Row) -> list[str]:
-    """The numbers of the notebooks that a row names."""
-    return [] if row["Notebook"] == NO_NOTEBOOK else row["Notebook"].split(", ")
 
 
 def disagreements(rows: list[Row], notebooks: dict[str, str]) -> list[str]:
@@ -47,9 +35,9 @@ def disagreements(rows: list[Row], notebooks: dict[str, str]) -> list[str]:
     labels = [row["Label"] for row in rows]
     found += [f"{label}: {labels.count(label)} rows" for label in dict.fromkeys(labels) if labels.count(label) > 1]
     checked = {number: labels_of_checks(source) for number, source in notebooks.items()}
-    named = {row["Label"]: numbers_of(row) for row in rows}
+    named = {row["Label"]: notebooks_of(row) for row in rows}
     for row in rows:
-        label, numbers = row["Label"], numbers_of(row)
+        label, numbers = row["Label"], notebooks_of(row)
         if not SLUG.fullmatch(label):
             found.append(f"{label!r}: expected lower-case words joined by hyphens")
         if row["Version"] not in VERSIONS:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ddl.config import load_scale, paper_variants
-from ddl.layout import ROOT
+from ddl.layout import CURVES, ROOT
 from ddl.reporting import figures as report
 from ddl.reporting import seed_noise
 from ddl.reporting.accuracy_tables import downstream_table
@@ -220,12 +220,16 @@ def test_notebooks_write_their_files_and_figures_are_identical_on_two_runs(
 ) -> None:
     for name in NOTEBOOKS:
         rerun(name, folder, monkeypatch)
+    for name in CURVES:
+        ddl("figure", "--results", folder, "--name", name)
     tables = {file.name for file in (folder / "tables").iterdir()}
     assert tables == {f"table{k}.{kind}" for k in (1, 2, 3, 4, 5, 7, 8) for kind in ("csv", "tex")}
     first = {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
-    names = ("figure2", "figure3", "figure4", "gradients", "accuracies", "compute")
+    names = (*CURVES, "accuracies", "compute")
     assert set(first) == {f"{name}.{kind}" for name in names for kind in report.FORMATS}
-    rerun(NOTEBOOKS[0], folder, monkeypatch)
+    rerun(NOTEBOOKS[-1], folder, monkeypatch)
+    for name in CURVES:
+        ddl("figure", "--results", folder, "--name", name)
     assert first == {file.name: file.read_bytes() for file in sorted((folder / "figures").iterdir())}
 
 

@@ -102,7 +102,7 @@ def test_without_a_terminal_one_table_is_printed(scale, run, tmp_path, capsys):
 
 def test_before_the_first_job_the_time_is_unknown_unless_a_run_of_the_scale_is_kept(scale, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "kept_times", lambda scale: None)
-    assert "is known when the first jobs have finished" in progress.summary(scale, tmp_path, [])
+    assert "The time left is not known yet for: data, tasks," in progress.summary(scale, tmp_path, [])
     kept = {"stages": [{"stage": STAGES["paper"], "jobs": 2, "seconds": 6.0}]}
     monkeypatch.setattr(progress, "kept_times", lambda scale: (tmp_path, kept))
     assert "needs about 3 s more" in progress.summary(scale, tmp_path, [])

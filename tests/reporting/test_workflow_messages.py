@@ -19,9 +19,9 @@ from ddl.reporting.workflow_messages import Messages
 messages = Messages("tiny")
 
 onstart:
-    measured = [job.benchmark for job in workflow.dag.needrun_jobs() if job.benchmark]
+    measured = [(job.benchmark, job.threads) for job in workflow.dag.needrun_jobs() if job.benchmark]
     whole = "all" in {{rule.name for rule in workflow.dag.targetrules}}
-    messages.start(len(workflow.dag), measured, workflow.cores, whole)
+    messages.start(len(workflow.dag), measured, workflow.resource_settings.cores, whole)
 
 onsuccess:
     messages.finish(whole="all" in {{rule.name for rule in workflow.dag.targetrules}})
@@ -76,25 +76,29 @@ def test_a_single_target_is_no_whole_scale(build):
 
 def test_a_part_says_what_it_runs_and_how_long_that_takes_by_the_times_of_a_kept_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    jobs = ["data", "train/small-a-seed0", "train/small-b-seed1", "notebooks/figure2"]
-    measured = [f"results/tiny/benchmarks/{job}.tsv" for job in jobs]
-    said = [
-        "6 jobs to run. Their logs are in results/tiny/logs/.",
-        "corpus, tokenizer, shards: 1, trainings: 2, notebooks, figures, tables: 1.",
-    ]
-    assert forecast(6, measured, 2) == said
+    jobs = ["data", "train/small-a-seed0", "train/small-b-seed1"]
+    measured = [(f"results/tiny/benchmarks/{job}.tsv", 1) for job in jobs]
+    said = ["4 jobs to run. Their logs are in results/tiny/logs/.", "corpus, tokenizer, shards: 1, trainings: 2."]
+    assert forecast(4, measured, 2) == said
     kept = {
         "stages": [
             {"stage": "corpus, tokenizer, shards", "jobs": 1, "seconds": 10.0},
             {"stage": "trainings", "jobs": 12, "seconds": 1200.0},
+            {"stage": "cost measurements", "jobs": 2, "seconds": 60.0},
         ],
         "job_seconds": {"train/small-a-seed0": 30.0},
     }
     write_json(tmp_path / "results/reference/tiny-machine/times.json", kept)
-    # 10 s, 30 s of the same run, the mean of 100 s for another; of the last nothing is known.
-    expected = "About 1 min 10 s on 2 cores, by the run kept in results/reference/tiny-machine."
-    assert forecast(6, measured, 2) == [*said, expected]
-    shared = forecast(2, ["results/notebooks/benchmarks/05_gradient.tsv", *measured[:1]], 1)
+    about, where = "About {} on {} cores, by the run kept in results/reference/tiny-machine", "results/tiny/benchmarks"
+    # 10 s, 30 s of the same run, and the mean of 100 s for another.
+    assert forecast(4, measured, 1)[2] == f"{about.format('2 min 20 s', 1)}."
+    assert forecast(4, measured, 8)[2] == f"{about.format('1 min 40 s', 8)}."  # the longest job
+    assert forecast(2, [(f"{where}/cost/small.tsv", 8)], 8)[2] == f"{about.format('30 s', 8)}."  # takes all cores
+    new = forecast(5, [*measured, (f"{where}/site.tsv", 1)], 1)[2]
+    assert new == f"{about.format('2 min 20 s', 1)}, without these, which it did not measure: site."
+    assert forecast(4, measured, None) == said  # a cluster
+    assert forecast(5, [*measured, ("results/tiny/points/small/a/train.tsv", 1)], 1) == ["5" + said[0][1:], said[1]]
+    shared = forecast(2, [("results/notebooks/benchmarks/05_gradient.tsv", 1), *measured[:1]], 1)
     assert shared[1] == "corpus, tokenizer, shards: 1, notebooks, figures, tables: 1."
 
 

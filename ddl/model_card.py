@@ -1,4 +1,7 @@
-"""The README.md of a trained model: what it is, and how it is used here and in transformers."""
+"""The README.md of a trained model: what it is, and how it is used here and in transformers.
+
+It is no module of `ddl.training`, so other words are no reason to train again.
+"""
 
 from typing import Any
 
@@ -46,8 +49,9 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 | file | what it holds |
 |---|---|
 | `model.safetensors`, `config.json` | weights and settings of the model |
-| `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` | the tokenizer, also for transformers |
-| `metrics.jsonl`, `gradients.csv`, `summary.json` | losses and norms of gradients during training, the end |
+| `tokenizer.json`, `tokenizer_config.json` | the tokenizer, also for transformers |
+| `generation_config.json` | where a text starts and ends, for transformers |
+| `metrics.jsonl`, `gradients.csv`, `summary.json` | losses and norms of gradients during training; the final numbers |
 | `provenance.json` | all settings, commit, versions and machine |
 | `snapshots/`, `checkpoints/` | weights during training; what a further training continues from |
 """
