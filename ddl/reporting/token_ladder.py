@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,9 @@ class Ladder:
         designs = list(dict.fromkeys(own["variant"]))
         rungs = [rung for rung in sorted(set(own["tokens"])) if all((slug, rung) in found for slug in designs)]
         return cls(tuple(map(int, rungs)), {slug: tuple(found[slug, rung] for rung in rungs) for slug in designs})
+
+    def __hash__(self) -> int:
+        return hash((self.tokens, tuple(self.losses)))
 
     def below(self, rungs: int) -> "Ladder":
         """The first rungs only."""
@@ -166,6 +169,7 @@ class Prediction:
     high: float
 
 
+@lru_cache(maxsize=8)  # thousands of fits
 def predictions(ladder: Ladder, tokens: float) -> dict[str, dict[str, Prediction]]:
     """Design -> model -> the gap to the baseline that the rungs predict at another number of tokens; `all` pools them.
 
