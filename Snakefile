@@ -66,7 +66,11 @@ TEMPLATE = [f"notebooks/template/{name}" for name in ("index.html.j2", "style.cs
 NOTEBOOKS = list(DRAWN)
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - {*DRAWN, STUDY})
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
-NOISE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("noise.csv"))
+NOISE_ROWS = [
+    str(path)
+    for path in (Path("results/reference/studies/noise.csv"), Path("results/reference/rounding.csv"))
+    if path.exists()
+]
 DESIGN_SPEEDS = [str(path) for path in [Path("results/reference/designs.csv")] if path.is_file()]
 REFERENCE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("*.csv"))
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))
@@ -251,7 +255,7 @@ rule all:
 # Tokenizer and token shards. The manifest lists every file with its SHA-256, which is checked whenever a file is read.
 rule data:
     input:
-        packages="config/package_docs.json",
+        packages=lambda wildcards: getattr(SCALES[wildcards.scale].corpus, "manifest", []),
     output:
         manifest=f"results/{{scale}}/{layout.DATA_MANIFEST}",
         tokenizer="results/{scale}/data/tokenizer.json",
@@ -629,6 +633,7 @@ rule derivation_page:
     input:
         page=rules.derivation.output.html,
         executed=rules.derivation.output.executed,
+        times="results/notebooks/benchmarks/{notebook}.tsv",
     output:
         page="results/{scale}/notebooks/{notebook}.html",
         executed="results/{scale}/notebooks/{notebook}.ipynb",
@@ -640,8 +645,8 @@ rule derivation_page:
     message:
         "notebook {wildcards.notebook} ({wildcards.scale}), run once for all scales"
     shell:
-        "(cp {input.page} {output.page} && cp {input.executed} {output.executed}"
-        " && cp results/notebooks/benchmarks/{wildcards.notebook}.tsv {output.times}) 2> {log}"
+        "(cp {input.page} {output.page} && cp {input.executed} {output.executed} && cp {input.times} {output.times})"
+        " 2> {log}"
 
 
 # A figure of the trainings needs the records of the sizes that it shows, and nothing else.

@@ -198,9 +198,13 @@ of_training = together(
     option(
         "--processes",
         click.IntRange(1),
-        "Processes that share each batch, one per GPU; torchrun starts more than one.",
+        "Processes that share each batch, one per GPU, on each node; torchrun starts more than one.",
         "N",
         default=1,
+    ),
+    option("--nodes", click.IntRange(1), "Machines that share each batch; run the command on each.", "N", default=1),
+    click.option(
+        "--rendezvous", metavar="HOST:PORT", help="Where several nodes find each other: a port of one of them."
     ),
     click.option(
         "--restart", is_flag=True, help="Start from step 0 if code or settings changed since the checkpoints."
@@ -264,15 +268,16 @@ def data(scale: Scale, out: Path, max_tokens: int | None, workers: int, restart:
 
 
 @commands.command()
-def package_manifest() -> None:
-    """Overwrite config/package_docs.json.
+def package_manifests() -> None:
+    """Overwrite the manifests of the packages' text.
 
-    The file lists documents, bytes and SHA-256 of the corpus `package-docs`; `ddl data` checks the corpus against it.
-    Run this after upgrading one of the packages.
+    config/package_docs.json and config/package_sources.json list documents, bytes and SHA-256 of the packages that the
+    corpora `package-docs` and `package-sources` read; `ddl data` checks a corpus against them. Run this after upgrading
+    one of the packages.
     """
-    from ddl.data.documents import make_package_manifest
+    from ddl.data.documents import make_package_manifests
 
-    make_package_manifest()
+    make_package_manifests()
 
 
 @commands.command()
@@ -316,6 +321,8 @@ def train(
     data: Path,
     out: Path,
     processes: int,
+    nodes: int,
+    rendezvous: str | None,
     restart: bool,
     continue_anyway: bool,
 ) -> int:
@@ -325,12 +332,12 @@ def train(
     """
     stale = on_stale(restart, continue_anyway)
     from ddl.training.batches import check_shares
-    from ddl.training.distributed import check_devices, start_processes
+    from ddl.training.distributed import Nodes, check_devices
     from ddl.training.run import Run
 
-    check_shares(scale.training, processes)
+    check_shares(scale.training, nodes * processes)
     check_devices(scale.training, processes)
-    start_processes(processes, arguments)
+    Nodes(nodes, processes, rendezvous).start(arguments)
     done = Run(scale, size, variant, seed, data / "manifest.json", out, stale=stale).train()
     return 0 if done else INTERRUPTED
 
@@ -361,6 +368,8 @@ def point(
     data: Path,
     out: Path,
     processes: int,
+    nodes: int,
+    rendezvous: str | None,
     restart: bool,
     continue_anyway: bool,
 ) -> int:
@@ -369,11 +378,11 @@ def point(
     from ddl.layout import Point
     from ddl.studies.points import train
     from ddl.training.batches import check_shares
-    from ddl.training.distributed import check_devices, start_processes
+    from ddl.training.distributed import Nodes, check_devices
 
-    check_shares(scale.training, processes)
+    check_shares(scale.training, nodes * processes)
     check_devices(scale.training, processes)
-    start_processes(processes, arguments)
+    Nodes(nodes, processes, rendezvous).start(arguments)
     done = train(scale, Point(size, backbone, variant, steps, rate, seed), data / "manifest.json", out, stale)
     return 0 if done else INTERRUPTED
 
@@ -547,10 +556,17 @@ def cost(scale: Scale, size: str, out: Path) -> None:
     help="Family of designs; can be repeated.",
 )
 def describe(scale: Scale, family: tuple[str, ...]) -> None:
-    """Print parameters, FLOPs and state of each design."""
+    """Print parameters, FLOPs and state of each design.
+
+    For a scale that needs GPUs, the last line estimates the hours on several cards.
+    """
     from ddl.model.flops import describe
 
     click.echo(describe(scale, family))
+    if scale.recipe.gpus:
+        from ddl.reporting.budget import hours_by_card
+
+        click.echo(hours_by_card(scale))
 
 
 @commands.command()

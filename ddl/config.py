@@ -258,15 +258,23 @@ class DocumentCorpus(TokenisedCorpus):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageDocs(DocumentCorpus):
-    """The documentation in installed packages, one document per module."""
+class Packages(DocumentCorpus):
+    """Text from installed packages, one document per module."""
 
-    name: Literal["package-docs"] = "package-docs"
+    manifest: ClassVar[str]  # file that lists the expected text of each package, relative to the repository
     packages: tuple[str, ...]  # names of distributions
 
     @property
     def source(self) -> str:
         return ", ".join(self.packages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageDocs(Packages):
+    """The documentation in installed packages."""
+
+    manifest: ClassVar[str] = "config/package_docs.json"
+    name: Literal["package-docs"] = "package-docs"
 
     @property
     def description(self) -> str:
@@ -277,11 +285,34 @@ class PackageDocs(DocumentCorpus):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackageSources(Packages):
+    """The source code of installed packages, with its documentation."""
+
+    manifest: ClassVar[str] = "config/package_sources.json"
+    name: Literal["package-sources"] = "package-sources"
+
+    @property
+    def description(self) -> str:
+        return (
+            f"the source code, with its documentation, of {len(self.packages)} Python packages ({self.source}), "
+            "so that no download is needed"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextFiles(DocumentCorpus):
     """Local text files."""
 
     name: Literal["text"] = "text"
     path: str  # a file or folder of .txt, .jsonl or .parquet
+    val_path: str = ""  # the same for validation; without it, documents in `path` are held out
+    val_fraction: Annotated[float, Range(0, 0.5, without=(0.5,))] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.val_path) == bool(self.val_fraction):
+            found = "both" if self.val_path else "neither"
+            raise ConfigError(f"val_path: expected either val_path or a positive val_fraction, found {found}")
 
     @property
     def source(self) -> str:
@@ -333,7 +364,7 @@ class TokenShards(Corpus):
         return "token shards that were made elsewhere"
 
 
-AnyCorpus = PackageDocs | TextFiles | ParquetDataset | TokenShards
+AnyCorpus = PackageDocs | PackageSources | TextFiles | ParquetDataset | TokenShards
 FORMER_NAMES = {"fineweb-edu": "parquet-dataset"}  # old corpus name -> current name
 
 
@@ -372,7 +403,8 @@ class TrainConfig(Settings):
     dtype: Literal["float32", "bfloat16"]
     threads: Positive  # CPU threads per run
     gpus: Count  # GPUs reserved per run, one process each; 0: the run shares a GPU or uses the CPU
-    sharding: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a shard of it
+    # Each process holds the whole model, a shard of it, or a shard with copies of it on the other nodes.
+    sharding: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     compile: bool = False  # compile the layers with torch.compile
     tensorboard: bool = False  # also write event files; needs the extra `tensorboard`
     snapshots: tuple[Count, ...] = ()  # steps after which the weights are kept for `ddl mechanism`; 0: the initial ones

@@ -16,7 +16,7 @@ from ddl.layout import ROOT
 from tests.helpers.command import ddl
 
 IN_ORDER = [
-    *("data", "package-manifest", "benchmarks", "tasks", "train", "study"),
+    *("data", "package-manifests", "benchmarks", "tasks", "train", "study"),
     *(
         "validate",
         "evaluate",
@@ -108,7 +108,7 @@ POINT = "study point --scale smoke --size small --backbone paper --variant ddl-c
         ("describe", "Missing option '--scale'."),
         ("describe --scale", "Option '--scale' requires an argument."),
         ("describe --scale smoke more", "Got unexpected extra argument (more)"),
-        ("describe --scale lapdog", "scale: expected one of h200, laptop, paper, smoke, found 'lapdog'"),
+        ("describe --scale lapdog", "scale: expected one of h200, laptop, paper, smoke, workstation, found 'lapdog'"),
         (
             "cost --scale smoke --size smal --out o",
             "Invalid value for '--size': 'smal' is not one of 'small', 'medium'.",

@@ -45,7 +45,7 @@ def scale_file(tmp_path, monkeypatch):
 
 
 def test_every_shipped_scale_describes_the_papers_twelve_runs_and_those_of_further_designs():
-    assert {"smoke", "laptop", "h200", "paper"} <= set(scale_names())
+    assert {"smoke", "laptop", "workstation", "h200", "paper"} <= set(scale_names())
     for name in scale_names():
         scale = load_scale(name)
         runs = {(size, variant): scale.model(size, variant) for size in scale.sizes for variant in scale.variants}
@@ -165,7 +165,15 @@ PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_to
             {"name": "text", "path": "", "val_fraction": 0.1},
             "corpus.path: required by the corpus 'text', found nothing",
         ),
-        ({"name": "text", "path": "x", "val_fraction": 0.5}, "corpus.val_fraction: expected a number in (0, 0.5)"),
+        ({"name": "text", "path": "x", "val_fraction": 0.5}, "corpus.val_fraction: expected a number in [0, 0.5)"),
+        (
+            {"name": "text", "path": "x"},
+            "corpus.val_path: expected either val_path or a positive val_fraction, found neither",
+        ),
+        (
+            {"name": "text", "path": "x", "val_path": "y", "val_fraction": 0.1},
+            "corpus.val_path: expected either val_path or a positive val_fraction, found both",
+        ),
         (
             {"name": "text", "path": "x", "val_fraction": 0.1, "shard_tokens": 0},
             "corpus.shard_tokens: expected a positive integer, found 0",
@@ -185,7 +193,7 @@ PARQUET = {"name": "parquet-dataset", "dataset": "a/b", "revision": "c", "val_to
         ),
         (
             {"name": "web"},
-            "corpus.name: expected one of package-docs, text, parquet-dataset, shards",
+            "corpus.name: expected one of package-docs, package-sources, text, parquet-dataset, shards",
         ),
         ({"path": "x"}, "missing key corpus.name"),
         ("text", "corpus: expected a mapping, found 'text'"),
@@ -376,6 +384,7 @@ DEFAULTS = {
     "ParquetDataset": {"folder": ""},
     "Variant": {"family": "own", "published": ""},
     "TokenisedCorpus": {"max_train_tokens": 0, "shard_tokens": 100_000_000},
+    "TextFiles": {"val_path": "", "val_fraction": 0},
     "TokenizerConfig": {"path": ""},
     "TrainConfig": {
         "sharding": "ddp",
@@ -433,6 +442,7 @@ def test_every_setting_is_read_somewhere():
         "ModelConfig",
         "SizeConfig",
         "PackageDocs",
+        "PackageSources",
         "TextFiles",
         "ParquetDataset",
         "TokenShards",
@@ -450,7 +460,10 @@ def test_every_setting_is_read_somewhere():
 
 def test_an_unknown_scale_is_one_line(capsys):
     ddl("describe", "--scale", "lapdog", code=2)
-    assert capsys.readouterr().err == "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: scale: expected one of h200, laptop, paper, smoke, workstation, found 'lapdog'\n"
+    )
 
 
 def test_describe_prints_a_row_for_every_design_of_the_families_and_the_baseline(capsys):

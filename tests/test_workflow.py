@@ -92,7 +92,7 @@ def test_the_smoke_scale_plans_a_training_and_an_evaluation_of_every_design_and_
     assert jobs["paper"] == 1
 
 
-@pytest.mark.parametrize("scale", ["laptop", "h200", "paper"])
+@pytest.mark.parametrize("scale", ["laptop", "workstation", "h200", "paper"])
 def test_a_file_of_any_scale_is_a_target_without_a_flag(project, scale):
     jobs = planned(project, f"results/{scale}/figures/figure2.pdf", f"results/{scale}/tables/table1.csv")
     assert jobs["train"] == RUNS
@@ -208,7 +208,7 @@ def test_an_unknown_scale_is_named(project):
     command = [SNAKEMAKE, "-n", "--cores", "1", "--config", "scale=lapdog"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "scale: expected one of h200, laptop, paper, smoke, found 'lapdog'" in done.stdout + done.stderr
+    assert "scale: expected one of h200, laptop, paper, smoke, workstation, found 'lapdog'" in done.stdout + done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------

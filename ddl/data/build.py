@@ -32,7 +32,7 @@ import numpy as np
 
 from ddl.code_identity import code_identity
 from ddl.config import DocumentCorpus, ParquetDataset, Scale, TokenShards, changed_settings, to_mapping
-from ddl.data.documents import Document, read_corpus
+from ddl.data.documents import Document, given_validation, read_corpus
 from ddl.data.parallel_encode import Batch, Texts, encode_in_order
 from ddl.data.parquet_blocks import open_dataset
 from ddl.data.shard_format import DataError, read_shard
@@ -126,9 +126,10 @@ class _Build:
     def documents(self, corpus: DocumentCorpus) -> dict[str, Any]:
         """Build from a corpus in memory: split by a hash, and remove near duplicates across the split."""
         documents = read_corpus(corpus)
-        size = sum(len(document.text.encode()) for document in documents)
-        self.say(f"read {len(documents):,} documents, {size / 1e6:.1f} MB")
-        split = split_documents(documents, corpus.val_fraction)
+        given = given_validation(corpus)
+        size = sum(len(document.text.encode()) for document in [*documents, *(given or ())])
+        self.say(f"read {len(documents) + len(given or ()):,} documents, {size / 1e6:.1f} MB")
+        split = split_documents(documents, corpus.val_fraction, given)
         self.say(
             f"split: {len(split.train):,} training and {len(split.val):,} validation documents; "
             f"removed {split.exact_removed} exact and {split.near_removed} near duplicates"
@@ -136,9 +137,10 @@ class _Build:
         sides = {"train": split.train, "val": split.val}
         for name, side in sides.items():
             if not side:
+                how = f" with corpus.val_fraction {corpus.val_fraction:g}" if given is None else ""
                 raise DataError(
-                    f"the {name} split is empty: of {len(documents):,} documents with corpus.val_fraction "
-                    f"{corpus.val_fraction:g}, {len(split.train):,} are left for training and {len(split.val):,} for "
+                    f"the {name} split is empty: of {len(documents) + len(given or ()):,} documents{how}, "
+                    f"{len(split.train):,} are left for training and {len(split.val):,} for "
                     f"validation, after {split.exact_removed:,} exact and {split.near_removed:,} near duplicates were "
                     "removed; expected one or more on both sides: use more documents, or cut long ones into several"
                 )

@@ -3,9 +3,11 @@
 - `package-docs` (the default, offline): the docstrings of the pinned packages, one document per module. Sources are
   parsed, never imported. The text depends on neither the platform nor the Python version, so the lock file determines
   the corpus. `config/package_docs.json` is the manifest of the expected documents: a build compares each package with
-  it and names the one that differs. `ddl package-manifest` rewrites it.
+  it and names the one that differs. `ddl package-manifests` rewrites it.
+- `package-sources`: the whole source of the same kind of modules, about ten times as much text; its manifest is
+  `config/package_sources.json`.
 - `text`: a .txt file (one document), a .jsonl or .parquet file (one document per row, key "text"), or a folder of
-  these.
+  these; the validation documents may be given in the same way.
 
 To add a corpus that fits in memory, add a class in `ddl.config` and a function here, registered with `read_corpus`.
 Two other corpora are not held in memory: `parquet-dataset`, a dataset on the Hugging Face hub
@@ -16,21 +18,20 @@ import ast
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import singledispatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ddl.config import DocumentCorpus, PackageDocs, TextFiles, load_scale, scale_names
+from ddl.config import DocumentCorpus, PackageDocs, Packages, PackageSources, TextFiles, load_scale, scale_names
 from ddl.errors import UserError
 from ddl.files import write_json
 from ddl.layout import ROOT
 
-PACKAGE_MANIFEST = ROOT / "config" / "package_docs.json"
 GRAMMAR = (3, 11)  # the oldest supported Python: a module that needs a newer one is skipped on every Python
-MIN_WORDS = 8  # a module with fewer words of documentation is skipped
+MIN_WORDS = 8  # a module with fewer words of text is skipped
 
 # Test folders contain little prose. numpy.distutils is only in the wheels for Python 3.11.
 # Files outside site-packages ("..") are scripts, whose location depends on the machine.
@@ -62,22 +63,34 @@ def read_corpus(corpus: DocumentCorpus) -> list[Document]:
     raise TypeError(f"{type(corpus).__name__}: no function is registered with read_corpus")
 
 
+def given_validation(corpus: DocumentCorpus) -> list[Document] | None:
+    """The validation documents of a corpus that has some of its own; None if they have to be held out.
+
+    Raises:
+        CorpusError: as for `read_corpus`.
+    """
+    return read_text(Path(corpus.val_path)) if isinstance(corpus, TextFiles) and corpus.val_path else None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# package-docs
+# package-docs and package-sources
 
 
 @read_corpus.register
-def _(corpus: PackageDocs) -> list[Document]:
+def _(corpus: Packages) -> list[Document]:
     documents = []
     for package in sorted(corpus.packages):
-        found = read_package(package)
-        check_package(package, found)
+        found = read_package(package, TEXT_OF[type(corpus)])
+        check_package(package, found, ROOT / corpus.manifest)
         documents += found
     return documents
 
 
-def read_package(package: str) -> list[Document]:
-    """Read the documentation of one installed distribution: one document per module, sorted by file.
+def read_package(package: str, text_of: Callable[[bytes], str]) -> list[Document]:
+    """Read one installed distribution: one document per module, sorted by file.
+
+    Args:
+        text_of: the text of a module's source.
 
     Raises:
         CorpusError: the distribution is not installed, has no list of installed files, or a file cannot be read.
@@ -96,10 +109,18 @@ def read_package(package: str) -> list[Document]:
             source = Path(str(distribution.locate_file(file))).read_bytes()
         except OSError as error:
             raise CorpusError(f"corpus package {package!r}: cannot read {file}: {error.strerror}") from None
-        text = module_documentation(source)
+        text = text_of(source)
         if len(text.split()) >= MIN_WORDS:
             documents.append(Document(id=file.as_posix(), source=package, text=text))
     return documents
+
+
+def module_source(source: bytes) -> str:
+    """The source itself; empty if it is not UTF-8."""
+    try:
+        return source.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
 
 
 def module_documentation(source: bytes) -> str:
@@ -120,6 +141,12 @@ def module_documentation(source: bytes) -> str:
             parts.append(f"{_introduction(node)}{docstring}")
     # A docstring may contain a lone surrogate, which UTF-8 cannot encode.
     return "\n\n".join(parts).encode("utf-8", "replace").decode()
+
+
+TEXT_OF: dict[type[Packages], Callable[[bytes], str]] = {
+    PackageDocs: module_documentation,
+    PackageSources: module_source,
+}
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
@@ -187,7 +214,7 @@ def _default(value: ast.expr) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The manifest of the packages
+# The manifests of the packages
 
 
 def summarise_package(package: str, documents: Iterable[Document]) -> dict[str, Any]:
@@ -206,13 +233,13 @@ def summarise_package(package: str, documents: Iterable[Document]) -> dict[str, 
     return {"version": version, "documents": count, "bytes": size, "sha256": digest.hexdigest()}
 
 
-def check_package(package: str, documents: list[Document], manifest: Path = PACKAGE_MANIFEST) -> None:
-    """Compare the documents of a package with the committed manifest.
+def check_package(package: str, documents: list[Document], manifest: Path) -> None:
+    """Compare the documents of a package with a manifest.
 
     Raises:
         CorpusError: the manifest is not readable, or the package differs from it or is not in it.
     """
-    again = "`ddl package-manifest` rewrites the manifest"
+    again = "`ddl package-manifests` rewrites the manifest"
     try:
         expected = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -228,20 +255,20 @@ def check_package(package: str, documents: list[Document], manifest: Path = PACK
     for key in ("documents", "bytes", "sha256"):
         if found[key] != wanted[key]:
             raise CorpusError(
-                f"{package} {found['version']}: {key} of its documentation: found {found[key]}, {manifest.name} "
+                f"{package} {found['version']}: {key} of its modules: found {found[key]}, {manifest.name} "
                 f"expects {wanted[key]}: its installed files were changed, reinstall it"
             )
 
 
-def packages_of_scales() -> set[str]:
-    """The packages that the corpus of any scale reads."""
+def packages_of_scales(kind: type[Packages]) -> set[str]:
+    """The packages that the corpora of this kind read, at any scale."""
     corpora = [load_scale(name).corpus for name in scale_names()]
-    return {package for corpus in corpora if isinstance(corpus, PackageDocs) for package in corpus.packages}
+    return {package for corpus in corpora if type(corpus) is kind for package in corpus.packages}
 
 
-def write_package_manifest(packages: Iterable[str], manifest: Path = PACKAGE_MANIFEST) -> None:
+def write_package_manifest(packages: Iterable[str], text_of: Callable[[bytes], str], manifest: Path) -> None:
     """Write the manifest of the installed `packages`."""
-    write_json(manifest, {name: summarise_package(name, read_package(name)) for name in sorted(packages)})
+    write_json(manifest, {name: summarise_package(name, read_package(name, text_of)) for name in sorted(packages)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,8 +332,11 @@ def _string(value: Any) -> str:
     return value
 
 
-def make_package_manifest() -> None:
-    """Overwrite config/package_docs.json with the installed packages of all scales, and print one line per package."""
-    write_package_manifest(packages_of_scales())
-    for name, entry in json.loads(PACKAGE_MANIFEST.read_text(encoding="utf-8")).items():
-        print(f"{name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")
+def make_package_manifests() -> None:
+    """Overwrite the manifests with the installed packages of all scales, and print one line per package."""
+    for kind, text_of in TEXT_OF.items():
+        manifest = ROOT / kind.manifest
+        write_package_manifest(packages_of_scales(kind), text_of, manifest)
+        print(kind.manifest)
+        for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
+            print(f"  {name} {entry['version']}: {entry['documents']} documents, {entry['bytes'] / 1e6:.2f} MB")

@@ -1,13 +1,14 @@
 """Split documents into training and validation, and remove duplicates across the split.
 
-The split hashes the normalised text of a document. Exact duplicates are therefore always on the same side, and a
-document stays on its side when the corpus grows. Near duplicates across the split are found exactly, not by sketches: a
-validation document is removed if too many of its word shingles occur anywhere in training.
+The split hashes the normalised text of a document, unless the validation documents are given. Exact duplicates are
+therefore always on the same side, and a document stays on its side when the corpus grows. Near duplicates across the
+split are found exactly, not by sketches: a validation document is removed if too many of its word shingles occur
+anywhere in training.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,7 @@ SHINGLE_WORDS = 8
 MAX_SHARED = 0.5  # a validation document that shares this fraction of its distinct shingles with training is removed
 
 EXACT_DEFINITION = (
-    "exact: documents that agree up to case and white space; one of them is kept, and the split is by a hash of "
-    "this normal form, so none are on both sides"
+    "exact: documents that agree up to case and white space; one of them is kept, so none are on both sides"
 )
 NEAR_DEFINITION = (
     f"{EXACT_DEFINITION}; near: a validation document of whose distinct {SHINGLE_WORDS}-word shingles (lower-case "
@@ -59,30 +59,38 @@ def in_validation(key: bytes, val_fraction: float) -> bool:
     return int.from_bytes(key[:8], "big") < val_fraction * 2**64
 
 
-def split_documents(documents: Iterable[Document], val_fraction: float) -> Split:
+def split_documents(
+    documents: Sequence[Document], val_fraction: float, given: Sequence[Document] | None = None
+) -> Split:
     """Split by hash and remove duplicates; see `NEAR_DEFINITION`. The order of the documents is kept.
 
     A corpus so small that no hash falls below the fraction has its document with the lowest hash held out.
 
     Args:
         val_fraction: expected fraction of documents in validation, in (0, 1), before near duplicates are removed.
+        given: the validation documents, if they are known; `val_fraction` is then not used.
     """
-    train: list[Document] = []
-    val: list[Document] = []
     seen: dict[bytes, None] = {}  # the keys of the documents, in their order
-    exact_removed = 0
-    for document in documents:
-        key = text_key(document.text)
-        if key in seen:
-            exact_removed += 1
-            continue
-        seen[key] = None
-        (val if in_validation(key, val_fraction) else train).append(document)
+    val = [document for _, document in _unseen(given or (), seen)]
+    train: list[Document] = []
+    for key, document in _unseen(documents, seen):
+        held_out = given is None and in_validation(key, val_fraction)
+        (val if held_out else train).append(document)
     if len(train) > 1 and not val:
         val.append(train.pop(list(seen).index(min(seen))))
     shared = shared_fractions([document.text for document in val], [document.text for document in train])
     kept = [document for document, fraction in zip(val, shared, strict=True) if fraction < MAX_SHARED]
+    exact_removed = len(documents) + len(given or ()) - len(seen)
     return Split(train, kept, exact_removed, len(val) - len(kept))
+
+
+def _unseen(documents: Iterable[Document], seen: dict[bytes, None]) -> Iterator[tuple[bytes, Document]]:
+    """The documents whose keys are not among those seen, with their keys, which are then seen."""
+    for document in documents:
+        key = text_key(document.text)
+        if key not in seen:
+            seen[key] = None
+            yield key, document
 
 
 def shared_fractions(texts: list[str], reference: list[str]) -> np.ndarray:

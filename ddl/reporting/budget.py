@@ -10,6 +10,15 @@ from ddl.model.language_model import parameter_count
 from ddl.reporting.read_results import gpu_cost, published
 
 PAPER_GPUS = 4  # H200 (Sec. 4.1); we assume that Tables 4 and 5 give their combined throughput
+# Card -> TFLOP/s of dense bf16 matrix products and TB/s of memory, from the vendors' data sheets.
+CARDS = {
+    "H200": (989, 4.8),
+    "H100": (989, 3.35),
+    "A100": (312, 2.04),
+    "L40S": (362, 0.864),
+    "RTX 4090": (165, 1.008),
+    "RTX 3090": (71, 0.936),
+}
 CHECKPOINT_BYTES = 3 * 4  # per parameter: the weight and two moments, in fp32
 WEIGHT_BYTES = 4  # per parameter, in fp32
 TOKEN_BYTES = 2
@@ -59,8 +68,30 @@ def _published_speeds(size: str) -> dict[str, float]:
 
 
 def gpu_hours(scale: Scale, size: str, variant: str) -> float:
-    """GPU-hours to train one of the paper's designs at one size, over all seeds."""
-    return len(scale.seeds) * scale.tokens / throughput(size).tok_per_s[variant] / 3600
+    """GPU-hours to train one of the paper's designs at one size, over all seeds.
+
+    A model with a smaller vocabulary than the paper's is assumed to be faster in proportion to its parameters.
+    """
+    here, paper = (parameter_count(each.model(size, variant))["total"] for each in (scale, load_scale("paper")))
+    return len(scale.seeds) * scale.tokens / throughput(size).tok_per_s[variant] / 3600 * here / paper
+
+
+def hours_by_card(scale: Scale) -> str:
+    """One line: hours to train the paper's twelve models on one card of several kinds, relative to an H200.
+
+    A card is as much slower as its arithmetic or its memory is, whichever is more.
+    """
+    hours = sum(gpu_hours(scale, size, slug) for size in scale.sizes for slug in paper_variants())
+    flops, bandwidth = CARDS["H200"]
+    cards = [
+        f"{name} {hours * max(flops / own_flops, bandwidth / own_bandwidth):,.1f}"
+        for name, (own_flops, own_bandwidth) in CARDS.items()
+    ]
+    sources = " and ".join(dict.fromkeys(throughput(size).source for size in scale.sizes))
+    return (
+        f"hours to train the paper's twelve models on one card, not measured: {', '.join(cards)}. From {sources}; on "
+        "other cards in proportion to arithmetic or memory bandwidth, whichever is slower."
+    )
 
 
 def disk_bytes(scale: Scale) -> dict[str, int]:
@@ -75,7 +106,7 @@ def disk_bytes(scale: Scale) -> dict[str, int]:
     }
 
 
-def budget_part(names: Iterable[str] = ("h200", "paper")) -> str:
+def budget_part(names: Iterable[str] = ("workstation", "h200", "paper")) -> str:
     """The table of GPU-hours with its assumptions, and the disk space."""
     scales = [load_scale(name) for name in names]
     columns = [(scale, size) for scale in scales for size in scale.sizes]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ddl.config import load_scale, load_variants, scale_names
+from ddl.config import load_scale, load_variants, paper_variants, scale_names
 from ddl.files import write_text
 from ddl.layout import BASELINE, ROOT
 from ddl.reporting.accuracy_tables import published_gains
@@ -90,6 +90,7 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "scales": scales_part(),
         "budget": budget_part(),
         "kernels": kernels_part(REFERENCE / "kernels"),
+        "predicted": predicted_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
         "scoring": scoring_part(REFERENCE / "scoring.csv"),
         "gains": gains_part(),
@@ -340,6 +341,46 @@ def kernels_part(folder: Path) -> str:
         "|---|--:|--:|--:|--:|---|--:|--:|---|--:|",
     ]
     return "\n".join(lines + [_gradient_row(model) for model in _by_model(folder / "gradient_error.csv")])
+
+
+def predicted_part(folder: Path) -> str:
+    """Tables of what `benchmarks/roofline.py` predicts: kernels on one GPU, and training steps on several."""
+    passes, steps = (newest_rows(folder / f"predicted_{name}.csv") for name in ("passes", "steps"))
+    gpu = "H200"
+    lines = [
+        f"| predicted, {gpu}, bf16, states stored | d = 768: ns per token | % of copy | d = 1,024: ns per token "
+        "| % of copy | limit |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    rows: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in passes:
+        if (row["gpu"], row["states"]) == (gpu, "stored"):
+            rows.setdefault((row["operation"], row["d_v"], row["direction"]), []).append(row)
+    for (operation, d_v, direction), both in rows.items():
+        cells = [
+            cell
+            for row in both
+            for cell in (f"{float(row['ns_per_token']):.1f}", f"{float(row['percent_of_copy']):.0f}")
+        ]
+        limits = " and ".join(dict.fromkeys(row["limit"] for row in both))
+        lines.append(f"| `{operation}`, d_v = {d_v}, {direction} | {' | '.join(cells)} | {limits} |")
+    labels, designs = paper_variants(), list(dict.fromkeys(row["variant"] for row in steps))
+    lines += [
+        "",
+        f"| predicted training speed / baseline | {' | '.join(labels[slug].label for slug in designs)} |",
+        f"|---|{'--:|' * len(designs)}",
+    ]
+    ratios = {(row["gpu"], row["size"], row["variant"]): row for row in steps}
+    for gpu, size in dict.fromkeys((row["gpu"], row["size"]) for row in steps):
+        found = [ratios[gpu, size, slug] for slug in designs]
+        ranges = [
+            " to ".join(
+                dict.fromkeys(f"{float(row[name]):.2f}" for name in ("ratio_at_target", "ratio_at_papers_speed"))
+            )
+            for row in found
+        ]
+        lines.append(f"| {gpu}, {size} | {' | '.join(ranges)} |")
+    return "\n".join(lines)
 
 
 def _by_model(path: Path) -> list[list[dict[str, str]]]:

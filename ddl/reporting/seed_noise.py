@@ -13,6 +13,7 @@ from ddl.config import Scale
 from ddl.layout import BASELINE, STUDY_ROWS
 from ddl.reporting.read_results import Record, Results
 from ddl.reporting.read_studies import StudyRowsError, by_design, read_study
+from ddl.reporting.rounding import rounding_spread
 from ddl.reporting.seed_statistics import Estimate, over_seeds
 from ddl.reporting.table_format import DASH, cell, decimals_for
 
@@ -145,7 +146,25 @@ def shown_accuracy(estimate: Estimate | None, stderr: float) -> Rounded:
 
 
 def seeds_note(results: Results) -> str:
-    """What the seeds of a scale say about the noise of its losses, in one or two sentences."""
+    """What the seeds of a scale, and rounding at a fixed seed, say about the noise of its losses."""
+    return " ".join([_noise_of_seeds(results), *_noise_of_rounding(results)])
+
+
+def _noise_of_rounding(results: Results) -> list[str]:
+    """One sentence per size at which it was measured."""
+    sentences = []
+    for size in results.sizes:
+        if found := rounding_spread(results.scale, size):
+            run, difference = (f"{spread:.{decimals_for(spread)}f}" for spread in (found.run, found.difference))
+            sentences.append(
+                f"With a fixed seed, {size} models of another number of threads or set of instructions "
+                f"({', '.join(found.machines)}) differ by up to {run} nats, and paired differences by up to "
+                f"{difference}."
+            )
+    return sentences
+
+
+def _noise_of_seeds(results: Results) -> str:
     seeds = len(results.scale.seeds)
     if seeds > 1:
         return (

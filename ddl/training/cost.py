@@ -6,8 +6,9 @@ to the baseline are computed within each round. Peak memory is measured in a sep
 
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ class Subject:
         with self.learner.autocast():
             self.model(self.ids)
 
+    def move(self, device: torch.device) -> None:
+        """Move model and optimiser, without gradients."""
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        self.model.to(device)
+        self.learner.optimizer.load_state_dict(self.learner.optimizer.state_dict())  # follows the parameters
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Occupy the memory of the device during the block only."""
+        self.move(self.device)
+        yield
+        self.move(torch.device("cpu"))
+
     def seconds(self, work: Any) -> float:
         """Wall time of one call, synchronising the device before and after."""
         self.synchronize()
@@ -66,16 +80,22 @@ Round = dict[str, dict[str, float]]  # tokens/s: variant -> "train" or "inferenc
 Rates = dict[str, dict[str, np.ndarray]]  # tokens/s as in `Round`, one entry per round
 
 
-def measure_round(scale: Scale, subjects: Mapping[str, Subject]) -> Round:
-    """Time one training step and one inference pass of every subject, one subject after another."""
+def measure_round(scale: Scale, subjects: Mapping[str, Subject], together: bool = True) -> Round:
+    """Time one training step and one inference pass of every subject, one subject after another.
+
+    Args:
+        together: whether all subjects stay on the device; otherwise each is there only while it is measured.
+    """
     tokens = scale.cost.batch_sequences * scale.sequence_length
-    return {
-        variant: {
-            "train": tokens / subject.seconds(subject.train_step),
-            "inference": tokens / subject.seconds(subject.inference),
-        }
-        for variant, subject in subjects.items()
-    }
+    rates = {}
+    for variant, subject in subjects.items():
+        present: AbstractContextManager[None] = nullcontext() if together else subject.on_device()
+        with present:
+            rates[variant] = {
+                "train": tokens / subject.seconds(subject.train_step),
+                "inference": tokens / subject.seconds(subject.inference),
+            }
+    return rates
 
 
 def by_variant(rounds: Sequence[Round]) -> Rates:
@@ -86,12 +106,16 @@ def by_variant(rounds: Sequence[Round]) -> Rates:
     }
 
 
-def throughput(scale: Scale, size: str) -> Rates:
-    """Rates of all variants, without the warm-up rounds."""
-    subjects = {variant: Subject(scale, LanguageModel(scale.model(size, variant))) for variant in scale.variants}
+def throughput(scale: Scale, size: str, together: bool) -> Rates:
+    """Rates of all variants, without the warm-up rounds; `together` as for `measure_round`."""
+    subjects = {}
+    for variant in scale.variants:
+        subjects[variant] = Subject(scale, LanguageModel(scale.model(size, variant)))
+        if not together:
+            subjects[variant].move(torch.device("cpu"))
     total, rounds = scale.cost.warmup_rounds + scale.cost.rounds, []
     for number in range(total):
-        rounds.append(measure_round(scale, subjects))
+        rounds.append(measure_round(scale, subjects, together))
         print(f"{size}: round {number + 1}/{total}", flush=True)
     return by_variant(rounds[scale.cost.warmup_rounds :])
 
@@ -126,6 +150,11 @@ def peak_memory_apart(scale: Scale, size: str, variant: str) -> dict[str, Any]:
         return process.submit(peak_memory, scale, size, variant).result()
 
 
+def fits(needed: int) -> bool:
+    """Whether a GPU, if there is one, has this many bytes."""
+    return not torch.cuda.is_available() or needed <= torch.cuda.get_device_properties(0).total_memory
+
+
 def spread(values: np.ndarray) -> dict[str, float | int]:
     """Median, 20th and 80th percentile, and number of values."""
     p20, median, p80 = np.percentile(values, [20, 50, 80])
@@ -135,7 +164,7 @@ def spread(values: np.ndarray) -> dict[str, float | int]:
 def measure(scale: Scale, size: str, out: Path) -> None:
     """Measure all variants of one size and write one JSON file each into `out`."""
     memory = {variant: peak_memory_apart(scale, size, variant) for variant in scale.variants}
-    rates = throughput(scale, size)
+    rates = throughput(scale, size, fits(sum(peak["bytes"] for peak in memory.values())))
     source = provenance()
     for variant, modes in rates.items():
         base = rates[BASELINE]

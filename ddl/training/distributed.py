@@ -1,14 +1,17 @@
-"""The processes that train one model together: this process alone, or several started by torchrun.
+"""The processes that train one model together: this process alone, or several started by torchrun on one or more nodes.
 
-Every process holds the whole model (`ddp`) or a shard of each parameter (`fsdp`). Each computes the gradient on its
-share of the batch, and all apply the mean of these gradients.
+Every process holds the whole model (`ddp`) or a shard of each parameter, which is split over all processes (`fsdp`) or
+over those of a node, so that every node holds the whole model (`hsdp`). Each computes the gradient on its share of the
+batch, and all apply the mean of these gradients.
 """
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -38,10 +41,11 @@ class Objective(nn.Module):
 
 
 class Processes:
-    """The rank of this process, the number of processes, and the device of this one."""
+    """The rank of this process, the number of processes in all and on each node, and the device of this one."""
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.on_node = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -84,15 +88,17 @@ class Processes:
         Parameter names do not change.
 
         Args:
-            sharding: "ddp" or "fsdp".
+            sharding: "ddp", "fsdp" or "hsdp".
         """
         objective = Objective(model)
         if self.count == 1:
             return objective
-        if sharding == "fsdp":
+        if sharding != "ddp":
             from torch.distributed.fsdp import fully_shard
 
-            mesh = dist.init_device_mesh(self.device.type, (self.count,))
+            # The last dimension of a mesh is that of the shards, one before it that of the copies.
+            shape = (self.count,) if sharding == "fsdp" else (self.count // self.on_node, self.on_node)
+            mesh = dist.init_device_mesh(self.device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
             # Attention and MLP modules hold most parameters and are gathered one at a time; the rest at the start.
             parts = [module for module in model.modules() if isinstance(module, (Attention, SwiGLU))]
             for module in (*parts, objective):
@@ -117,32 +123,64 @@ def check_devices(recipe: TrainConfig, processes: int) -> None:
         raise ConfigError(f"{processes} processes need a GPU each, found {found}")
 
 
-def start_processes(count: int, arguments: list[str]) -> None:
-    """If `count` is above 1, run this command in that many processes by torchrun, and exit when they have ended.
-
-    torchrun stops all of them if one fails, or if this process gets a signal.
+@dataclass(frozen=True)
+class Nodes:
+    """The machines that train one model together.
 
     Args:
-        arguments: the words after `ddl` in this command.
-
-    Raises:
-        TrainingError: a process failed; it has printed why.
+        count: how many; each of them runs the same command.
+        processes: how many processes each of them runs.
+        rendezvous: host:port at which they find each other; the host is one of them. Not used for a single node.
     """
-    if count == 1 or dist.is_torchelastic_launched():
-        return
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as torchrun
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say the same
-    try:
-        torchrun(["--standalone", "--nproc-per-node", str(count), "-m", "ddl", *arguments])
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise TrainingError(f"process {rank} of {count} ended with exit code {failure.exitcode}") from None
-    except SignalException:
-        raise KeyboardInterrupt from None
-    sys.exit()
+    count: int
+    processes: int
+    rendezvous: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count > 1 and not re.fullmatch(r"[^\s:]+:\d+", self.rendezvous or ""):
+            raise ConfigError(
+                f"--rendezvous: {self.count} nodes need host:port of one of them, e.g. node01:29500, "
+                f"found {self.rendezvous or 'none'}"
+            )
+
+    def start(self, arguments: list[str]) -> None:
+        """If there is more than one process, run this command in each by torchrun, and exit when they have ended.
+
+        torchrun stops all of them, on all nodes, if one fails or if this process gets a signal.
+
+        Args:
+            arguments: the words after `ddl` in this command.
+
+        Raises:
+            TrainingError: a process failed and has printed why, or another node cannot be reached.
+        """
+        if self.count * self.processes == 1 or dist.is_torchelastic_launched():
+            return
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError
+        from torch.distributed.run import main as torchrun
+
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say the same
+        where = ["--standalone"]
+        if self.count > 1:
+            where = ["--nnodes", str(self.count), "--rdzv-backend", "c10d", "--rdzv-endpoint", str(self.rendezvous)]
+        try:
+            torchrun([*where, "--nproc-per-node", str(self.processes), "-m", "ddl", *arguments])
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            count = self.count * self.processes
+            raise TrainingError(f"process {rank} of {count} ended with exit code {failure.exitcode}") from None
+        except (RendezvousError, dist.DistError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainingError(
+                f"the {self.count} nodes do not find each other at {self.rendezvous}, or one was lost ({reason}); "
+                "run the command again on all of them to continue from the last checkpoint"
+            ) from None
+        except SignalException:
+            raise KeyboardInterrupt from None
+        sys.exit()
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""The smoke scale on a real Slurm of one node, on the loopback address: `make cluster-test`, as root on Debian.
+"""The smoke scale on a real Slurm, on the loopback address: `make cluster-test`, as root on Debian.
 
 Installs Slurm from the distribution's packages where it is missing, starts its daemons with a configuration of their
-own, builds the smoke scale in a copy of the project through profiles/slurm, prints the table of Slurm's jobs and the
-time, and stops the daemons. A machine on which a Slurm is configured already is left alone.
+own, builds the smoke scale in a copy of the project through profiles/slurm on one node, trains one of its models again
+on two nodes through profiles/slurm/train.sbatch, prints the table of Slurm's jobs and the time, and stops the daemons.
+A machine on which a Slurm is configured already is left alone.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,25 +20,25 @@ from tests.helpers.project import copy_project
 
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"]
-NODE = "loopback"
+NODES = ("localhost", "loopback")  # both are this machine; runs of several nodes meet at the first
 CORES = os.cpu_count() or 1
 JOB_FIELDS = "JobID:8,State:12,NumCPUs:6,MinMemory:11,TimeUsed:8,StartTime:21,EndTime:21,Comment:80"
 CONFIGURED = Path("/etc/slurm/slurm.conf")  # jobs look nowhere else: the plugin takes SLURM_CONF from their environment
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-NodeName={node} NodeAddr=127.0.0.1 NodeHostname={host} CPUs={cores} RealMemory={memory} State=UNKNOWN
-PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
+{nodes}
+PartitionName=main Nodes={first} Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=ALL MaxTime=INFINITE State=UP
 SlurmUser=root
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
 SlurmctldPort=16817
-SlurmdPort=16818
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -61,20 +63,24 @@ def install() -> None:
 
 def configure(folder: Path) -> Path:
     """Write slurm.conf and a key for munge into a folder."""
-    for name in ("state", "spool"):
+    for name in ("state", *NODES):
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(1024))
     (folder / "munge.key").chmod(0o600)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 1
     path = folder / "slurm.conf"
     host = os.uname().nodename
-    path.write_text(CONFIGURATION.format(node=NODE, host=host, cores=CORES, memory=memory, folder=folder))
+    nodes = [
+        f"NodeName={node} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs={CORES} RealMemory={memory}"
+        for port, node in enumerate(NODES, 16818)
+    ]
+    path.write_text(CONFIGURATION.format(nodes="\n".join(nodes), first=NODES[0], host=host, folder=folder))
     return path
 
 
 def start(command: list[str], folder: Path, stack: ExitStack) -> None:
     """Start a daemon in the foreground of a process that ends with the stack; what it prints is kept in a file."""
-    with open(folder / f"{command[0]}.out", "wb") as printed:
+    with open(folder / f"{command[0]}-{Path(command[-1]).name}.out", "wb") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
 
     def stop() -> None:
@@ -97,12 +103,14 @@ def start_slurm(folder: Path, stack: ExitStack) -> None:
     while not (folder / "munge.socket").exists():
         time.sleep(0.1)
     start(["slurmctld", "-D"], folder, stack)
-    start(["slurmd", "-D", "-N", NODE], folder, stack)
-    stack.callback(subprocess.run, ["scancel", "--partition", "main"])  # what still runs when all is stopped
+    for node in NODES:
+        start(["slurmd", "-D", "-N", node], folder, stack)
+    stack.callback(subprocess.run, ["scancel", "--user", "root"])  # what still runs when all is stopped
     deadline = time.monotonic() + 60
-    while subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True).stdout.strip() != "idle":
+    states = ["sinfo", "-h", "--Node", "--partition", "all", "-o", "%T"]
+    while subprocess.run(states, capture_output=True, text=True).stdout.split() != ["idle"] * len(NODES):
         if time.monotonic() > deadline:
-            raise SystemExit(f"error: the node does not become idle: see the logs in {folder}")
+            raise SystemExit(f"error: the nodes do not become idle: see the logs in {folder}")
         time.sleep(0.5)
 
 
@@ -114,6 +122,19 @@ def build(project: Path) -> int:
     command = [str(SNAKEMAKE), "--workflow-profile", "profiles/slurm", *overrides, "--config", "scale=smoke"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(command, cwd=project, env=environment).returncode
+
+
+def train_on_all_nodes(project: Path) -> float:
+    """Train one model of the build again, on all nodes at once; return the difference of its validation loss."""
+    folder, run = project / "results/smoke", "runs/small/ddl-cc/seed0"
+    places = ["--data", str(folder / "data"), "--out", str(folder / "two-nodes")]
+    settings = ["--scale", "smoke", "--size", "small", "--variant", "ddl-cc", "--seed", "0"]
+    job = ["sbatch", "--wait", "--partition", "all", "--nodes", str(len(NODES)), "profiles/slurm/train.sbatch"]
+    path = os.pathsep.join([str(SNAKEMAKE.parent), os.environ["PATH"]])
+    environment = {**os.environ, "PYTHONPATH": str(project), "PATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*job, *settings, *places], cwd=project, env=environment, check=True)
+    first, second = (json.loads((folder / place / "summary.json").read_text()) for place in (run, "two-nodes"))
+    return float(abs(first["val_loss"] - second["val_loss"]))
 
 
 def main() -> None:
@@ -130,6 +151,8 @@ def main() -> None:
         started = time.monotonic()
         status = build(project)
         seconds = time.monotonic() - started
+        if not status:
+            print(f"a run on {len(NODES)} nodes ends {train_on_all_nodes(project):.1e} nats from one on one node")
         command = ["squeue", "--states=all", "--sort=i", f"--Format={JOB_FIELDS}"]
         table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(table)

@@ -10,14 +10,16 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ddl.config import PackageDocs, TextFiles
+from ddl.config import PackageDocs, Packages, TextFiles
 from ddl.data import train_val_split as dedup
 from ddl.data.documents import (
-    PACKAGE_MANIFEST,
+    TEXT_OF,
     CorpusError,
     Document,
     check_package,
+    given_validation,
     module_documentation,
+    module_source,
     packages_of_scales,
     read_corpus,
     read_package,
@@ -144,12 +146,12 @@ def test_package_is_sorted_and_leaves_out_tests_versions_and_scripts(package):
         prose__tests__t=long,
         **{"prose__tests__t.py": long, "prose__version.py": long, "prose__short.py": '"""Too few."""'},
     )
-    assert [document.id for document in read_package("prose")] == ["prose/a.py", "prose/b.py"]
+    assert [document.id for document in read_package("prose", module_documentation)] == ["prose/a.py", "prose/b.py"]
 
 
 def test_package_is_never_imported(package):
     package(**{"prose__a.py": '"""' + "word " * 9 + '"""\nraise SystemExit("imported")'})
-    assert len(read_package("prose")) == 2
+    assert len(read_package("prose", module_documentation)) == 2
 
 
 def test_missing_package_is_named_with_the_command_that_helps():
@@ -159,21 +161,21 @@ def test_missing_package_is_named_with_the_command_that_helps():
 
 def test_manifest_accepts_what_it_was_made_from_and_names_what_differs(package, tmp_path):
     manifest = tmp_path / "manifest.json"
-    write_package_manifest(["prose"], manifest)
-    check_package("prose", read_package("prose"), manifest)
+    write_package_manifest(["prose"], module_documentation, manifest)
+    check_package("prose", read_package("prose", module_documentation), manifest)
 
     package(**{"prose__a.py": '"""' + "WORD " * 9 + '"""'})
     with pytest.raises(CorpusError, match=r"prose 1\.2: sha256 .* found [0-9a-f]{64}, .* expects [0-9a-f]{64}"):
-        check_package("prose", read_package("prose"), manifest)
+        check_package("prose", read_package("prose", module_documentation), manifest)
     package(**{"prose__c.py": '"""' + "new " * 9 + '"""'})
     with pytest.raises(CorpusError, match=r"prose 1\.2: documents .* found 3, .* expects 2"):
-        check_package("prose", read_package("prose"), manifest)
+        check_package("prose", read_package("prose", module_documentation), manifest)
 
     entries = json.loads(manifest.read_text())
     entries["prose"]["version"] = "1.1"
     manifest.write_text(json.dumps(entries))
     with pytest.raises(CorpusError, match=r"prose 1\.2 is installed, manifest.json was made with 1\.1: install"):
-        check_package("prose", read_package("prose"), manifest)
+        check_package("prose", read_package("prose", module_documentation), manifest)
     with pytest.raises(CorpusError, match=r"'other' is not in manifest\.json"):
         check_package("other", [], manifest)
     with pytest.raises(CorpusError, match=r"none\.json: not readable"):
@@ -185,9 +187,22 @@ def test_build_suffix_of_a_version_is_no_other_version(monkeypatch):
     assert summarise_package("torch", [])["version"] == "2.13.0"
 
 
-def test_committed_manifest_covers_every_scale_and_agrees_with_the_lock_file():
-    manifest = json.loads(PACKAGE_MANIFEST.read_text())
-    assert set(manifest) == packages_of_scales()
+def test_sources_are_whole_modules(package):
+    source = '"""Doc."""\nx = 1  # and some more words than the least number, é\n'
+    package(**{"prose__a.py": source})
+    assert read_package("prose", module_source)[0].text == source
+    assert module_source("é".encode("latin-1")) == ""
+
+
+def test_every_corpus_of_packages_has_a_text_and_a_manifest():
+    assert set(TEXT_OF) == set(Packages.__subclasses__())
+    assert len({kind.manifest for kind in TEXT_OF}) == len(TEXT_OF)
+
+
+@pytest.mark.parametrize("kind", TEXT_OF)
+def test_committed_manifest_covers_every_scale_and_agrees_with_the_lock_file(kind):
+    manifest = json.loads((ROOT / kind.manifest).read_text())
+    assert set(manifest) == packages_of_scales(kind) != set()
     pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert {name: entry["version"] for name, entry in manifest.items()} == {name: pins[name] for name in manifest}
 
@@ -221,6 +236,19 @@ def test_text_corpus_reads_three_formats_sorted_by_path(tmp_path):
         ("sub/b.txt", "plain é"),
     ]
     assert [document.text for document in read_text(tmp_path / "c.jsonl")] == ["one", "two"]
+
+
+def test_validation_documents_may_be_given_and_are_then_not_in_training(tmp_path):
+    for folder, texts in (("train", ["a b", "same  text", "c d"]), ("val", ["Same text", "e f", "e f"])):
+        (tmp_path / folder).mkdir()
+        for number, text in enumerate(texts):
+            (tmp_path / folder / f"{number}.txt").write_text(text)
+    corpus = TextFiles(path=str(tmp_path / "train"), val_path=str(tmp_path / "val"))
+    split = dedup.split_documents(read_corpus(corpus), corpus.val_fraction, given_validation(corpus))
+    assert [document.text for document in split.val] == ["Same text", "e f"]
+    assert [document.text for document in split.train] == ["a b", "c d"]
+    assert split.exact_removed == 2
+    assert given_validation(TextFiles(path=str(tmp_path / "train"), val_fraction=0.1)) is None
 
 
 @pytest.mark.parametrize(
@@ -297,7 +325,7 @@ def test_exact_duplicates_are_kept_once_whatever_their_case_and_spacing():
 
 
 def test_no_validation_document_of_a_real_package_is_in_training():
-    split = dedup.split_documents(read_package("networkx"), 0.2)
+    split = dedup.split_documents(read_package("networkx", module_documentation), 0.2)
     assert len(split.val) > 20
     train, val = ([document.text for document in side] for side in (split.train, split.val))
     assert not {" ".join(text.lower().split()) for text in train} & {" ".join(text.lower().split()) for text in val}

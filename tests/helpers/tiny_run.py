@@ -20,11 +20,11 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["ddl.training.run", "ddl.data.build", "torch._dynamo", "torch.distributed.fsdp"])
 
 
-def write_data(folder: Path, vocab_size: int = 64) -> Path:
+def write_data(folder: Path, vocab_size: int = 64, val_tokens: int = 500) -> Path:
     """Write shards, tokenizer and manifest, and return the path of the manifest; all tokens are below 64."""
     folder.mkdir()
     splits = {}
-    for split, tokens in (("train", 2000), ("val", 500)):
+    for split, tokens in (("train", 2000), ("val", val_tokens)):
         path = folder / f"{split}_000000.bin"
         write_shard(path, np.random.default_rng(len(split)).integers(0, 64, tokens))
         shard = {"file": path.name, "tokens": tokens, "sha256": sha256_file(path)}
@@ -53,7 +53,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def become(rank: int, count: int, port: int) -> None:
-    """Set the environment variables that torchrun sets for this process."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def become(rank: int, count: int, port: int, nodes: int = 1) -> None:
+    """Set the environment variables that torchrun sets for this process, one of `count` on so many nodes."""
+    place = {
+        "RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_RANK": rank % (count // nodes),
+        "LOCAL_WORLD_SIZE": count // nodes,
+    }
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})

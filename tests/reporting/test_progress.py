@@ -110,7 +110,10 @@ def test_before_the_first_job_the_time_is_unknown_unless_a_run_of_the_scale_is_k
 
 def test_a_folder_that_is_no_scale_is_one_line(tmp_path, capsys):
     ddl("progress", tmp_path / "lapdog", code=2)
-    assert "error: scale: expected one of h200, laptop, paper, smoke, found 'lapdog'" in capsys.readouterr().err
+    assert (
+        "error: scale: expected one of h200, laptop, paper, smoke, workstation, found 'lapdog'"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

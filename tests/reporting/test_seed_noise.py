@@ -12,7 +12,7 @@ import pytest
 
 from ddl.config import load_scale
 from ddl.layout import BASELINE, ROOT, STUDY_ROWS
-from ddl.reporting import read_results, readme, seed_noise
+from ddl.reporting import read_results, readme, rounding, seed_noise
 from ddl.reporting.accuracy_tables import differences, downstream_table
 from ddl.reporting.figures import Curve, curves_of, draw_curves
 from ddl.reporting.gradient_figure import by_layer, draw_gradients
@@ -37,6 +37,7 @@ def noise_file(tmp_path, monkeypatch):
     file = tmp_path / STUDY_ROWS.format(study="noise")
     file.parent.mkdir()
     monkeypatch.setattr(seed_noise, "read_study", lambda name: read_study(name, tmp_path))
+    monkeypatch.setattr(rounding, "ROUNDING", tmp_path / "rounding.csv")
     return file
 
 
@@ -145,6 +146,45 @@ def test_one_seed_is_rounded_by_the_noise_study_which_is_quoted(one, noise_file)
     assert "noise.csv: over 3 seeds the standard deviation is" in note
     assert "0.020 nats for a run and 0.04 nats for a paired difference (small, Baseline and DDL-CC)" in note
     assert note.endswith("The noise of medium models has not been measured.")
+
+
+def write_rounding(file, size="small", **losses):
+    """Runs on three kinds of machine; losses of DDL-CC with seed 1 may be given, by machine."""
+    scale = load_scale("laptop")
+    recipe = {"scale": "laptop", "size": size, "backbone": scale.backbone, "steps": scale.recipe.steps}
+    recipe |= {"learning_rate": scale.recipe.learning_rate, "reason": ""}
+    machines = {"usual": (1, "native"), "avx2": (1, "avx2"), "threads": (2, "native")}
+    base = {"usual": 4.1, "avx2": 4.101, "threads": 4.098}
+    rows = [
+        {**recipe, "variant": variant, "seed": seed, "threads": threads, "instructions": kind}
+        | {"val_loss": (base | losses if (variant, seed) == ("ddl-cc", 1) else base)[name]}
+        for variant in (BASELINE, "ddl-cc")
+        for seed in range(2)
+        for name, (threads, kind) in machines.items()
+    ]
+    pd.DataFrame(rows).to_csv(file, index=False)
+
+
+def test_the_largest_move_by_rounding_alone_is_said_after_the_noise_of_seeds(one, noise_file):
+    write_noise(noise_file)
+    write_rounding(rounding.ROUNDING, avx2=4.11)
+    spread = rounding.rounding_spread(one.scale, "small")
+    assert spread.run == pytest.approx(0.01)
+    assert spread.difference == pytest.approx(0.009)  # the baseline moved by 0.001 in the same direction
+    assert (spread.machines, spread.seeds) == (("AVX2", "2 threads"), 2)
+    assert rounding.rounding_spread(one.scale, "medium") is None
+    assert seeds_note(one).endswith(
+        "With a fixed seed, small models of another number of threads or set of instructions (AVX2, 2 threads) differ "
+        "by up to 0.010 nats, and paired differences by up to 0.009."
+    )
+
+
+def test_rounding_of_another_recipe_or_without_the_usual_machine_is_not_quoted(one):
+    write_rounding(rounding.ROUNDING, size="medium")
+    assert rounding.rounding_spread(one.scale, "small") is None
+    rows = pd.read_csv(rounding.ROUNDING)
+    rows[rows["threads"] == 2].assign(size="small").to_csv(rounding.ROUNDING, index=False)
+    assert rounding.rounding_spread(one.scale, "small") is None
 
 
 def test_several_seeds_give_means_with_t_intervals_and_paired_differences(three):

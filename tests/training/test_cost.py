@@ -3,9 +3,11 @@
 import dataclasses
 import json
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ddl.config import load_scale
 from ddl.model.language_model import LanguageModel
@@ -50,12 +52,37 @@ def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch)
         return seconds(self, work)
 
     monkeypatch.setattr(cost.Subject, "seconds", spy)
-    rates = cost.throughput(scale, "small")
+    rates = cost.throughput(scale, "small", together=True)
     one_round = turns[: len(turns) // 4]  # one warm-up round, three measured rounds
     assert [mode for _, mode in one_round] == ["train_step", "inference"] * len(scale.variants)
     assert len({config for config, _ in one_round}) == len(scale.variants)
     assert turns == one_round * 4
     assert all(len(values) == 3 and (values > 0).all() for modes in rates.values() for values in modes.values())
+
+
+def test_models_that_do_not_fit_together_are_there_in_turn_and_train_on_where_they_were(scale, monkeypatch):
+    def weights(together):
+        torch.manual_seed(0)
+        subjects = {"ddl-cc": cost.Subject(scale, LanguageModel(scale.model("small", "ddl-cc")))}
+        for _ in range(3):
+            cost.measure_round(scale, subjects, together)
+        return [weight.detach() for weight in subjects["ddl-cc"].model.parameters()]
+
+    moves = []
+    move = cost.Subject.move
+    monkeypatch.setattr(cost.Subject, "move", lambda self, device: (moves.append(device), move(self, device)))
+    stayed = weights(together=True)
+    assert not moves
+    assert all(map(torch.equal, stayed, weights(together=False)))
+    assert len(moves) == 6
+
+
+def test_only_a_gpu_that_is_too_small_keeps_models_apart(monkeypatch):
+    assert cost.fits(10**18)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16))
+    assert cost.fits(16)
+    assert not cost.fits(17)
 
 
 def test_a_training_step_changes_the_weights_and_inference_does_not(scale):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from ddl.data.sequences import TokenSequences
 from ddl.layout import ROOT
 from ddl.training.batches import TrainingBatches, validation_batch
 from ddl.training.distributed import Processes
+from tests.helpers.project import copy_project
 from tests.helpers.tiny_run import FORKS, become, free_port, tiny_scale, write_data
 
 
@@ -27,7 +30,7 @@ def train(rank: int, count: int, port: int, recipe: dict, data: Path, out: Path,
     Args:
         end: "whole" for a complete run; at step 5 of the last process, "signal" sends SIGTERM and "dies" kills it.
     """
-    become(rank, count, port)
+    become(rank, count, port, nodes=2 if recipe.get("sharding") == "hsdp" else 1)
     with open(out.parent / f"{out.name}-{count}-{rank}.log", "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -96,11 +99,12 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 
 def test_one_two_and_four_processes_give_the_same_curve(start, tmp_path):
-    for name, count, sharding in (("one", 1, "ddp"), ("two", 2, "ddp"), ("four", 4, "ddp"), ("shares", 2, "fsdp")):
+    runs = (("one", 1, "ddp"), ("two", 2, "ddp"), ("four", 4, "ddp"), ("shares", 2, "fsdp"), ("copies", 4, "hsdp"))
+    for name, count, sharding in runs:
         assert start(name, count, sharding=sharding) == [0] * count
     one = curve(tmp_path / "one")
     print("largest difference from one process in train_loss, val_loss, grad_norm:")
-    for name in ("two", "four", "shares"):
+    for name in ("two", "four", "shares", "copies"):
         difference = np.nanmax(np.abs(curve(tmp_path / name) - one), axis=0)
         print(f"{name:7}", *(f"{value:.1e}" for value in difference[1:4]))
         np.testing.assert_allclose(curve(tmp_path / name), one, rtol=2e-5)
@@ -111,7 +115,7 @@ def test_one_two_and_four_processes_give_the_same_curve(start, tmp_path):
 
 def test_a_run_continues_with_another_number_of_processes(start, tmp_path):
     start("whole", 1)
-    assert start("changed", 4, end="signal") == [130] * 4  # stops at the next record, step 6
+    assert start("changed", 4, end="signal", sharding="hsdp") == [130] * 4  # stops at the next record, step 6
     assert start("changed", 2, end="signal", sharding="fsdp") == [0, 0]
     assert "resumed from step 6 " in (tmp_path / "changed-2-0.log").read_text()
     np.testing.assert_allclose(curve(tmp_path / "changed"), curve(tmp_path / "whole"), rtol=2e-5)
@@ -213,3 +217,70 @@ def test_torchrun_is_started_and_ends_all_when_one_is_killed(tmp_path):
         log.close()
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert not (tmp_path / "run/model.safetensors").exists()
+
+
+@pytest.fixture
+def two_nodes(tmp_path):
+    """A function that starts two "nodes" of two processes each, on this machine; returns their launchers and logs."""
+    project = copy_project(tmp_path / "project")
+    scale = project / "config/scales/smoke.yaml"
+    scale.write_text(scale.read_text().replace("  gpus: 0\n", "  gpus: 0\n  sharding: hsdp\n"))
+    assert "hsdp" in scale.read_text()
+    data = write_data(tmp_path / "data", load_scale("smoke").tokenizer.vocab_size, val_tokens=1100)
+    launchers = []
+
+    def start(out: str, nodes: int = 2, micro_batch: int = 2) -> list[tuple[subprocess.Popen, Path]]:
+        text = scale.read_text()
+        scale.write_text(re.sub(r"micro_batch_sequences: \d", f"micro_batch_sequences: {micro_batch}", text))
+        arguments = ["--scale", "smoke", "--size", "small", "--variant", "ddl-cc", "--seed", "0"]
+        places = ["--data", str(data.parent), "--out", str(tmp_path / out)]
+        shared = ["--nodes", str(nodes), "--processes", "2", "--rendezvous", f"127.0.0.1:{free_port()}"]
+        command = [sys.executable, "-m", "ddl", "train", *arguments, *places, *shared]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)}
+        started = []
+        for node in range(nodes):
+            log = tmp_path / f"{out}-{node}.log"
+            with open(log, "w") as file:
+                options = {"stdout": file, "stderr": file, "env": environment, "start_new_session": True}
+                launchers.append(subprocess.Popen(command, cwd=project, **options))
+            started.append((launchers[-1], log))
+        return started
+
+    yield start
+    for launcher in launchers:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+
+
+def test_two_nodes_give_the_curve_of_one_and_go_on_after_one_was_lost(two_nodes, tmp_path):
+    assert [launcher.wait(120) for launcher, _ in two_nodes("one", nodes=1)] == [0]
+    (kept, log), (lost, other) = two_nodes("two")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "two").glob("checkpoints/*/step*")):
+        assert kept.poll() is None, log.read_text()
+        assert lost.poll() is None, other.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(lost.pid, signal.SIGKILL)
+    assert kept.wait(120) == 2
+    said = log.read_text()
+    assert "Traceback" not in said, said
+    assert "error: " in said.splitlines()[-1]
+    assert not (tmp_path / "two/model.safetensors").exists()
+
+    assert [launcher.wait(120) for launcher, _ in two_nodes("two")] == [0, 0]
+    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=2e-5)
+    provenance = json.loads((tmp_path / "two/provenance.json").read_text())
+    assert provenance["processes"] == 4
+
+
+@pytest.mark.parametrize("rendezvous", [[], ["--rendezvous", "node01"]])
+def test_several_nodes_without_a_place_to_meet_are_refused(tmp_path, rendezvous):
+    arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0", "--nodes", "2"]
+    command = [*arguments, *rendezvous, "--data", str(tmp_path), "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "ddl", "train", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --rendezvous: 2 nodes need host:port of one of them, e.g. node01:29500, "
+        f"found {'node01' if rendezvous else 'none'}\n"
+    )
