@@ -116,7 +116,9 @@ write_table(
 sources = {"ours": ours, "published": theirs}
 deltas = {
     f"{size}, {name}": {
-        slug: Rounded(**source[size][slug]["shown"]["delta"]).difference for slug in data.variants if slug != BASELINE
+        variant.label: Rounded(**source[size][slug]["shown"]["delta"]).difference
+        for slug, variant in data.variants.items()
+        if slug != BASELINE
     }
     for size in data.sizes
     for name, source in sources.items()

@@ -206,7 +206,10 @@ def _describe_failure(error: PapermillExecutionError, traceback: str, source: Pa
     code = [
         cell for cell in cells if cell["cell_type"] == "code" and INJECTED_TAG not in cell["metadata"].get("tags", [])
     ]
-    number = next(n for n, cell in enumerate(code, 1) if any(out["output_type"] == "error" for out in cell["outputs"]))
+    failed_cells = (
+        n for n, cell in enumerate(code, 1) if any(out["output_type"] == "error" for out in cell["outputs"])
+    )
+    number = next(failed_cells, error.exec_count)  # a kernel that fails by itself leaves no error in the cell
     # A bare assert has no message, so show the statement.
     statement = re.findall(r"^-+> ?\d+ +(.+)$", traceback, re.M)
     reason = (str(error.evalue).strip().splitlines() or statement or ["no message"])[-1]

@@ -10,8 +10,10 @@ import jupytext
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill.exceptions import PapermillExecutionError
 
 from ddl.layout import ROOT
+from ddl.reporting import render_notebook
 from ddl.reporting.claims import anchor, read_claims
 from ddl.reporting.render_notebook import (
     NotebookError,
@@ -231,6 +233,19 @@ def test_kernel_that_dies_is_a_failure_of_the_notebook(tmp_path: Path, capsys: p
     ddl("notebook", source, "--html", tmp_path / "small.html", code=1)
     assert f"{source}: the kernel died" in capsys.readouterr().err
     assert not (tmp_path / "small.html").exists()
+
+
+def test_a_failure_of_the_kernel_itself_is_one_line_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(notebook: nbformat.NotebookNode, executed: Path, parameters: object) -> None:
+        nbformat.write(notebook, executed)  # without outputs: the kernel could not even report an error
+        raise PapermillExecutionError(1, 2, "x = 1", "CellExecutionError", "no memory", ["no traceback"])
+
+    monkeypatch.setattr(render_notebook, "_execute", fail)
+    source = write(tmp_path, PARAMETERS, "# %%\nx = 1\n")
+    ddl("notebook", source, "--html", tmp_path / "small.html", code=1)
+    assert f"{source}: code cell 2 failed: CellExecutionError: no memory; see" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
