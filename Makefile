@@ -52,7 +52,7 @@ cluster-test: setup
 # Kill the workflow at 30 random moments, and compare its results with those of a build without kills.
 kill-test: setup
 	rm -rf results/kill-test
-	$(BIN)/python -m tests.kills.run --folder results/kill-test
+	$(BIN)/python -m tests.kills.run --folder results/kill-test --csv results/reference/kills.csv
 
 lint: setup
 	$(BIN)/ruff check

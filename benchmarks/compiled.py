@@ -6,6 +6,7 @@ Triton compiles to a cubin or hsaco without a GPU. The kernels are those that th
 """
 
 import argparse
+import math
 import re
 import subprocess
 import tempfile
@@ -44,11 +45,13 @@ class Launch:
         kernel: the kernel that is launched.
         arguments: name -> argument; tensors may be on any device.
         options: compiler options.
+        programs: how many programs of it are launched.
     """
 
     kernel: JITFunction
     arguments: dict[str, Any]
     options: dict[str, int]
+    programs: int
 
     def compile(self, target: GPUTarget) -> CompiledKernel:
         """Compile the kernel as for a launch on this GPU, with pointers aligned to 16 bytes as in PyTorch."""
@@ -72,7 +75,7 @@ def record_launches(run: Callable[[], object]) -> list[Launch]:
 
     def record(kernel: JITFunction, *, grid: Any, warmup: bool, **arguments: Any) -> None:
         options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
-        launches.append(Launch(kernel, arguments, options))
+        launches.append(Launch(kernel, arguments, options, math.prod(grid)))
 
     with mock.patch.object(JITFunction, "run", record):
         run()

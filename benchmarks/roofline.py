@@ -5,9 +5,9 @@
 Nothing is measured here. A pass takes as long as the slowest of three things:
 
 - memory: its bytes per token (`bytes.csv`), at the share `COPY` of the bandwidth in the data sheet;
-- latency: a program handles one token after another and waits `TOKEN_SECONDS` for each, so the GPU needs many programs
-  at once. How many a multiprocessor holds follows from registers, shared memory and warps (`resources.csv`);
-- arithmetic: the FLOPs that `ddl.model.flops` counts, at the share `ARITHMETIC` of the fp32 peak.
+- latency: a program takes one group of tokens after another and waits `STEP_SECONDS` for each. How many programs run at
+  once follows from how many are launched, and from their registers, shared memory and warps (`resources.csv`);
+- arithmetic: its FLOPs, at the share `ARITHMETIC` of the fp32 peak.
 
 A training step is then predicted beside the baseline's. The baseline's is the paper's throughput, or that with the
 target of 1.25 times it; both are of an H200 and carried to other GPUs by their bf16 peak. A kernel that is measured far
@@ -15,9 +15,9 @@ from its prediction disproves one of the constants below.
 """
 
 import argparse
-import dataclasses
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,71 +25,93 @@ from typing import Any
 import torch
 
 from benchmarks.bytes import BF16
-from benchmarks.compiled import record_launches
+from benchmarks.compiled import Launch, record_launches
+from benchmarks.launches import TOKENS as LAUNCHED_TOKENS
 from benchmarks.launches import paper_passes
 from benchmarks.measure import Rows, origin
 from ddl.config import ModelConfig, load_scale, paper_variants
 from ddl.layout import BASELINE, REFERENCE
-from ddl.reporting.budget import PAPER_GPUS
+from ddl.reporting.budget import CARDS, PAPER_GPUS
 from ddl.reporting.read_results import published
 from ddl.reporting.readme import newest_rows
 
 KERNELS = REFERENCE / "kernels"
 COPY = 0.9  # of the bandwidth in a data sheet that a copy reaches
 ARITHMETIC = 0.5  # of the fp32 peak: conversions, indices and reductions take as many instructions as multiply-adds
-TOKEN_SECONDS = 1.2e-6  # to load a token's rows, reduce over them four times, and store
+STEP_SECONDS = 1.2e-6  # to load the rows of a group of tokens, reduce over them four times, and store
 LAUNCH_SECONDS = 2e-6  # between two kernels of a captured graph
-TOKENS = 16 * 1024  # per call, as in a micro-batch of the paper's scale
 TARGET = 1.25  # times the paper's throughput of the baseline
-# What the baseline does instead, compiled, in vectors of d numbers per token: it adds, normalises, and keeps the state.
-RESIDUAL_ADDITION = {"forward": 4, "backward": 5}
-# What the gate and the value read and write beside the fused rewrite: the context, and its gradient twice.
-GENERATORS = {"forward": 1, "backward": 3}
+# What the baseline does in place of a fused rewrite, compiled, in vectors of d numbers per token. Forward: it reads x
+# and h, and writes x' and c. Backward: it reads x' and the gradients in x' and c, and writes one that is also h's.
+RESIDUAL_ADDITION = {"forward": 4, "backward": 4}
+# What gate and value read and write beside the fused rewrite, each for itself. Forward: the context. Backward: it
+# again for the gradient of the weights, the gradient in it, and the sum of these gradients.
+GENERATORS = {"forward": 2, "backward": 6}
+PROGRAMS = 32  # most programs that a multiprocessor of NVIDIA holds
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Gpu:
     """Numbers of a data sheet; registers are 32 bits wide."""
 
-    name: str
-    bandwidth: float  # bytes/s
+    name: str  # in `ddl.reporting.budget.CARDS`
     fp32: float  # FLOP/s
-    bf16: float  # FLOP/s, dense
     multiprocessors: int
     registers: int  # of a multiprocessor
     shared: int  # bytes of a multiprocessor
     warps: int  # most that a multiprocessor holds
     lanes: int = 32  # threads of a warp
 
+    @property
+    def bf16(self) -> float:
+        """FLOP/s of dense products."""
+        return CARDS[self.name][0] * 1e12
+
+    @property
+    def copy(self) -> float:
+        """Bytes/s of a copy, reading and writing together."""
+        return COPY * CARDS[self.name][1] * 1e12
+
 
 GPUS = {
-    "sm_80": Gpu("A100", 2.04e12, 19.5e12, 312e12, 108, 65536, 164 * 1024, 64),
-    "sm_90": Gpu("H200", 4.8e12, 67e12, 989e12, 132, 65536, 228 * 1024, 64),
-    "sm_100": Gpu("B200", 8.0e12, 75e12, 2250e12, 148, 65536, 228 * 1024, 64),
-    "gfx942": Gpu("MI300X", 5.3e12, 81.7e12, 1307e12, 304, 131072, 64 * 1024, 32, 64),
+    "sm_80": Gpu("A100", 19.5e12, 108, 65536, 164 * 1024, 64),
+    "sm_90": Gpu("H200", 67e12, 132, 65536, 228 * 1024, 64),
+    "sm_100": Gpu("B200", 75e12, 148, 65536, 228 * 1024, 64),
+    "gfx942": Gpu("MI300X", 163.4e12, 304, 131072, 64 * 1024, 32, 64),
 }
 
 
-def programs_at_once(gpu: Gpu, registers: int, shared: int, warps: int) -> int:
-    """Programs of a kernel that a multiprocessor holds.
+@dataclass(frozen=True)
+class Kernel:
+    """What one launch of a kernel needs.
 
     Args:
         registers: per thread.
-        shared: bytes of shared memory of a program.
+        shared: bytes of a program.
         warps: of a program.
+        programs_per_token: programs that are launched, divided by the tokens.
+        steps: groups of tokens that a program takes one after another.
     """
-    per_program = math.ceil(registers / 8) * 8 * gpu.lanes * warps
-    return min(gpu.registers // per_program, gpu.shared // (shared + 1024), gpu.warps // warps)
+
+    registers: int
+    shared: int
+    warps: int
+    programs_per_token: float
+    steps: int
+
+    def at_once(self, gpu: Gpu) -> int:
+        """Programs that a multiprocessor holds."""
+        registers = math.ceil(self.registers / 8) * 8 * gpu.lanes * self.warps
+        return min(gpu.registers // registers, gpu.shared // (self.shared + 1024), gpu.warps // self.warps, PROGRAMS)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Prediction:
     """Seconds per token of a pass, by what limits it."""
 
     memory: float
     latency: float
     arithmetic: float
-    programs: int  # at once on a multiprocessor
 
     @property
     def seconds(self) -> float:
@@ -100,71 +122,85 @@ class Prediction:
         return max(("memory", "latency", "arithmetic"), key=lambda name: getattr(self, name))
 
 
-def predict(gpu: Gpu, size: float, flops: float, kernels: list[tuple[int, int, int]], tokens: int) -> Prediction:
-    """Predict a pass.
+def predict(gpu: Gpu, size: float, flops: float, kernel: Kernel, tokens: int) -> Prediction:
+    """Predict a pass of one kernel.
 
     Args:
         size: bytes per token.
         flops: per token.
-        kernels: registers, shared memory and warps of its kernels; the one of which fewest fit counts.
-        tokens: of a call.
+        tokens: of the call.
     """
-    programs = min(programs_at_once(gpu, *kernel) for kernel in kernels)
+    waves = math.ceil(kernel.programs_per_token * tokens / (kernel.at_once(gpu) * gpu.multiprocessors))
     return Prediction(
-        size / (COPY * gpu.bandwidth) + LAUNCH_SECONDS * len(kernels) / tokens,
-        TOKEN_SECONDS / (programs * gpu.multiprocessors),
+        size / gpu.copy + LAUNCH_SECONDS / tokens,
+        waves * kernel.steps * STEP_SECONDS / tokens,
         flops / (ARITHMETIC * gpu.fp32),
-        programs,
     )
 
 
+def steps_of(launch: Launch) -> int:
+    """Groups of tokens that one program takes one after another."""
+    found = launch.arguments
+    tokens = found.get("chunk") or found.get("CHUNK")
+    return math.ceil(tokens / found.get("BLOCK_T", 1)) if tokens else 1
+
+
 @cache
-def warps_of(d: int) -> dict[tuple[str, str, str, str, str], int]:
-    """Operation, direction, channels, states and kernel -> warps of a program, from the launchers."""
+def launches(d: int) -> dict[tuple[str, str, str, str], Launch]:
+    """Operation, direction, channels and states -> the launch of its kernel, for `LAUNCHED_TOKENS` tokens."""
     found = {}
     for states in ("stored", "rebuilt"):
         for each in paper_passes(d, "meta", states == "rebuilt"):
-            for launch in record_launches(each.run):
-                key = each.operation, each.direction, str(each.d_v), states, launch.kernel.__name__
-                found[key] = launch.options.get("num_warps", 4)
+            (found[each.operation, each.direction, str(each.d_v), states],) = record_launches(each.run)
     return found
 
 
-def flops(operation: str, direction: str, d: int, d_v: int) -> float:
-    """FLOPs per token; a backward pass has twice those of the forward pass."""
-    taps = {"cc": 1, "tc": 4}.get(operation.rpartition("_")[2], 0)
-    rewrite = 6 * d * d_v + 3 * d if "rewrite" in operation else 0  # k^T X, the update, and the norm of k
-    read_out = 2 * d * d_v * (taps or (4 if operation == "expand" else 0))
+def flops(operation: str, direction: str, d: int, d_v: int) -> int:
+    """FLOPs per token; a backward pass has twice those of the forward pass.
+
+    A rewrite normalises k, reads along it, and adds (`Delta.flops`); a reader multiplies each channel by its taps.
+    """
+    taps = {"cc": 1, "tc": 4, "expand": 4}.get(operation.rpartition("_")[2], 0)
+    rewrite = 4 * d * d_v + 3 * d if "rewrite" in operation else 0
     norm = 4 * d if operation.startswith("fused") else 0
-    return (rewrite + read_out + norm) * (2 if direction == "backward" else 1)
+    return (rewrite + 2 * d * d_v * taps + norm) * (2 if direction == "backward" else 1)
+
+
+def micro_batch() -> int:
+    """Tokens of a micro-batch of the paper's scale."""
+    scale = load_scale("paper")
+    return scale.training.micro_batch_sequences * scale.sequence_length
 
 
 def passes() -> Iterator[dict[str, Any]]:
     """Predictions of all passes on all GPUs: rows of the table."""
-    resources = newest_rows(KERNELS / "resources.csv")
-    for row in newest_rows(KERNELS / "bytes.csv"):
-        d, d_v = int(row["d"]), int(row["d_v"])
-        key = row["operation"], row["direction"], row["d_v"], row["states"]
+    names = ("operation", "direction", "d_v", "states", "d", "target")
+    compiled = {tuple(row[name] for name in names): row for row in newest_rows(KERNELS / "resources.csv")}
+    counted = {tuple(row[name] for name in names[:-1]): row for row in newest_rows(KERNELS / "bytes.csv")}
+    for (operation, direction, d_v, states, d), row in counted.items():
+        launch = launches(int(d))[operation, direction, d_v, states]
         for target, gpu in GPUS.items():
-            kernels = [
-                (int(each["registers"]), int(each["shared"]), warps_of(d)[*key, each["kernel"]])
-                for each in resources
-                if (each["operation"], each["direction"], each["d_v"], each["states"]) == key
-                and (each["d"], each["target"]) == (row["d"], target)
-            ]
-            work = flops(row["operation"], row["direction"], d, d_v)
-            found = predict(gpu, float(row["ours"]), work, kernels, TOKENS)
+            found = compiled[operation, direction, d_v, states, d, target]
+            kernel = Kernel(
+                int(found["registers"]),
+                int(found["shared"]),
+                launch.options.get("num_warps", 4),
+                launch.programs / LAUNCHED_TOKENS,
+                steps_of(launch),
+            )
+            work = flops(operation, direction, int(d), int(d_v))
+            predicted = predict(gpu, float(row["ours"]), work, kernel, micro_batch())
             yield {
                 "gpu": gpu.name,
-                "operation": row["operation"],
-                "d_v": d_v,
-                "d": d,
-                "direction": row["direction"],
-                "states": row["states"],
-                "ns_per_token": 1e9 * found.seconds,
-                "limit": found.limit,
-                "programs": found.programs,
-                "percent_of_copy": 100 * float(row["floor"]) / (COPY * gpu.bandwidth) / found.seconds,
+                "operation": operation,
+                "d_v": int(d_v),
+                "d": int(d),
+                "direction": direction,
+                "states": states,
+                "ns_per_token": 1e9 * predicted.seconds,
+                "limit": predicted.limit,
+                "latency_ns": 1e9 * predicted.latency,
+                "percent_of_copy": 100 * float(row["floor"]) / gpu.copy / predicted.seconds,
             }
 
 
@@ -183,8 +219,7 @@ def steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for variant in paper_variants():
                 if variant == BASELINE:
                     continue
-                config = scale.model(size, variant)
-                more = added_seconds(config, gpu, seconds)
+                more = added_seconds(scale.model(size, variant), gpu, seconds)
                 yield {
                     "gpu": gpu.name,
                     "size": size,
@@ -197,20 +232,24 @@ def steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def added_seconds(config: ModelConfig, gpu: Gpu, seconds: dict[tuple[str, str, int, int, str], float]) -> float:
     """Seconds per token that a design adds to a training step of the baseline."""
     d, d_v = config.width, config.value_channels
-    operation = "fused_rewrite" if d_v == 1 else f"fused_rewrite_{config.compressor}"
-    vector = d * BF16 / (COPY * gpu.bandwidth)
+    reader = "" if d_v == 1 else f"_{config.compressor}"
+    vector = d * BF16 / gpu.copy
     total = 0.0
     for direction in ("forward", "backward"):
-        sublayer = seconds[gpu.name, operation, d_v, d, direction]
+        sublayer = seconds[gpu.name, f"fused_rewrite{reader}", d_v, d, direction]
         sublayer += (GENERATORS[direction] - RESIDUAL_ADDITION[direction]) * vector
         total += 2 * config.layers * sublayer
-        if d_v > 1:
-            total += seconds[gpu.name, "expand", d_v, d, direction]
-            total += seconds[gpu.name, operation.replace("fused_rewrite", "compress"), d_v, d, direction]
+        if d_v > 1:  # the first state, and the first reading of it
+            repeat = (d_v + 1) * vector
+            total += seconds[gpu.name, "expand", d_v, d, direction] if config.embed_conv else repeat
+            total += seconds[gpu.name, f"compress{reader}", d_v, d, direction]
     return total
 
 
-PASSES = ("gpu", "operation", "d_v", "d", "direction", "states", "ns_per_token", "limit", "programs", "percent_of_copy")
+PASSES = (
+    *("gpu", "operation", "d_v", "d", "direction", "states"),
+    *("ns_per_token", "limit", "latency_ns", "percent_of_copy"),
+)
 STEPS = ("gpu", "size", "variant", "ratio_at_papers_speed", "ratio_at_target")
 
 

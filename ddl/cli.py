@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddl.config import FAMILIES, SHOTS, SIZES, Scale, Study, load_scale, load_study
-from ddl.errors import UserError, refused
+from ddl.errors import INTERRUPTED, UserError, refused
 from ddl.layout import CURVES
 from ddl.setting_ranges import MOST_SEED
 
 if TYPE_CHECKING:
     from ddl.training.checkpoints import Stale
-
-INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,7 +200,12 @@ of_training = together(
         "N",
         default=1,
     ),
-    option("--nodes", click.IntRange(1), "Machines that share each batch; run the command on each.", "N", default=1),
+    click.option(
+        "--nodes",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Machines that share each batch; run the command on each. [default: 1]",
+    ),
     click.option(
         "--rendezvous", metavar="HOST:PORT", help="Where several nodes find each other: a port of one of them."
     ),
@@ -321,7 +324,7 @@ def train(
     data: Path,
     out: Path,
     processes: int,
-    nodes: int,
+    nodes: int | None,
     rendezvous: str | None,
     restart: bool,
     continue_anyway: bool,
@@ -335,9 +338,12 @@ def train(
     from ddl.training.distributed import Nodes, check_devices
     from ddl.training.run import Run
 
-    check_shares(scale.training, nodes * processes)
+    if rendezvous and nodes is None:
+        raise click.UsageError("--rendezvous needs --nodes.")
+    machines = Nodes(nodes or 1, processes, rendezvous)
+    check_shares(scale.training, machines.count * processes)
     check_devices(scale.training, processes)
-    Nodes(nodes, processes, rendezvous).start(arguments)
+    machines.start(arguments)
     done = Run(scale, size, variant, seed, data / "manifest.json", out, stale=stale).train()
     return 0 if done else INTERRUPTED
 
@@ -368,7 +374,7 @@ def point(
     data: Path,
     out: Path,
     processes: int,
-    nodes: int,
+    nodes: int | None,
     rendezvous: str | None,
     restart: bool,
     continue_anyway: bool,
@@ -380,9 +386,12 @@ def point(
     from ddl.training.batches import check_shares
     from ddl.training.distributed import Nodes, check_devices
 
-    check_shares(scale.training, nodes * processes)
+    if rendezvous and nodes is None:
+        raise click.UsageError("--rendezvous needs --nodes.")
+    machines = Nodes(nodes or 1, processes, rendezvous)
+    check_shares(scale.training, machines.count * processes)
     check_devices(scale.training, processes)
-    Nodes(nodes, processes, rendezvous).start(arguments)
+    machines.start(arguments)
     done = train(scale, Point(size, backbone, variant, steps, rate, seed), data / "manifest.json", out, stale)
     return 0 if done else INTERRUPTED
 

@@ -316,7 +316,7 @@ class TextFiles(DocumentCorpus):
 
     @property
     def source(self) -> str:
-        return self.path
+        return f"{self.path} and {self.val_path}" if self.val_path else self.path
 
     @property
     def description(self) -> str:

@@ -2,6 +2,8 @@
 
 import errno
 
+INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
+
 
 class UserError(ValueError):
     """A user's mistake. The message is one line that names the file or key, what was expected and what was found.

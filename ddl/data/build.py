@@ -143,6 +143,7 @@ class _Build:
                     f"{len(split.train):,} are left for training and {len(split.val):,} for "
                     f"validation, after {split.exact_removed:,} exact and {split.near_removed:,} near duplicates were "
                     "removed; expected one or more on both sides: use more documents, or cut long ones into several"
+                    + (", and others in corpus.val_path than in corpus.path" if given is not None else "")
                 )
         files = {name: _write_documents(self.out / "documents" / f"{name}.jsonl", sides[name]) for name in SPLITS}
         journal = self.start({"documents": files}, split.train)

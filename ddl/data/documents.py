@@ -4,7 +4,7 @@
   parsed, never imported. The text depends on neither the platform nor the Python version, so the lock file determines
   the corpus. `config/package_docs.json` is the manifest of the expected documents: a build compares each package with
   it and names the one that differs. `ddl package-manifests` rewrites it.
-- `package-sources`: the whole source of the same kind of modules, about ten times as much text; its manifest is
+- `package-sources`: the whole source of the same kind of modules, four times as much text; its manifest is
   `config/package_sources.json`.
 - `text`: a .txt file (one document), a .jsonl or .parquet file (one document per row, key "text"), or a folder of
   these; the validation documents may be given in the same way.
@@ -46,7 +46,7 @@ class CorpusError(UserError):
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `id` is unique within its corpus; `source` is the package or file that contains the text."""
+    """One text. `id` is unique within its split; `source` is the package or file that contains the text."""
 
     id: str
     source: str
@@ -69,7 +69,12 @@ def given_validation(corpus: DocumentCorpus) -> list[Document] | None:
     Raises:
         CorpusError: as for `read_corpus`.
     """
-    return read_text(Path(corpus.val_path)) if isinstance(corpus, TextFiles) and corpus.val_path else None
+    if not isinstance(corpus, TextFiles) or not corpus.val_path:
+        return None
+    try:
+        return read_text(Path(corpus.val_path))
+    except CorpusError as error:
+        raise CorpusError(f"corpus.val_path: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -364,9 +364,14 @@ class Layout(NamedTuple):
 
 
 def choose_layout(d: int, K: int, dtype: torch.dtype) -> Layout:
-    """Give each thread 16 bytes of every row of a state of this dtype: sums over channels stay within a thread."""
+    """Give each thread 16 bytes of every row of a state of this dtype: sums over channels stay within a thread.
+
+    A program takes one token after another, so a micro-batch must make several programs for each multiprocessor of a
+    GPU. A shorter chunk spends more on its shares of the gradients of weight and taps, of which there are K d_v rows
+    (benchmarks/roofline.py weighs the two).
+    """
     warps = triton.next_power_of_2(d) * dtype.itemsize // (16 * 32)
-    return Layout(chunk=128 if K == 4 else 64, rows=16, warps=min(max(warps, 1), 32))
+    return Layout(chunk={0: 16, 1: 32, 4: 64}[K], rows=16, warps=min(max(warps, 1), 32))
 
 
 def fused_rewrite_forward(

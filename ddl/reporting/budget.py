@@ -14,6 +14,8 @@ PAPER_GPUS = 4  # H200 (Sec. 4.1); we assume that Tables 4 and 5 give their comb
 CARDS = {
     "H200": (989, 4.8),
     "H100": (989, 3.35),
+    "B200": (2250, 8.0),
+    "MI300X": (1307, 5.3),
     "A100": (312, 2.04),
     "L40S": (362, 0.864),
     "RTX 4090": (165, 1.008),
@@ -39,16 +41,21 @@ class Throughput:
 
 
 def throughput(size: str) -> Throughput:
-    """Throughput measured by `benchmarks/gpu.py` if it covers all six designs, else the published throughput.
-
-    A design that is published at the other size only is estimated: its ratio to the baseline there, times the
-    throughput of the baseline here.
-    """
+    """Throughput measured by `benchmarks/gpu.py` if it covers all six designs, else the published throughput."""
     measured = gpu_cost(size)
     speeds = {variant: float(record["train_tok_per_s_median"]) for variant, record in measured.items()}
     if all(math.isfinite(speeds.get(slug, math.nan)) for slug in paper_variants()):
         device = next(iter(measured.values()))["device"]
         return Throughput(speeds, f"the throughput measured on one {device} (`benchmarks/gpu.py`)")
+    return published_throughput(size)
+
+
+def published_throughput(size: str) -> Throughput:
+    """Throughput of one of the paper's H200 GPUs.
+
+    A design that is published at the other size only is estimated: its ratio to the baseline there, times the
+    throughput of the baseline here.
+    """
     here, there = (_published_speeds(name) for name in (size, *(other for other in SIZES if other != size)))
     guesses = {slug: speed / there[BASELINE] * here[BASELINE] for slug, speed in there.items()}
     return Throughput(
@@ -67,13 +74,17 @@ def _published_speeds(size: str) -> dict[str, float]:
     return {str(variant): 1000 * float(speed) / PAPER_GPUS for variant, speed in own.items()}
 
 
-def gpu_hours(scale: Scale, size: str, variant: str) -> float:
+def gpu_hours(scale: Scale, size: str, variant: str, found: Throughput | None = None) -> float:
     """GPU-hours to train one of the paper's designs at one size, over all seeds.
 
     A model with a smaller vocabulary than the paper's is assumed to be faster in proportion to its parameters.
+
+    Args:
+        found: the throughput of the paper's models; None for the best that is known.
     """
     here, paper = (parameter_count(each.model(size, variant))["total"] for each in (scale, load_scale("paper")))
-    return len(scale.seeds) * scale.tokens / throughput(size).tok_per_s[variant] / 3600 * here / paper
+    speed = (found or throughput(size)).tok_per_s[variant]
+    return len(scale.seeds) * scale.tokens / speed / 3600 * here / paper
 
 
 def hours_by_card(scale: Scale) -> str:
@@ -81,17 +92,25 @@ def hours_by_card(scale: Scale) -> str:
 
     A card is as much slower as its arithmetic or its memory is, whichever is more.
     """
-    hours = sum(gpu_hours(scale, size, slug) for size in scale.sizes for slug in paper_variants())
+    hours = sum(
+        gpu_hours(scale, size, slug, published_throughput(size)) for size in scale.sizes for slug in paper_variants()
+    )
     flops, bandwidth = CARDS["H200"]
     cards = [
         f"{name} {hours * max(flops / own_flops, bandwidth / own_bandwidth):,.1f}"
         for name, (own_flops, own_bandwidth) in CARDS.items()
     ]
-    sources = " and ".join(dict.fromkeys(throughput(size).source for size in scale.sizes))
+    source = published_throughput(next(iter(scale.sizes))).source
     return (
-        f"hours to train the paper's twelve models on one card, not measured: {', '.join(cards)}. From {sources}; on "
-        "other cards in proportion to arithmetic or memory bandwidth, whichever is slower."
+        f"hours to train the paper's twelve models on one card, without validation and evaluation, not measured: "
+        f"{', '.join(cards)}. From {source}; in proportion to the parameters, and on other cards to arithmetic or "
+        "memory bandwidth, whichever is slower."
     )
+
+
+def _shown(hours: float, decimals: int) -> str:
+    """Hours with these decimals, or with two below one hour."""
+    return f"{hours:,.{decimals if hours >= 1 else 2}f}"
 
 
 def disk_bytes(scale: Scale) -> dict[str, int]:
@@ -114,12 +133,12 @@ def budget_part(names: Iterable[str] = ("workstation", "h200", "paper")) -> str:
     lines = [f"| GPU-hours | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
     for slug, variant in paper_variants().items():
         marks = ["≈ " if slug in throughput(size).estimated else "" for _, size in columns]
-        hours = [f"{gpu_hours(scale, size, slug):,.1f}" for scale, size in columns]
+        hours = [_shown(gpu_hours(scale, size, slug), 1) for scale, size in columns]
         cells = [mark + number for mark, number in zip(marks, hours, strict=True)]
         lines.append(f"| {variant.label} | {' | '.join(cells)} |")
     sums = [sum(gpu_hours(scale, size, slug) for slug in paper_variants()) for scale, size in columns]
     marks = ["≈ " if throughput(size).estimated else "" for _, size in columns]
-    totals = [f"{mark}{hours:,.0f}" for mark, hours in zip(marks, sums, strict=True)]
+    totals = [f"{mark}{_shown(hours, 0)}" for mark, hours in zip(marks, sums, strict=True)]
     lines += [f"| all six | {' | '.join(totals)} |", ""]
     for source in dict.fromkeys(throughput(size).source for _, size in columns):
         sizes = " and ".join(size for size in scales[0].sizes if throughput(size).source == source)
@@ -136,5 +155,10 @@ def budget_part(names: Iterable[str] = ("workstation", "h200", "paper")) -> str:
     for scale in scales:
         parts = [f"{count / 1e9:,.0f} GB of {kind}" for kind, count in disk_bytes(scale).items()]
         disks.append(f"`{scale.name}` needs {', '.join(parts)}")
-    lines += ["Validation and evaluation are not included.", "", f"Disk for all twelve runs: {'; '.join(disks)}."]
+    lines += [
+        "A model with a smaller vocabulary than the paper's is assumed to be faster in proportion to its parameters. "
+        "Validation and evaluation are not included.",
+        "",
+        f"Disk for all twelve runs: {'; '.join(disks)}.",
+    ]
     return "\n".join(lines)

@@ -93,6 +93,8 @@ def readme_parts(folder: Path) -> dict[str, str]:
         "predicted": predicted_part(REFERENCE / "kernels"),
         "generation": generation_part(REFERENCE / "generation.csv"),
         "scoring": scoring_part(REFERENCE / "scoring.csv"),
+        "tokenising": tokenising_part(REFERENCE / "tokenising.csv"),
+        "kills": kills_part(REFERENCE / "kills.csv"),
         "gains": gains_part(),
         "claims": claims_part(),
         "mutations": mutations_part(REFERENCE / "mutations.csv"),
@@ -287,6 +289,33 @@ def scoring_part(path: Path) -> str:
         f"{min(ratios):.2f} to {max(ratios):.2f} times as many requests per second as the harness' own adapter "
         f"(laptop models on one core, {rows[0]['device']}; `benchmarks/scoring.py`, rows in "
         f"{_link(path.relative_to(ROOT))})."
+    )
+
+
+def tokenising_part(path: Path) -> str:
+    """Speed and memory of building a large corpus, from benchmarks/tokenising.py, and what follows for the paper's."""
+    rows = newest_rows(path)
+    alone, large = rows[0], max(rows, key=lambda row: int(row["documents"]))
+    small = next(row for row in rows if row["processes"] == large["processes"])
+    rate, tokens, cores = float(large["tok_per_s_per_process"]), load_scale("paper").tokens, 32
+    memory = [float(row["peak_mb"]) + int(row["processes"]) * float(row["worker_peak_mb"]) for row in (small, large)]
+    return (
+        f"One process turns {float(alone['tok_per_s_per_process']):,.0f} tokens per second into shards, and each of "
+        f"{large['processes']} processes {rate:,.0f} ({large['device']}). At the latter rate "
+        f"the paper's {tokens / 1e9:.0f} billion tokens would take {tokens / rate / cores / 3600:.1f} hours on {cores} "
+        f"cores. The peak memory of all processes is {memory[0]:,.0f} MB for {int(small['documents']):,} documents and "
+        f"{memory[1]:,.0f} MB for {int(large['documents']):,} (`benchmarks/tokenising.py`, rows in "
+        f"{_link(path.relative_to(ROOT))})."
+    )
+
+
+def kills_part(path: Path) -> str:
+    """How often the workflow was killed by tests/kills/run.py, which writes its rows if every build ended the same."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return (
+        f"In its last run it killed the workflow {len(rows)} times in {len({row['build'] for row in rows})} builds; "
+        f"each build ended with the bytes of one without kills (rows in {_link(path.relative_to(ROOT))})."
     )
 
 

@@ -23,11 +23,13 @@ class Spread:
     run: float
     difference: float  # of a design and the baseline with the same seed
     machines: tuple[str, ...]  # what they were compared with
-    seeds: int
 
 
 def rounding_spread(scale: Scale, size: str) -> Spread | None:
-    """The spread of the scale's recipe at one size; None if it was not measured."""
+    """The spread of the scale's recipe at one size; None if it was not measured.
+
+    A machine counts if it has a finite loss wherever the usual one has.
+    """
     if not ROUNDING.is_file():
         return None
     rows = pd.read_csv(ROUNDING, keep_default_na=False, na_values={"val_loss": [""]})
@@ -35,20 +37,20 @@ def rounding_spread(scale: Scale, size: str) -> Spread | None:
     wanted |= {"learning_rate": scale.recipe.learning_rate}
     for column, value in wanted.items():
         rows = rows[rows[column] == value]
-    losses = rows.pivot_table(index=["variant", "seed"], columns=MACHINE, values="val_loss")
+    losses = rows.pivot_table(index=["variant", "seed"], columns=MACHINE, values="val_loss").dropna(axis="columns")
     threads, kinds = (losses.columns.get_level_values(name) for name in MACHINE)
     machines = list(zip(map(int, threads), map(str, kinds), strict=True))
     designs = set(losses.index.get_level_values("variant"))
     if USUAL not in machines or len(machines) < 2 or not designs > {BASELINE}:
         return None
-    gaps = losses.drop(index=BASELINE, level="variant") - losses.loc[BASELINE]
+    gaps = (losses.drop(index=BASELINE, level="variant") - losses.loc[BASELINE]).dropna()
     run, difference = (_largest_move(table, machines.index(USUAL)) for table in (losses, gaps))
     names = [kind.upper() if count == USUAL[0] else f"{count} threads" for count, kind in machines]
     del names[machines.index(USUAL)]
-    return Spread(run, difference, tuple(names), losses.index.get_level_values("seed").nunique())
+    return Spread(run, difference, tuple(names))
 
 
 def _largest_move(table: pd.DataFrame, usual: int) -> float:
     """Largest absolute difference of a column from the column number `usual`."""
     values = table.to_numpy()
-    return float(np.nanmax(np.abs(values - values[:, [usual]])))
+    return float(np.max(np.abs(values - values[:, [usual]])))

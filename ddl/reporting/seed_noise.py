@@ -157,7 +157,7 @@ def _noise_of_rounding(results: Results) -> list[str]:
         if found := rounding_spread(results.scale, size):
             run, difference = (f"{spread:.{decimals_for(spread)}f}" for spread in (found.run, found.difference))
             sentences.append(
-                f"With a fixed seed, {size} models of another number of threads or set of instructions "
+                f"With the seed fixed, {size} models trained with other threads or instructions "
                 f"({', '.join(found.machines)}) differ by up to {run} nats, and paired differences by up to "
                 f"{difference}."
             )

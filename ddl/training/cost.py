@@ -91,6 +91,8 @@ def measure_round(scale: Scale, subjects: Mapping[str, Subject], together: bool 
     for variant, subject in subjects.items():
         present: AbstractContextManager[None] = nullcontext() if together else subject.on_device()
         with present:
+            if not together:
+                subject.train_step()  # untimed: it allocates anew
             rates[variant] = {
                 "train": tokens / subject.seconds(subject.train_step),
                 "inference": tokens / subject.seconds(subject.inference),
@@ -151,7 +153,7 @@ def peak_memory_apart(scale: Scale, size: str, variant: str) -> dict[str, Any]:
 
 
 def fits(needed: int) -> bool:
-    """Whether a GPU, if there is one, has this many bytes."""
+    """Whether a GPU, if there is one, has this many bytes: a safe bound for the sum of peaks."""
     return not torch.cuda.is_available() or needed <= torch.cuda.get_device_properties(0).total_memory
 
 
@@ -164,7 +166,8 @@ def spread(values: np.ndarray) -> dict[str, float | int]:
 def measure(scale: Scale, size: str, out: Path) -> None:
     """Measure all variants of one size and write one JSON file each into `out`."""
     memory = {variant: peak_memory_apart(scale, size, variant) for variant in scale.variants}
-    rates = throughput(scale, size, fits(sum(peak["bytes"] for peak in memory.values())))
+    together = fits(sum(peak["bytes"] for peak in memory.values()))
+    rates = throughput(scale, size, together)
     source = provenance()
     for variant, modes in rates.items():
         base = rates[BASELINE]
@@ -181,6 +184,7 @@ def measure(scale: Scale, size: str, out: Path) -> None:
             "inference_tok_per_s": spread(modes["inference"]),
             "train_ratio": spread(modes["train"] / base["train"]),
             "inference_ratio": spread(modes["inference"] / base["inference"]),
+            "together": together,  # whether all models stayed on the device
             "peak_mem_bytes": memory[variant]["bytes"],
             "peak_mem_kind": memory[variant]["kind"],
             "peak_mem_factor": memory[variant]["bytes"] / memory[BASELINE]["bytes"],

@@ -8,6 +8,7 @@ batch, and all apply the mean of these gradients.
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from ddl.config import ConfigError, TrainConfig
+from ddl.errors import INTERRUPTED
 from ddl.model.language_model import Attention, LanguageModel, SwiGLU
 from ddl.training.errors import TrainingError
 
@@ -138,16 +140,24 @@ class Nodes:
     rendezvous: str | None = None
 
     def __post_init__(self) -> None:
-        if self.count > 1 and not re.fullmatch(r"[^\s:]+:\d+", self.rendezvous or ""):
+        if self.count == 1:
+            return
+        host, _, port = (self.rendezvous or "").rpartition(":")
+        if not re.fullmatch(r"[^\s:]+", host) or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 2**16:
             raise ConfigError(
-                f"--rendezvous: {self.count} nodes need host:port of one of them, e.g. node01:29500, "
-                f"found {self.rendezvous or 'none'}"
+                f"--rendezvous: {self.count} nodes need the name or IPv4 address of one of them and a port, e.g. "
+                f"node01:29500, found {self.rendezvous or 'none'}"
             )
+        try:
+            socket.getaddrinfo(host, int(port))
+        except OSError as error:
+            raise ConfigError(f"--rendezvous: {host} cannot be resolved: {error.strerror}") from None
 
     def start(self, arguments: list[str]) -> None:
         """If there is more than one process, run this command in each by torchrun, and exit when they have ended.
 
-        torchrun stops all of them, on all nodes, if one fails or if this process gets a signal.
+        torchrun stops all of this node if one fails or if this process gets a signal. The other nodes notice at their
+        next exchange with it: at once on CPUs, and on GPUs after up to `PEER_TIMEOUT`.
 
         Args:
             arguments: the words after `ddl` in this command.
@@ -170,10 +180,12 @@ class Nodes:
             torchrun([*where, "--nproc-per-node", str(self.processes), "-m", "ddl", *arguments])
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
+            if failure.exitcode == INTERRUPTED:  # a signal to another node, after which all have written a checkpoint
+                raise KeyboardInterrupt from None
             count = self.count * self.processes
             raise TrainingError(f"process {rank} of {count} ended with exit code {failure.exitcode}") from None
         except (RendezvousError, dist.DistError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error.__cause__ or error).split())
             raise TrainingError(
                 f"the {self.count} nodes do not find each other at {self.rendezvous}, or one was lost ({reason}); "
                 "run the command again on all of them to continue from the last checkpoint"

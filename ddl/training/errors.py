@@ -43,7 +43,7 @@ def explain(error: Exception) -> str | None:
     if reason == OUT_OF_MEMORY:
         return (
             f"{reason}: lower training.micro_batch_sequences (the batch stays the same), set state_memory: rebuilt, or "
-            "shard the model over more processes with training.sharding: fsdp"
+            "shard the model over more processes with training.sharding: fsdp or hsdp"
         )
     if reason:
         return reason

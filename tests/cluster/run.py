@@ -22,6 +22,7 @@ SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 PACKAGES = ["slurmctld", "slurmd", "slurm-client", "munge"]
 NODES = ("localhost", "loopback")  # both are this machine; runs of several nodes meet at the first
 CORES = os.cpu_count() or 1
+MOST_DIFFERENCE = 1e-4  # nats: processes add the same numbers in another order
 JOB_FIELDS = "JobID:8,State:12,NumCPUs:6,MinMemory:11,TimeUsed:8,StartTime:21,EndTime:21,Comment:80"
 CONFIGURED = Path("/etc/slurm/slurm.conf")  # jobs look nowhere else: the plugin takes SLURM_CONF from their environment
 CONFIGURATION = """\
@@ -132,7 +133,8 @@ def train_on_all_nodes(project: Path) -> float:
     job = ["sbatch", "--wait", "--partition", "all", "--nodes", str(len(NODES)), "profiles/slurm/train.sbatch"]
     path = os.pathsep.join([str(SNAKEMAKE.parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(project), "PATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*job, *settings, *places], cwd=project, env=environment, check=True)
+    if subprocess.run([*job, *settings, *places], cwd=project, env=environment).returncode:
+        raise SystemExit(f"error: the run on {len(NODES)} nodes failed: see the output of its job in {project}")
     first, second = (json.loads((folder / place / "summary.json").read_text()) for place in (run, "two-nodes"))
     return float(abs(first["val_loss"] - second["val_loss"]))
 
@@ -152,7 +154,10 @@ def main() -> None:
         status = build(project)
         seconds = time.monotonic() - started
         if not status:
-            print(f"a run on {len(NODES)} nodes ends {train_on_all_nodes(project):.1e} nats from one on one node")
+            difference = train_on_all_nodes(project)
+            print(f"a run on {len(NODES)} nodes ends {difference:.1e} nats from one on one node")
+            if difference > MOST_DIFFERENCE:
+                raise SystemExit(f"error: expected at most {MOST_DIFFERENCE:g}")
         command = ["squeue", "--states=all", "--sort=i", f"--Format={JOB_FIELDS}"]
         table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(table)

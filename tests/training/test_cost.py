@@ -61,19 +61,20 @@ def test_variants_take_turns_and_warm_up_rounds_are_left_out(scale, monkeypatch)
 
 
 def test_models_that_do_not_fit_together_are_there_in_turn_and_train_on_where_they_were(scale, monkeypatch):
-    def weights(together):
+    def weights(together, rounds):
         torch.manual_seed(0)
         subjects = {"ddl-cc": cost.Subject(scale, LanguageModel(scale.model("small", "ddl-cc")))}
-        for _ in range(3):
+        for _ in range(rounds):
             cost.measure_round(scale, subjects, together)
         return [weight.detach() for weight in subjects["ddl-cc"].model.parameters()]
 
     moves = []
     move = cost.Subject.move
     monkeypatch.setattr(cost.Subject, "move", lambda self, device: (moves.append(device), move(self, device)))
-    stayed = weights(together=True)
+    stayed = weights(together=True, rounds=6)
     assert not moves
-    assert all(map(torch.equal, stayed, weights(together=False)))
+    # A model that was away takes one more step, which is not timed.
+    assert all(map(torch.equal, stayed, weights(together=False, rounds=3)))
     assert len(moves) == 6
 
 

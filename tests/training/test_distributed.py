@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from ddl.data.sequences import TokenSequences
 from ddl.layout import ROOT
 from ddl.training.batches import TrainingBatches, validation_batch
 from ddl.training.distributed import Processes
+from tests.helpers.command import ddl
 from tests.helpers.project import copy_project
 from tests.helpers.tiny_run import FORKS, become, free_port, tiny_scale, write_data
 
@@ -230,11 +232,13 @@ def two_nodes(tmp_path):
     launchers = []
 
     def start(out: str, nodes: int = 2, micro_batch: int = 2) -> list[tuple[subprocess.Popen, Path]]:
+        """The first node is the one at which they meet."""
         text = scale.read_text()
         scale.write_text(re.sub(r"micro_batch_sequences: \d", f"micro_batch_sequences: {micro_batch}", text))
         arguments = ["--scale", "smoke", "--size", "small", "--variant", "ddl-cc", "--seed", "0"]
         places = ["--data", str(data.parent), "--out", str(tmp_path / out)]
-        shared = ["--nodes", str(nodes), "--processes", "2", "--rendezvous", f"127.0.0.1:{free_port()}"]
+        port = free_port()
+        shared = ["--nodes", str(nodes), "--processes", "2", "--rendezvous", f"127.0.0.1:{port}"]
         command = [sys.executable, "-m", "ddl", "train", *arguments, *places, *shared]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)}
         started = []
@@ -244,24 +248,42 @@ def two_nodes(tmp_path):
                 options = {"stdout": file, "stderr": file, "env": environment, "start_new_session": True}
                 launchers.append(subprocess.Popen(command, cwd=project, **options))
             started.append((launchers[-1], log))
+            while nodes > 1 and launchers[-1].poll() is None and not listens(port):
+                time.sleep(0.05)
         return started
 
     yield start
     for launcher in launchers:
+        kill_node(launcher)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def kill_node(launcher: subprocess.Popen) -> None:
+    """Kill a launcher and all processes that it started; torchrun gives these sessions of their own."""
+    found = [launcher.pid]
+    for pid in found:
+        with suppress(OSError):
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    for pid in found:
         with suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
-def test_two_nodes_give_the_curve_of_one_and_go_on_after_one_was_lost(two_nodes, tmp_path):
+@pytest.mark.parametrize("lost", [0, 1], ids=["the node where they meet", "another node"])
+def test_two_nodes_give_the_curve_of_one_and_go_on_after_one_was_lost(two_nodes, tmp_path, lost):
     assert [launcher.wait(120) for launcher, _ in two_nodes("one", nodes=1)] == [0]
-    (kept, log), (lost, other) = two_nodes("two")
+    nodes = two_nodes("two")
+    gone, kept, log = nodes[lost][0], *nodes[1 - lost]
     deadline = time.monotonic() + 120
     while not list((tmp_path / "two").glob("checkpoints/*/step*")):
-        assert kept.poll() is None, log.read_text()
-        assert lost.poll() is None, other.read_text()
+        assert [launcher.poll() for launcher, _ in nodes] == [None, None], [file.read_text() for _, file in nodes]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(lost.pid, signal.SIGKILL)
+    kill_node(gone)
     assert kept.wait(120) == 2
     said = log.read_text()
     assert "Traceback" not in said, said
@@ -274,13 +296,26 @@ def test_two_nodes_give_the_curve_of_one_and_go_on_after_one_was_lost(two_nodes,
     assert provenance["processes"] == 4
 
 
-@pytest.mark.parametrize("rendezvous", [[], ["--rendezvous", "node01"]])
-def test_several_nodes_without_a_place_to_meet_are_refused(tmp_path, rendezvous):
-    arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0", "--nodes", "2"]
-    command = [*arguments, *rendezvous, "--data", str(tmp_path), "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "ddl", "train", *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: --rendezvous: 2 nodes need host:port of one of them, e.g. node01:29500, "
-        f"found {'node01' if rendezvous else 'none'}\n"
-    )
+NEEDED = "--rendezvous: 2 nodes need the name or IPv4 address of one of them and a port, e.g. node01:29500, found "
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ("--nodes 2", NEEDED + "none"),
+        ("--nodes 2 --rendezvous node01", NEEDED + "node01"),
+        ("--nodes 2 --rendezvous node01:99999", NEEDED + "node01:99999"),
+        ("--nodes 2 --rendezvous [::1]:29500", NEEDED + "[::1]:29500"),
+        (
+            "--nodes 2 --rendezvous no.host.invalid:29500",
+            "--rendezvous: no.host.invalid cannot be resolved: ",
+        ),
+        ("--rendezvous 127.0.0.1:29500", "--rendezvous needs --nodes."),
+    ],
+)
+def test_nodes_without_a_place_to_meet_are_refused(tmp_path, capsys, places, message):
+    arguments = ["--scale", "smoke", "--size", "small", "--variant", "baseline", "--seed", "0", *places.split()]
+    ddl("train", *arguments, "--data", tmp_path, "--out", tmp_path, code=2)
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}")
+    assert said.count("\n") == 1

@@ -197,7 +197,7 @@ def choose_items(
         if len(chosen) < count:
             raise TaskError(
                 f"{task.name}: {len(chosen)} {split} items found among {len(lines)} held-out lines, {count} needed: "
-                "raise corpus.val_fraction or lower evaluation.items_per_task"
+                "hold out more text (corpus.val_fraction or val_path) or lower evaluation.items_per_task"
             )
         positions = [index % task.choices for index in range(count)]
         rng.shuffle(positions)
