@@ -3,8 +3,8 @@
     python -m benchmarks.tokenising --data results/laptop/data --csv results/reference/tokenising.csv
 
 The documents of a small corpus, cut to the length of web pages and numbered so that none is a duplicate, are written as
-parquet files, which are then built as the scales `h200` and `paper` build theirs. Each build is a process of its own,
-whose peak memory is recorded with that of its largest worker. One row per build is appended.
+parquet files, which are then built as the scales `h200` and `paper` build theirs. Each build is a process of its own;
+`peak_mb` is the most resident memory of it and its workers together. One row per build is appended.
 """
 
 import argparse
@@ -12,13 +12,15 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
-import resource
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pyarrow
 import torch
 from pyarrow import parquet
@@ -30,8 +32,8 @@ from ddl.data.build import build
 FOLDER = "sample"
 PAGE = 4500  # bytes of a document: about the mean of FineWeb-Edu
 FILE_DOCUMENTS, GROUP_DOCUMENTS = 10_000, 1000  # of a parquet file and of a row group in it
-MEASURED = ((5_000, 1), (5_000, 2), (50_000, 2))  # documents and processes of each build
-COLUMNS = ("documents", "bytes", "tokens", "processes", "seconds", "tok_per_s_per_process", "peak_mb", "worker_peak_mb")
+MEASURED = ((10_000, 1), (10_000, 2), (100_000, 2))  # documents and processes of each build
+COLUMNS = ("documents", "bytes", "tokens", "processes", "seconds", "tok_per_s_per_process", "peak_mb")
 
 
 def pages(source: Path) -> Iterator[str]:
@@ -54,27 +56,48 @@ def write_dataset(folder: Path, source: Path, documents: int) -> None:
         parquet.write_table(pyarrow.table({"text": some}), path, row_group_size=GROUP_DOCUMENTS)
 
 
+class Peak:
+    """The most resident memory of this process and its children together, looked at ten times a second."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._stopped.wait(0.1):
+            now = 0
+            for process in (own, *own.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    now += process.memory_info().rss
+            self.bytes = max(self.bytes, now)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
 def measure(dataset: Path, tokenizer: Path, processes: int) -> dict[str, float]:
     """Build the shards of a dataset in this process, which must be fresh."""
     vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
     paper = load_scale("paper")
     corpus = ParquetDataset(dataset=str(dataset), folder=FOLDER, revision="local", val_tokens=100_000)
     config = TokenizerConfig(name="bpe", vocab_size=len(vocabulary), path=str(tokenizer))
+    peak = Peak()
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
         splits = build(dataclasses.replace(paper, corpus=corpus, tokenizer=config), Path(out), processes)["splits"]
         seconds = time.perf_counter() - start
+    peak.stop()
     tokens = sum(split["tokens"] for split in splits.values())
-    own, workers = (
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
     return {
         "bytes": sum(split["bytes"] for split in splits.values()),
         "tokens": tokens,
         "seconds": seconds,
         "tok_per_s_per_process": tokens / seconds / processes,
-        "peak_mb": own,
-        "worker_peak_mb": workers if processes > 1 else 0.0,
+        "peak_mb": peak.bytes / 1e6,
     }
 
 

@@ -298,7 +298,7 @@ def tokenising_part(path: Path) -> str:
     alone, large = rows[0], max(rows, key=lambda row: int(row["documents"]))
     small = next(row for row in rows if row["processes"] == large["processes"])
     rate, tokens, cores = float(large["tok_per_s_per_process"]), load_scale("paper").tokens, 32
-    memory = [float(row["peak_mb"]) + int(row["processes"]) * float(row["worker_peak_mb"]) for row in (small, large)]
+    memory = [float(row["peak_mb"]) for row in (small, large)]
     return (
         f"One process turns {float(alone['tok_per_s_per_process']):,.0f} tokens per second into shards, and each of "
         f"{large['processes']} processes {rate:,.0f} ({large['device']}). At the latter rate "
