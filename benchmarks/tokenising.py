@@ -12,6 +12,8 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
+import resource
 import tempfile
 import threading
 import time
@@ -20,7 +22,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pyarrow
 import torch
 from pyarrow import parquet
@@ -66,12 +67,14 @@ class Peak:
         self._thread.start()
 
     def _watch(self) -> None:
-        own = psutil.Process()
         while not self._stopped.wait(0.1):
-            now = 0
-            for process in (own, *own.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    now += process.memory_info().rss
+            now, found = 0, [os.getpid()]
+            for process in found:
+                with suppress(OSError):  # it has ended
+                    folder = Path(f"/proc/{process}")
+                    now += int((folder / "statm").read_text().split()[1]) * resource.getpagesize()
+                    for children in folder.glob("task/*/children"):
+                        found += map(int, children.read_text().split())
             self.bytes = max(self.bytes, now)
 
     def stop(self) -> None:
