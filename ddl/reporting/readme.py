@@ -301,9 +301,10 @@ def tokenising_part(path: Path) -> str:
     memory = [float(row["peak_mb"]) for row in (small, large)]
     return (
         f"One process turns {float(alone['tok_per_s_per_process']):,.0f} tokens per second into shards, and each of "
-        f"{large['processes']} processes {rate:,.0f} ({large['device']}). At the latter rate "
-        f"the paper's {tokens / 1e9:.0f} billion tokens would take {tokens / rate / cores / 3600:.1f} hours on {cores} "
-        f"cores. The peak memory of all processes is {memory[0]:,.0f} MB for {int(small['documents']):,} documents and "
+        f"{large['processes']} processes {rate:,.0f} ({large['device']}; the laptop scale's text and tokenizer, with "
+        "words that a cache of the tokenizer often knows; web text takes longer). At the latter rate the paper's "
+        f"{tokens / 1e9:.0f} billion tokens would take {tokens / rate / cores / 3600:.1f} hours on {cores} cores. The "
+        f"peak memory of all processes is {memory[0]:,.0f} MB for {int(small['documents']):,} documents and "
         f"{memory[1]:,.0f} MB for {int(large['documents']):,} (`benchmarks/tokenising.py`, rows in "
         f"{_link(path.relative_to(ROOT))})."
     )
