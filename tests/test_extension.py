@@ -52,7 +52,7 @@ def extended(tmp_path_factory) -> Path:
     settings, reader = examples("A corpus", "python")
     insert(folder / "ddl/config.py", "AnyCorpus = ", f"{settings}\n\n")
     insert(folder / "ddl/config.py", "\nFORMER_NAMES", " | LineFile")
-    insert(folder / "ddl/data/documents.py", "PackageDocs, TextFiles, ", "LineFile, ")
+    insert(folder / "ddl/data/documents.py", "DocumentCorpus, PackageDocs, ", "LineFile, ")
     with open(folder / "ddl/data/documents.py", "a") as file:
         file.write(f"\n\n{reader}")
     return folder

@@ -34,7 +34,7 @@ def rounding_spread(scale: Scale, size: str) -> Spread | None:
         return None
     rows = pd.read_csv(ROUNDING, keep_default_na=False, na_values={"val_loss": [""]})
     wanted = {"scale": scale.name, "size": size, "backbone": scale.backbone, "steps": scale.recipe.steps}
-    wanted |= {"learning_rate": scale.recipe.learning_rate}
+    wanted |= {"rate": scale.recipe.learning_rate}
     for column, value in wanted.items():
         rows = rows[rows[column] == value]
     losses = rows.pivot_table(index=["variant", "seed"], columns=MACHINE, values="val_loss").dropna(axis="columns")

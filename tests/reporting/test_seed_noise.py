@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from ddl.config import load_scale
-from ddl.layout import BASELINE, ROOT, STUDY_ROWS
+from ddl.layout import BASELINE, REFERENCE, ROOT, STUDY_ROWS
 from ddl.reporting import read_results, readme, rounding, seed_noise
 from ddl.reporting.accuracy_tables import differences, downstream_table
 from ddl.reporting.figures import Curve, curves_of, draw_curves
@@ -152,7 +152,7 @@ def write_rounding(file, size="small", **losses):
     """Runs on three kinds of machine; losses of DDL-CC with seed 1 may be given, by machine."""
     scale = load_scale("laptop")
     recipe = {"scale": "laptop", "size": size, "backbone": scale.backbone, "steps": scale.recipe.steps}
-    recipe |= {"learning_rate": scale.recipe.learning_rate, "reason": ""}
+    recipe |= {"rate": scale.recipe.learning_rate, "reason": ""}
     machines = {"usual": (1, "native"), "avx2": (1, "avx2"), "threads": (2, "native")}
     base = {"usual": 4.1, "avx2": 4.101, "threads": 4.098}
     rows = [
@@ -177,6 +177,14 @@ def test_the_largest_move_by_rounding_alone_is_said_after_the_noise_of_seeds(one
         "With the seed fixed, small models trained with other threads or instructions (AVX2, 2 threads) differ by up "
         "to 0.010 nats, and paired differences by up to 0.009."
     )
+
+
+def test_the_committed_runs_are_of_the_laptop_scale_and_say_less_than_a_seed_does(monkeypatch):
+    monkeypatch.setattr(rounding, "ROUNDING", REFERENCE / "rounding.csv")
+    monkeypatch.setattr(seed_noise, "read_study", read_study)
+    found, noise = (of(load_scale("laptop"), "small") for of in (rounding.rounding_spread, noise_of))
+    assert len(found.machines) == 4
+    assert 0 < found.run < noise.run / 10
 
 
 def test_rounding_of_another_recipe_or_without_the_usual_machine_is_not_quoted(one):
