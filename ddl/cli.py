@@ -204,7 +204,7 @@ of_training = together(
         "--nodes",
         type=click.IntRange(1),
         metavar="N",
-        help="Machines that share each batch; run the command on each. [default: 1]",
+        help="Machines that share each batch, one unless given; run the command on each.",
     ),
     click.option(
         "--rendezvous", metavar="HOST:PORT", help="Where several nodes find each other: a port of one of them."

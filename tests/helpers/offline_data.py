@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ddl.config import Scale, load_scale
-from ddl.data.documents import Document, read_package
+from ddl.data.documents import Document, module_documentation, read_package
 from ddl.data.shard_format import write_shard
 from ddl.data.tokenizer import END_OF_TEXT, train_bpe
 from ddl.files import sha256_file, write_json, write_text
@@ -20,7 +20,11 @@ SHARD_TOKENS = 700
 @functools.cache
 def documents() -> dict[str, list[Document]]:
     """The documents of three packages; every fourth module is held out."""
-    found = [document for package in ("networkx", "nltk", "numpy") for document in read_package(package)]
+    found = [
+        document
+        for package in ("networkx", "nltk", "numpy")
+        for document in read_package(package, module_documentation)
+    ]
     return {
         "train": [document for index, document in enumerate(found) if index % 4],
         "val": found[::4],
