@@ -66,11 +66,8 @@ TEMPLATE = [f"notebooks/template/{name}" for name in ("index.html.j2", "style.cs
 NOTEBOOKS = list(DRAWN)
 DERIVATIONS = sorted({path.stem for path in Path("notebooks").glob("*.py")} - {*DRAWN, STUDY})
 PUBLISHED = [f"paper/published/{name}.csv" for name in ("validation_loss", "downstream_accuracy", "cost")]
-NOISE_ROWS = [
-    str(path)
-    for path in (Path("results/reference/studies/noise.csv"), Path("results/reference/rounding.csv"))
-    if path.exists()
-]
+NOISE_ROWS = sorted(str(path) for path in Path("results/reference").glob("studies/noise.csv"))
+NOISE_ROWS += sorted(str(path) for path in Path("results/reference").glob("rounding.csv"))
 DESIGN_SPEEDS = [str(path) for path in [Path("results/reference/designs.csv")] if path.is_file()]
 REFERENCE_ROWS = sorted(str(path) for path in Path("results/reference/studies").glob("*.csv"))
 GPU_ROWS = sorted(str(path) for path in Path("results/reference").glob("*/end_to_end.csv"))

@@ -223,6 +223,21 @@ def on_stale(restart: bool, continue_anyway: bool) -> "Stale":
     return "restart" if restart else "continue" if continue_anyway else "refuse"
 
 
+def start_processes(
+    arguments: list[str], scale: Scale, processes: int, nodes: int | None, rendezvous: str | None
+) -> None:
+    """Check the processes of a run; if there is more than one, run this command in each of them, and exit."""
+    from ddl.training.batches import check_shares
+    from ddl.training.distributed import Nodes, check_devices
+
+    if rendezvous and nodes is None:
+        raise click.UsageError("--rendezvous needs --nodes.")
+    machines = Nodes(nodes or 1, processes, rendezvous)
+    check_shares(scale.training, machines.count * processes)
+    check_devices(scale.training, processes)
+    machines.start(arguments)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 
@@ -334,16 +349,9 @@ def train(
     If interrupted, run the same command again to continue from the last checkpoint.
     """
     stale = on_stale(restart, continue_anyway)
-    from ddl.training.batches import check_shares
-    from ddl.training.distributed import Nodes, check_devices
     from ddl.training.run import Run
 
-    if rendezvous and nodes is None:
-        raise click.UsageError("--rendezvous needs --nodes.")
-    machines = Nodes(nodes or 1, processes, rendezvous)
-    check_shares(scale.training, machines.count * processes)
-    check_devices(scale.training, processes)
-    machines.start(arguments)
+    start_processes(arguments, scale, processes, nodes, rendezvous)
     done = Run(scale, size, variant, seed, data / "manifest.json", out, stale=stale).train()
     return 0 if done else INTERRUPTED
 
@@ -383,15 +391,8 @@ def point(
     stale = on_stale(restart, continue_anyway)
     from ddl.layout import Point
     from ddl.studies.points import train
-    from ddl.training.batches import check_shares
-    from ddl.training.distributed import Nodes, check_devices
 
-    if rendezvous and nodes is None:
-        raise click.UsageError("--rendezvous needs --nodes.")
-    machines = Nodes(nodes or 1, processes, rendezvous)
-    check_shares(scale.training, machines.count * processes)
-    check_devices(scale.training, processes)
-    machines.start(arguments)
+    start_processes(arguments, scale, processes, nodes, rendezvous)
     done = train(scale, Point(size, backbone, variant, steps, rate, seed), data / "manifest.json", out, stale)
     return 0 if done else INTERRUPTED
 

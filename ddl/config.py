@@ -261,6 +261,7 @@ class DocumentCorpus(TokenisedCorpus):
 class Packages(DocumentCorpus):
     """Text from installed packages, one document per module."""
 
+    content: ClassVar[str]  # what is read, for the description
     manifest: ClassVar[str]  # file that lists the expected text of each package, relative to the repository
     packages: tuple[str, ...]  # names of distributions
 
@@ -268,35 +269,30 @@ class Packages(DocumentCorpus):
     def source(self) -> str:
         return ", ".join(self.packages)
 
+    @property
+    def description(self) -> str:
+        return (
+            f"the {self.content} that is shipped with {len(self.packages)} Python packages ({self.source}), "
+            "so that no download is needed"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackageDocs(Packages):
     """The documentation in installed packages."""
 
+    content: ClassVar[str] = "documentation"
     manifest: ClassVar[str] = "config/package_docs.json"
     name: Literal["package-docs"] = "package-docs"
-
-    @property
-    def description(self) -> str:
-        return (
-            f"the documentation that is shipped with {len(self.packages)} Python packages ({self.source}), "
-            "so that no download is needed"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackageSources(Packages):
     """The source code of installed packages, with its documentation."""
 
+    content: ClassVar[str] = "source code"
     manifest: ClassVar[str] = "config/package_sources.json"
     name: Literal["package-sources"] = "package-sources"
-
-    @property
-    def description(self) -> str:
-        return (
-            f"the source code, with its documentation, of {len(self.packages)} Python packages ({self.source}), "
-            "so that no download is needed"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -226,15 +226,14 @@ def two_nodes(tmp_path):
     """A function that starts two "nodes" of two processes each, on this machine; returns their launchers and logs."""
     project = copy_project(tmp_path / "project")
     scale = project / "config/scales/smoke.yaml"
-    scale.write_text(scale.read_text().replace("  gpus: 0\n", "  gpus: 0\n  sharding: hsdp\n"))
+    text = re.sub(r"micro_batch_sequences: \d", "micro_batch_sequences: 2", scale.read_text())
+    scale.write_text(text.replace("  gpus: 0\n", "  gpus: 0\n  sharding: hsdp\n"))
     assert "hsdp" in scale.read_text()
     data = write_data(tmp_path / "data", load_scale("smoke").tokenizer.vocab_size, val_tokens=1100)
     launchers = []
 
-    def start(out: str, nodes: int = 2, micro_batch: int = 2) -> list[tuple[subprocess.Popen, Path]]:
+    def start(out: str, nodes: int = 2) -> list[tuple[subprocess.Popen, Path]]:
         """The first node is the one at which they meet."""
-        text = scale.read_text()
-        scale.write_text(re.sub(r"micro_batch_sequences: \d", f"micro_batch_sequences: {micro_batch}", text))
         arguments = ["--scale", "smoke", "--size", "small", "--variant", "ddl-cc", "--seed", "0"]
         places = ["--data", str(data.parent), "--out", str(tmp_path / out)]
         port = free_port()
